@@ -1,0 +1,348 @@
+"""What every curriculum shares: the interface, the allocation of prompts, the state, the registry.
+
+A curriculum chooses among *arms*, the names of task distributions. Before each generation batch `draw` says which arm
+every prompt comes from; after it `observe` takes back one prompt's group of completions at a time; `probabilities` is
+always what the next `draw` will use. One `draw` is one tick of the clock, because the policy changes once per batch.
+
+A curriculum is a deterministic function of its seed and of the calls made on it: ranks that make the same calls in the
+same order draw the same prompts. It only learns from what is passed to `observe`, so evaluation never feeds it.
+"""
+
+import difflib
+import inspect
+import math
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+STATE_VERSION = 1
+
+CURRICULA: dict[str, type["Curriculum"]] = {}
+"""Every curriculum by name. Subclassing with `class Mine(Curriculum, name="mine")` adds to it."""
+
+
+class Curriculum(ABC):
+    """Base class of the curricula.
+
+    Subclasses implement `probabilities`, `learnability`, `_observe`, and, where they keep statistics of their own,
+    `_tick`, `_statistics`, `_load_statistics` and `_own_metrics`.
+
+    Args:
+        arms (`Sequence[str]`): names of the task distributions; at least one, all different.
+        seed (`int`): seed of the order of a draw and of ties in its allocation.
+        **options: the subclass's own options; they are part of the state, and a state with other options is refused.
+
+    Raises:
+        ValueError: if there is no arm, or an arm is duplicated, empty or not a string.
+    """
+
+    name: ClassVar[str]
+
+    def __init_subclass__(cls, name: str | None = None, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        if name is not None:
+            cls.name = name
+            CURRICULA[name] = cls
+
+    def __init__(self, arms: Sequence[str], *, seed: int, **options: Any):
+        self.arms = _checked_arms(arms)
+        self.options = {"seed": int(seed), **options}
+        self._index = {arm: i for i, arm in enumerate(self.arms)}
+        self._rng = np.random.default_rng(self.options["seed"])
+        self._carry = np.zeros(len(self.arms))
+        self._draws = 0
+        self._observed = np.zeros(len(self.arms))
+
+    @abstractmethod
+    def probabilities(self) -> np.ndarray:
+        """Return the share of prompts that each arm gets at the next draw: float64, shape (N,), sums to 1."""
+
+    @abstractmethod
+    def learnability(self) -> np.ndarray:
+        """Return the method's estimate of how much each arm teaches: shape (N,), 0.0 for an arm never observed."""
+
+    def draw(self, num_prompts: int) -> np.ndarray:
+        """Choose the arm of every prompt of the next generation batch.
+
+        The arms share the prompts by largest remainder, and what rounding takes from an arm or gives to it is carried
+        over to the next draw. So over time each arm gets its probability's share to within a few prompts, however
+        small `num_prompts * probability` is.
+
+        Args:
+            num_prompts (`int`): number of prompts (not of completions), at least 1.
+
+        Returns:
+            `np.ndarray`: indices into `arms`, int64, shape (num_prompts,), shuffled.
+        """
+        if num_prompts < 1:
+            raise ValueError(f"num_prompts must be at least 1, got {num_prompts}")
+        quotas = num_prompts * self.probabilities() + self._carry
+        counts = largest_remainder(quotas, num_prompts, self._rng)
+        self._carry = quotas - counts
+        self._tick(num_prompts)
+        self._draws += 1
+        return self._rng.permutation(np.repeat(np.arange(len(self.arms)), counts))
+
+    def observe(
+        self,
+        arm: str,
+        advantages: Sequence[float],
+        rewards: Sequence[float] | None = None,
+        tokens: Sequence[float] | None = None,
+    ) -> None:
+        """Learn from one prompt: its group of G completions.
+
+        Args:
+            arm (`str`): the distribution that the prompt came from.
+            advantages (`Sequence[float]` of length G): the advantage of each completion, as the policy update uses it.
+            rewards (`Sequence[float]` of length G, *optional*): raw rewards; the curricula that need them say so.
+            tokens (`Sequence[float]` of length G, *optional*): lengths of the completions, in tokens.
+
+        Raises:
+            ValueError: if the arm is unknown, the lengths differ, or a value is missing, NaN or infinite.
+        """
+        if arm not in self._index:
+            raise ValueError(f"unknown arm {arm!r}{_nearest(arm, self.arms)}; the arms are {list(self.arms)}")
+        advantages_G = _checked_group(arm, "advantages", advantages)
+        rewards_G = None if rewards is None else _checked_group(arm, "rewards", rewards, len(advantages_G))
+        tokens_G = None if tokens is None else _checked_group(arm, "tokens", tokens, len(advantages_G))
+        self._observe(self._index[arm], advantages_G, rewards_G, tokens_G)
+        self._observed[self._index[arm]] += 1
+
+    def metrics(self) -> dict[str, float]:
+        """Return what to log: `probability/ARM` of the next draw, `learnability/ARM` and `count/ARM`, the number of
+        prompts observed, beside the method's own. Never NaN: an arm never observed has learnability 0.0."""
+        columns = {
+            "probability": self.probabilities(),
+            "learnability": self.learnability(),
+            "count": self._observed,
+            **self._own_metrics(),
+        }
+        return {f"{key}/{arm}": float(column[i]) for key, column in columns.items() for i, arm in enumerate(self.arms)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that steers later draws, as JSON values. A reloaded curriculum continues bit for bit."""
+        return {
+            "version": STATE_VERSION,
+            "name": self.name,
+            "arms": list(self.arms),
+            "options": dict(self.options),
+            "rng": self._rng.bit_generator.state,
+            "carry": self._carry.tolist(),
+            "draws": self._draws,
+            "observed": self._observed.tolist(),
+            "statistics": self._statistics(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a `state_dict`. A refused state leaves the curriculum as it was.
+
+        Raises:
+            ValueError: if the state has missing or unknown keys, or comes from another version, method, list of arms
+                or set of options; the message names what differs.
+        """
+        expected = self.state_dict()
+        _check_same_keys("the state", expected, state)
+        _check_same("version", expected["version"], state["version"], "resume with the metatune that wrote it")
+        _check_same("name", expected["name"], state["name"], "resume with the curriculum of the checkpoint")
+        _check_same("arms", expected["arms"], state["arms"], "list the checkpoint's arms in the same order")
+        _check_same_keys("its options", expected["options"], state["options"])
+        for option, value in expected["options"].items():
+            _check_same(f"option {option}", value, state["options"][option], "resume with the checkpoint's options")
+        _check_same_keys("its statistics", expected["statistics"], state["statistics"])
+        carry = self._per_arm("carry", state["carry"])
+        observed = self._per_arm("observed", state["observed"])
+        rng = np.random.default_rng()
+        try:
+            rng.bit_generator.state = state["rng"]
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"curriculum state refused: rng is not a saved generator ({error})") from error
+        self._load_statistics(state["statistics"])
+        self._rng, self._carry, self._observed, self._draws = rng, carry, observed, int(state["draws"])
+
+    @abstractmethod
+    def _observe(
+        self, index: int, advantages_G: np.ndarray, rewards_G: np.ndarray | None, tokens_G: np.ndarray | None
+    ) -> None:
+        """Learn from one prompt of arm `index`; the inputs are checked."""
+
+    def _tick(self, num_prompts: int) -> None:  # noqa: B027, most curricula have no clock
+        """Move the clock on, after the probabilities of a draw are settled."""
+
+    def _statistics(self) -> dict[str, Any]:
+        """Return the method's own part of the state."""
+        return {}
+
+    def _load_statistics(self, statistics: Mapping[str, Any]) -> None:  # noqa: B027, goes with `_statistics`
+        """Take over the method's own part of a state whose keys are checked; change nothing if it is refused."""
+
+    def _own_metrics(self) -> dict[str, np.ndarray]:
+        """Return the method's own columns for `metrics`: name to an array of shape (N,)."""
+        return {}
+
+    def _per_arm(self, key: str, values: Sequence[float]) -> np.ndarray:
+        """Read an array with one finite number per arm from a state."""
+        array = np.array(values, dtype=np.float64)
+        if array.shape != (len(self.arms),) or not np.isfinite(array).all():
+            raise ValueError(f"curriculum state refused: {key} must hold one finite number per arm, got {values}")
+        return array
+
+
+class RecentPrompts:
+    """The last `size` values of every arm, one value per prompt, each with the draw that it belongs to."""
+
+    def __init__(self, num_arms: int, size: int):
+        require(size >= 1, f"window must be at least 1 prompt, got {size}")
+        self.size = int(size)
+        self.values = [deque(maxlen=self.size) for _ in range(num_arms)]
+
+    def add(self, index: int, value: float, draw: int) -> None:
+        self.values[index].append((float(value), draw))
+
+    def means(self, discount: float = 1.0) -> np.ndarray:
+        """Return each arm's mean, a value that is `a` draws older than the arm's newest weighing `discount ** a`."""
+        return np.array([self._mean(window, discount) for window in self.values])
+
+    @staticmethod
+    def _mean(window: deque, discount: float) -> float:
+        if not window:
+            return 0.0
+        # Ages relative to the newest: an arm that has not been drawn for very long must not end up as 0 / 0.
+        weights = [discount ** (window[-1][1] - draw) for _, draw in window]
+        return math.fsum(w * value for w, (value, _) in zip(weights, window, strict=True)) / math.fsum(weights)
+
+    def state(self) -> list:
+        return [[[value, draw] for value, draw in window] for window in self.values]
+
+    def load(self, key: str, state: Sequence) -> None:
+        fits = len(state) == len(self.values) and all(len(window) <= self.size for window in state)
+        if not fits or not all(math.isfinite(value) for window in state for value, _ in window):
+            raise ValueError(
+                f"curriculum state refused: {key} must hold, for each of {len(self.values)} arms, at most "
+                f"{self.size} pairs of a finite value and its draw"
+            )
+        self.values = [deque(((value, draw) for value, draw in window), maxlen=self.size) for window in state]
+
+
+def largest_remainder(quotas: np.ndarray, num_prompts: int, rng: np.random.Generator) -> np.ndarray:
+    """Allocate `num_prompts` prompts to arms by largest remainder; ties are broken by `rng`.
+
+    Prompt by prompt, the arm that is furthest below its quota gets the next one. For quotas >= 0 that is the textbook
+    rule (each arm its whole part, the rest by largest fractional part), and it also serves the quotas below 0 that
+    carried rounding errors produce. As quotas sum to `num_prompts`, some arm is always below its quota, so no arm ends
+    a whole prompt above it: every leftover `quota - count` is above -1, hence below N.
+
+    Args:
+        quotas (`np.ndarray` of shape (N,)): how many prompts each arm is due; fractions, sum `num_prompts`.
+        num_prompts (`int`): prompts to allocate.
+        rng (`np.random.Generator`): breaks ties.
+
+    Returns:
+        `np.ndarray`: counts >= 0, int64, shape (N,), sum `num_prompts`.
+    """
+    if not abs(quotas.sum() - num_prompts) < 1e-6:
+        raise ValueError(f"quotas {quotas.tolist()} sum to {quotas.sum()}, not to num_prompts = {num_prompts}")
+    # Arms are visited in a random order, and `argmax` takes the first of equals.
+    order = rng.permutation(len(quotas))
+    due = quotas[order]
+    counts = np.zeros(len(quotas), dtype=np.int64)
+    for _ in range(num_prompts):
+        # Rounded, so that ties are not decided by the last bit of a float.
+        counts[np.argmax(np.round(due - counts, 9))] += 1
+    return counts[np.argsort(order)]
+
+
+def softmax(scores: np.ndarray, temperature: float, floor: float = 0.0) -> np.ndarray:
+    """Turn scores of shape (N,) into probabilities: `floor + (1 - N * floor) * softmax(scores / temperature)`.
+
+    Temperature 0 is greedy: the arms with the best score (to 1e-12) share equally.
+    """
+    gaps = scores - scores.max()
+    weights = (gaps > -1e-12).astype(np.float64) if temperature == 0 else np.exp(gaps / temperature)
+    return floor + (1 - len(scores) * floor) * weights / weights.sum()
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise ValueError with `message` unless `condition` holds (a comparison with NaN does not)."""
+    if not condition:
+        raise ValueError(message)
+
+
+def require_softmax_options(num_arms: int, temperature: float, floor: float) -> None:
+    """Check the two options of `softmax`."""
+    require(0 <= temperature < math.inf, f"temperature must be 0 (greedy) or a positive number, got {temperature}")
+    require(floor >= 0, f"floor must be a probability, got {floor}")
+    require(
+        num_arms * floor <= 1,
+        f"floor {floor} times {num_arms} arms is more than 1; the largest possible floor is {1 / num_arms:.4g}",
+    )
+
+
+def make_curriculum(name: str, arms: Sequence[str], **options: Any) -> Curriculum:
+    """Build a curriculum by its name in `CURRICULA`.
+
+    Raises:
+        ValueError: if the name or an option is unknown (with the nearest valid one), or a required option is missing.
+    """
+    if name not in CURRICULA:
+        raise ValueError(f"unknown curriculum {name!r}{_nearest(name, CURRICULA)}; choose from {sorted(CURRICULA)}")
+    parameters = dict(inspect.signature(CURRICULA[name]).parameters)
+    del parameters["arms"]
+    for option in options:
+        if option not in parameters:
+            hint = _nearest(option, parameters)
+            raise ValueError(f"unknown option {option!r} of curriculum {name!r}{hint}; valid: {list(parameters)}")
+    for option, parameter in parameters.items():
+        if parameter.default is parameter.empty and option not in options:
+            raise ValueError(f"curriculum {name!r} needs the option {option!r}")
+    return CURRICULA[name](arms, **options)
+
+
+def _nearest(word: str, words: Sequence[str] | Mapping[str, Any]) -> str:
+    close = difflib.get_close_matches(str(word), list(words), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _checked_arms(arms: Sequence[str]) -> tuple[str, ...]:
+    require(not isinstance(arms, str), f"arms must be a list of names, got the single string {arms!r}")
+    arms = tuple(arms)
+    require(len(arms) > 0, "a curriculum needs at least one arm, got none")
+    for i, arm in enumerate(arms):
+        require(isinstance(arm, str) and arm.strip() != "", f"arm {i} must be a non-empty name, got {arm!r}")
+    duplicates = sorted({arm for arm in arms if arms.count(arm) > 1})
+    require(not duplicates, f"duplicate arms {duplicates}: give every distribution its own name")
+    return arms
+
+
+def _checked_group(arm: str, what: str, values: Sequence[float], length: int | None = None) -> np.ndarray:
+    """Read one number per completion; `length` is the number of completions where it is known."""
+    group = np.asarray(values, dtype=np.float64)
+    require(group.ndim == 1 and len(group) > 0, f"arm {arm!r}: {what} must be a non-empty list of numbers: {values}")
+    if length is not None:
+        require(len(group) == length, f"arm {arm!r}: {len(group)} {what} for {length} advantages")
+    bad = np.flatnonzero(~np.isfinite(group))
+    require(
+        len(bad) == 0,
+        f"arm {arm!r}: {what} of completions {bad.tolist()} are NaN, infinite or None; leave out completions that "
+        "could not be scored before observing",
+    )
+    return group
+
+
+def _check_same_keys(what: str, expected: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    missing, unknown = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+    require(
+        not missing and not unknown,
+        f"curriculum state refused: {what} lacks {missing} and has unknown {unknown}; it was not written by this "
+        "curriculum, or by another version of it",
+    )
+
+
+def _check_same(what: str, expected: Any, found: Any, mend: str) -> None:
+    require(
+        expected == found,
+        f"curriculum state refused: {what} is {found!r} in the state and {expected!r} here; {mend}, or start afresh",
+    )
