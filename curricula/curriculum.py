@@ -106,11 +106,12 @@ class Curriculum(ABC):
         """
         if arm not in self._index:
             raise ValueError(f"unknown arm {arm!r}{_nearest(arm, self.arms)}; the arms are {list(self.arms)}")
-        advantages_G = _checked_group(arm, "advantages", advantages)
-        rewards_G = None if rewards is None else _checked_group(arm, "rewards", rewards, len(advantages_G))
-        tokens_G = None if tokens is None else _checked_group(arm, "tokens", tokens, len(advantages_G))
-        self._observe(self._index[arm], advantages_G, rewards_G, tokens_G)
-        self._observed[self._index[arm]] += 1
+        index = self._index[arm]
+        advantages = _checked_group(arm, "advantages", advantages)
+        rewards = None if rewards is None else _checked_group(arm, "rewards", rewards, len(advantages))
+        tokens = None if tokens is None else _checked_group(arm, "tokens", tokens, len(advantages))
+        self._observe(index, advantages, rewards, tokens)
+        self._observed[index] += 1
 
     def metrics(self) -> dict[str, float]:
         """Return what to log: `probability/ARM` of the next draw, `learnability/ARM` and `count/ARM`, the number of
@@ -145,6 +146,7 @@ class Curriculum(ABC):
                 or set of options; the message names what differs.
         """
         expected = self.state_dict()
+        require(isinstance(state, Mapping), f"curriculum state refused: it is {state!r}, not a `state_dict`")
         _check_same_keys("the state", expected, state)
         _check_same("version", expected["version"], state["version"], "resume with the metatune that wrote it")
         _check_same("name", expected["name"], state["name"], "resume with the curriculum of the checkpoint")
@@ -155,17 +157,18 @@ class Curriculum(ABC):
         _check_same_keys("its statistics", expected["statistics"], state["statistics"])
         carry = self._per_arm("carry", state["carry"])
         observed = self._per_arm("observed", state["observed"])
+        draws = checked_count("draws", state["draws"])
         rng = np.random.default_rng()
         try:
             rng.bit_generator.state = state["rng"]
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"curriculum state refused: rng is not a saved generator ({error})") from error
         self._load_statistics(state["statistics"])
-        self._rng, self._carry, self._observed, self._draws = rng, carry, observed, int(state["draws"])
+        self._rng, self._carry, self._observed, self._draws = rng, carry, observed, draws
 
     @abstractmethod
     def _observe(
-        self, index: int, advantages_G: np.ndarray, rewards_G: np.ndarray | None, tokens_G: np.ndarray | None
+        self, index: int, advantages: np.ndarray, rewards: np.ndarray | None, tokens: np.ndarray | None
     ) -> None:
         """Learn from one prompt of arm `index`; the inputs are checked."""
 
@@ -182,6 +185,20 @@ class Curriculum(ABC):
     def _own_metrics(self) -> dict[str, np.ndarray]:
         """Return the method's own columns for `metrics`: name to an array of shape (N,)."""
         return {}
+
+    def _required_rewards(self, index: int, rewards: np.ndarray | None) -> np.ndarray:
+        """Return the rewards for a curriculum that needs them, and needs them from 0 (failed) to 1 (solved)."""
+        arm = self.arms[index]
+        require(
+            rewards is not None,
+            f"arm {arm!r}: curriculum {self.name!r} needs the raw rewards: pass `rewards` to `observe`",
+        )
+        require(
+            rewards.min() >= 0 and rewards.max() <= 1,
+            f"arm {arm!r}: curriculum {self.name!r} needs rewards in [0, 1], got {rewards.tolist()}; observe the "
+            "verifier's reward alone, or rescale it",
+        )
+        return rewards
 
     def _per_arm(self, key: str, values: Sequence[float]) -> np.ndarray:
         """Read an array with one finite number per arm from a state."""
@@ -217,14 +234,19 @@ class RecentPrompts:
     def state(self) -> list:
         return [[[value, draw] for value, draw in window] for window in self.values]
 
-    def load(self, key: str, state: Sequence) -> None:
+    def restored(self, key: str, state: Sequence) -> "RecentPrompts":
+        """Return a new `RecentPrompts` with the values of `state`."""
         fits = len(state) == len(self.values) and all(len(window) <= self.size for window in state)
         if not fits or not all(math.isfinite(value) for window in state for value, _ in window):
             raise ValueError(
                 f"curriculum state refused: {key} must hold, for each of {len(self.values)} arms, at most "
                 f"{self.size} pairs of a finite value and its draw"
             )
-        self.values = [deque(((value, draw) for value, draw in window), maxlen=self.size) for window in state]
+        restored = RecentPrompts(len(self.values), self.size)
+        for index, window in enumerate(state):
+            for value, draw in window:
+                restored.add(index, value, draw)
+        return restored
 
 
 def largest_remainder(quotas: np.ndarray, num_prompts: int, rng: np.random.Generator) -> np.ndarray:
@@ -269,6 +291,12 @@ def require(condition: bool, message: str) -> None:
     """Raise ValueError with `message` unless `condition` holds (a comparison with NaN does not)."""
     if not condition:
         raise ValueError(message)
+
+
+def checked_count(key: str, value: Any) -> int:
+    """Read a whole number >= 0 from a state."""
+    require(isinstance(value, int) and value >= 0, f"curriculum state refused: {key} must be a count, got {value!r}")
+    return value
 
 
 def require_softmax_options(num_arms: int, temperature: float, floor: float) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from .curriculum import Curriculum, RecentPrompts, require
+from .curriculum import Curriculum, RecentPrompts, checked_count, require
 
 REPORT_WINDOW = 64
 
@@ -32,14 +32,14 @@ class _HeuristicCurriculum(Curriculum):
         """Return the mean |advantage| over each arm's last prompts."""
         return self._magnitudes.means()
 
-    def _observe(self, index, advantages_G, rewards_G, tokens_G) -> None:
-        self._magnitudes.add(index, np.abs(advantages_G).mean(), self._draws)
+    def _observe(self, index, advantages, rewards, tokens) -> None:
+        self._magnitudes.add(index, np.abs(advantages).mean(), self._draws)
 
     def _statistics(self) -> dict[str, Any]:
         return {"magnitudes": self._magnitudes.state()}
 
     def _load_statistics(self, statistics: Mapping[str, Any]) -> None:
-        self._magnitudes.load("magnitudes", statistics["magnitudes"])
+        self._magnitudes = self._magnitudes.restored("magnitudes", statistics["magnitudes"])
 
 
 class UniformCurriculum(_HeuristicCurriculum, name="uniform"):
@@ -83,8 +83,9 @@ class EasyToHardCurriculum(_HeuristicCurriculum, name="easy_to_hard"):
         return {**super()._statistics(), "drawn": self._drawn}
 
     def _load_statistics(self, statistics: Mapping[str, Any]) -> None:
+        drawn = checked_count("drawn", statistics["drawn"])
         super()._load_statistics(statistics)
-        self._drawn = int(statistics["drawn"])
+        self._drawn = drawn
 
 
 class PoolsCurriculum(_HeuristicCurriculum, name="pools"):
@@ -134,17 +135,18 @@ class PoolsCurriculum(_HeuristicCurriculum, name="pools"):
         """Return the mean reward over each arm's window, shape (N,); 0.0 for an arm never observed."""
         return self._passes.means()
 
-    def _observe(self, index, advantages_G, rewards_G, tokens_G) -> None:
-        rewards_G = require_pass_rewards(self, index, rewards_G)
-        super()._observe(index, advantages_G, rewards_G, tokens_G)
-        self._passes.add(index, rewards_G.mean(), self._draws)
+    def _observe(self, index, advantages, rewards, tokens) -> None:
+        rewards = self._required_rewards(index, rewards)
+        super()._observe(index, advantages, rewards, tokens)
+        self._passes.add(index, rewards.mean(), self._draws)
 
     def _statistics(self) -> dict[str, Any]:
         return {**super()._statistics(), "passes": self._passes.state()}
 
     def _load_statistics(self, statistics: Mapping[str, Any]) -> None:
+        passes = self._passes.restored("passes", statistics["passes"])
         super()._load_statistics(statistics)
-        self._passes.load("passes", statistics["passes"])
+        self._passes = passes
 
     def _own_metrics(self) -> dict[str, np.ndarray]:
         return {"pass_rate": self.pass_rates()}

@@ -10,9 +10,9 @@ Equation, once per batch and for every arm c in it:
 
     Q(c) <- Q(c) + learning_rate * (r(c) - Q(c)),    P = softmax(Q / temperature)
 
-The released code's commands set the learning rate to 0.5 throughout, and the temperature to 1.0 (countdown), 0.4 (maths)
-and 0.2 (several tasks at several difficulties at once). The defaults are the last, the setting closest to a mixture of
-distributions and the most selective of the three.
+The commands in the released code's README set the learning rate to 0.5 throughout, and the temperature to 1.0
+(countdown), 0.4 (maths) and 0.2 (several tasks at several difficulties at once). The defaults here are the last, which
+comes closest to a mixture of distributions and is the most selective of the three.
 
 What deviates, and why: prompts are observed one at a time, so a batch is whatever was observed between two draws.
 `probabilities` already counts the batch that is being observed, as the next draw will. Shares become prompts by
@@ -63,8 +63,8 @@ class SECCurriculum(Curriculum, name="sec"):
         rewards = np.divide(self._batch_sums, self._batch_counts, out=self._values.copy(), where=seen)
         return self._values + self.learning_rate * (rewards - self._values)
 
-    def _observe(self, index, advantages_G, rewards_G, tokens_G) -> None:
-        self._batch_sums[index] += np.abs(advantages_G).mean()
+    def _observe(self, index, advantages, rewards, tokens) -> None:
+        self._batch_sums[index] += np.abs(advantages).mean()
         self._batch_counts[index] += 1
 
     def _tick(self, num_prompts: int) -> None:
@@ -80,5 +80,7 @@ class SECCurriculum(Curriculum, name="sec"):
         }
 
     def _load_statistics(self, statistics: Mapping[str, Any]) -> None:
-        values, sums, counts = (self._per_arm(key, statistics[key]) for key in ("values", "batch_sums", "batch_counts"))
+        values, sums, counts = (
+            self._per_arm(key, statistics[key]) for key in ("values", "batch_sums", "batch_counts")
+        )
         self._values, self._batch_sums, self._batch_counts = values, sums, counts

@@ -79,9 +79,9 @@ class UCBCurriculum(Curriculum, name="dump"):
         """Return the exploration bonus of each arm, shape (N,)."""
         return np.sqrt(2 * math.log(self._counts.sum() + 1) / (self._counts + 1))
 
-    def _observe(self, index, advantages_G, rewards_G, tokens_G) -> None:
-        self._magnitudes.add(index, np.abs(advantages_G).mean(), self._draws)
-        self._counts[index] += len(advantages_G) if self.count == "completions" else 1
+    def _observe(self, index, advantages, rewards, tokens) -> None:
+        self._magnitudes.add(index, np.abs(advantages).mean(), self._draws)
+        self._counts[index] += len(advantages) if self.count == "completions" else 1
 
     def _tick(self, num_prompts: int) -> None:
         self._counts *= self.discount
@@ -91,7 +91,7 @@ class UCBCurriculum(Curriculum, name="dump"):
 
     def _load_statistics(self, statistics: Mapping[str, Any]) -> None:
         counts = self._per_arm("counts", statistics["counts"])
-        self._magnitudes.load("magnitudes", statistics["magnitudes"])
+        self._magnitudes = self._magnitudes.restored("magnitudes", statistics["magnitudes"])
         self._counts = counts
 
     def _own_metrics(self) -> dict[str, np.ndarray]:
