@@ -1,0 +1,345 @@
+"""What holds for every curriculum: allocation, state, refusals, symmetry. New ones are covered by registering."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import metatune.curricula.heuristic
+import metatune.curricula.learnability
+import metatune.curricula.sec
+import metatune.curricula.ucb  # noqa: F401, importing registers
+from metatune.curricula.curriculum import CURRICULA, Curriculum, largest_remainder, make_curriculum, softmax
+
+ARMS = ["add", "countdown", "logic", "zebra"]
+# Options that make the state as rich as it gets: forgetting, small windows, floors.
+OPTIONS = {
+    "dump": {"window": 3, "discount": 0.9, "floor": 0.02},
+    "dump_plus": {"floor": 0.02},
+    "sec": {"floor": 0.02},
+    "uniform": {},
+    "easy_to_hard": {"total_prompts": 60},
+    "pools": {"window": 3},
+}
+NAMES = sorted(CURRICULA)
+every_curriculum = pytest.mark.parametrize("name", NAMES)
+
+
+def build(name: str, arms=ARMS, **options) -> Curriculum:
+    return make_curriculum(name, arms, **{**OPTIONS[name], **options})
+
+
+def observe(curriculum: Curriculum, arm: str, solved: int, group: int = 4, length: float = 10.0) -> None:
+    """Observe a prompt that `solved` of `group` completions solve."""
+    rewards = np.array([1.0] * solved + [0.0] * (group - solved))
+    advantages = (rewards - rewards.mean()) / (rewards.std(ddof=1) + 1e-4)
+    curriculum.observe(arm, advantages, rewards=rewards, tokens=[length] * group)
+
+
+# One step of a run: draw so many prompts, or observe a prompt of an arm.
+draw_steps = st.tuples(st.just("draw"), st.integers(1, 20))
+observe_steps = st.tuples(st.just("observe"), st.integers(0, 3), st.integers(0, 4), st.sampled_from([5.0, 40.0]))
+runs = st.lists(st.one_of(draw_steps, observe_steps), max_size=30)
+
+
+def play(curriculum: Curriculum, steps: list) -> list:
+    """Play the steps and return everything that can be seen of the curriculum on the way."""
+    seen = []
+    for step in steps:
+        if step[0] == "draw":
+            seen.append(curriculum.draw(step[1]).tolist())
+        else:
+            observe(curriculum, curriculum.arms[step[1]], step[2], length=step[3])
+        seen.append(curriculum.metrics())
+    return seen
+
+
+def test_every_registered_curriculum_is_covered_here():
+    assert set(OPTIONS) == set(CURRICULA)
+
+
+# --- allocation ---
+
+
+@pytest.mark.parametrize(
+    ("quotas", "num_prompts", "counts"),
+    [
+        ([2.6, 1.3, 0.1], 4, [3, 1, 0]),  # whole parts 2, 1, 0; the fourth to the largest fraction, .6
+        ([1.5, 1.4, 1.1], 4, [2, 1, 1]),
+        ([3.0, 1.0], 4, [3, 1]),
+        ([0.4, 0.35, 0.25], 1, [1, 0, 0]),
+        ([-0.9, -0.9, 2.8], 1, [0, 0, 1]),  # arms in debt get nothing, never a negative count
+    ],
+)
+def test_largest_remainder_by_hand(quotas, num_prompts, counts):
+    assert largest_remainder(np.array(quotas), num_prompts, np.random.default_rng(0)).tolist() == counts
+
+
+def test_ties_are_broken_by_the_generator_and_fall_on_every_arm():
+    quotas = np.full(3, 1 / 3)
+    winners = {int(np.argmax(largest_remainder(quotas, 1, np.random.default_rng(seed)))): seed for seed in range(50)}
+    assert set(winners) == {0, 1, 2}
+    for winner, seed in winners.items():
+        assert np.argmax(largest_remainder(quotas, 1, np.random.default_rng(seed))) == winner
+
+
+def test_quotas_that_do_not_sum_to_the_prompts_are_refused():
+    with pytest.raises(ValueError, match=r"sum to 3\.0, not to num_prompts = 4"):
+        largest_remainder(np.array([1.0, 2.0]), 4, np.random.default_rng(0))
+
+
+@given(
+    weights=st.lists(st.lists(st.floats(0, 1), min_size=5, max_size=5), min_size=1, max_size=40),
+    num_prompts=st.integers(1, 50),
+    seed=st.integers(0, 9),
+)
+def test_carried_rounding_error_stays_bounded_while_probabilities_jump(weights, num_prompts, seed):
+    rng = np.random.default_rng(seed)
+    due, given_out, carry = np.zeros(5), np.zeros(5), np.zeros(5)
+    for row in weights:
+        probabilities = (np.array(row) + 1e-9) / (np.array(row) + 1e-9).sum()
+        quotas = num_prompts * probabilities + carry
+        counts = largest_remainder(quotas, num_prompts, rng)
+        assert counts.sum() == num_prompts
+        assert (counts >= 0).all()
+        carry = quotas - counts
+        due += num_prompts * probabilities
+        given_out += counts
+        assert (given_out - due < 1 + 1e-6).all()  # never a whole prompt too many
+        assert (due - given_out < 4 + 1e-6).all()  # hence at most N - 1 too few
+
+
+def test_an_arm_due_less_than_half_a_prompt_per_draw_is_not_starved():
+    # An eighth of the prompts each, three prompts a draw: 0.375 per draw, so 6 in 16 draws.
+    curriculum = make_curriculum("uniform", [str(i) for i in range(8)])
+    drawn = np.concatenate([curriculum.draw(3) for _ in range(16)])
+    assert np.bincount(drawn, minlength=8).tolist() == [6] * 8
+
+
+@every_curriculum
+@given(steps=runs, num_prompts=st.integers(1, 30))
+@settings(max_examples=30)
+def test_a_draw_follows_the_probabilities_read_before_it(name, steps, num_prompts):
+    curriculum = build(name)
+    play(curriculum, steps)
+    carry = np.array(curriculum.state_dict()["carry"])
+    quotas = num_prompts * curriculum.probabilities() + carry
+    drawn = curriculum.draw(num_prompts)
+    counts = np.bincount(drawn, minlength=4)
+    assert drawn.shape == (num_prompts,)
+    assert np.abs(quotas - counts).max() < 3 + 1e-6
+    np.testing.assert_allclose(curriculum.state_dict()["carry"], quotas - counts, atol=1e-12)
+
+
+def test_the_prompts_of_a_draw_are_shuffled_and_seeded():
+    first, again, other = (make_curriculum("uniform", ARMS, seed=seed).draw(40).tolist() for seed in (0, 0, 1))
+    assert first == again != other
+    assert first != sorted(first)
+
+
+# --- probabilities and metrics ---
+
+
+@every_curriculum
+@given(steps=runs)
+@settings(max_examples=30)
+def test_probabilities_are_a_distribution_and_metrics_are_finite(name, steps):
+    curriculum = build(name)
+    play(curriculum, steps)
+    probabilities = curriculum.probabilities()
+    assert probabilities.dtype == np.float64
+    assert probabilities.shape == (4,)
+    assert probabilities.min() >= OPTIONS[name].get("floor", 0.0) - 1e-12
+    assert probabilities.sum() == pytest.approx(1, abs=1e-12)
+    metrics = curriculum.metrics()
+    assert all(math.isfinite(value) for value in metrics.values())
+    for arm, probability in zip(ARMS, probabilities, strict=True):
+        assert metrics[f"probability/{arm}"] == probability
+    prompts = [step[1] for step in steps if step[0] == "observe"]
+    assert [metrics[f"count/{arm}"] for arm in ARMS] == [prompts.count(i) for i in range(4)]
+    assert all(metrics[f"learnability/{arm}"] == 0 for i, arm in enumerate(ARMS) if i not in prompts)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "easy_to_hard"])
+def test_shares_are_equal_before_anything_is_observed(name):
+    assert build(name).probabilities().tolist() == pytest.approx([0.25] * 4)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "easy_to_hard"])
+@given(steps=st.lists(observe_steps, max_size=20), order=st.permutations(range(4)))
+@settings(max_examples=30)
+def test_renaming_the_arms_renames_the_probabilities(name, steps, order):
+    straight, permuted = build(name), build(name, [ARMS[i] for i in order])
+    for curriculum in (straight, permuted):
+        for _, arm, solved, length in steps:
+            observe(curriculum, ARMS[arm], solved, length=length)
+    np.testing.assert_allclose(permuted.probabilities(), straight.probabilities()[list(order)], atol=1e-12)
+
+
+@given(
+    scores=st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=6),
+    temperature=st.sampled_from([0.0, 1e-3, 0.1, 1e3]),
+)
+def test_softmax_is_stable(scores, temperature):
+    floor = 0.1 / len(scores)
+    probabilities = softmax(np.array(scores), temperature, floor)
+    assert probabilities.sum() == pytest.approx(1)
+    assert probabilities.min() >= floor
+    assert scores[probabilities.argmax()] >= max(scores) - 1e-6
+
+
+def test_greedy_shares_ties_equally_and_floors_the_rest():
+    # 2 of 4 arms tie: floor .05 each, and .8 split between the two.
+    np.testing.assert_allclose(softmax(np.array([1.0, 3.0, 3.0, 2.0]), 0, 0.05), [0.05, 0.45, 0.45, 0.05])
+
+
+# --- state ---
+
+
+@every_curriculum
+@given(before=runs, after=runs)
+@settings(max_examples=40)
+def test_a_reloaded_curriculum_continues_bit_for_bit(name, before, after):
+    original = build(name)
+    play(original, before)
+    state = json.loads(json.dumps(original.state_dict(), allow_nan=False))
+    reloaded = build(name)
+    play(reloaded, after)  # whatever it did before must not matter
+    reloaded.load_state_dict(state)
+    assert reloaded.state_dict() == original.state_dict()
+    assert play(reloaded, after) == play(original, after)
+
+
+@every_curriculum
+def test_a_state_is_a_copy(name):
+    curriculum = build(name)
+    play(curriculum, [("observe", 1, 2, 5.0)])
+    state = curriculum.state_dict()
+    frozen = json.dumps(state)
+    play(curriculum, [("draw", 9), ("observe", 1, 2, 5.0), ("draw", 9)])
+    assert json.dumps(state) == frozen
+    fresh = build(name)
+    fresh.load_state_dict(state)
+    play(fresh, [("draw", 9), ("observe", 1, 2, 5.0), ("draw", 9)])
+    assert json.dumps(state) == frozen
+
+
+FOREIGN = {
+    "missing key": (lambda s: s.pop("carry"), r"lacks \['carry'\]"),
+    "unknown key": (lambda s: s.update(surprise=1), r"unknown \['surprise'\]"),
+    "version": (lambda s: s.update(version=99), "version is 99 in the state and 1 here"),
+    "name": (lambda s: s.update(name="thompson"), "name is 'thompson' in the state"),
+    "other arms": (lambda s: s["arms"].append("sudoku"), r"arms is .*'sudoku'\] in the state and .* here; list the"),
+    "arms in another order": (lambda s: s["arms"].reverse(), "in the same order"),
+    "other seed": (lambda s: s["options"].update(seed=7), "option seed is 7 in the state and 0 here"),
+    "unknown option": (lambda s: s["options"].update(magic=True), r"options lacks \[\] and has unknown \['magic'\]"),
+    "unknown statistic": (lambda s: s["statistics"].update(beta=[1]), r"statistics lacks \[\] and has unknown"),
+    "short carry": (lambda s: s.update(carry=[0.0]), "carry must hold one finite number per arm"),
+    "NaN": (lambda s: s.update(observed=[math.nan] * 4), "observed must hold one finite number per arm"),
+    "broken generator": (lambda s: s.update(rng={"bit_generator": "MT19937"}), "rng is not a saved generator"),
+    "fractional clock": (lambda s: s.update(draws=1.5), "draws must be a count"),
+}
+
+
+@every_curriculum
+@pytest.mark.parametrize("what", FOREIGN)
+def test_foreign_states_are_refused_and_change_nothing(name, what):
+    damage, message = FOREIGN[what]
+    state = json.loads(json.dumps(build(name).state_dict()))
+    damage(state)
+    curriculum = build(name)
+    play(curriculum, [("draw", 7), ("observe", 2, 1, 5.0)])
+    before = curriculum.state_dict()
+    with pytest.raises(ValueError, match=message):
+        curriculum.load_state_dict(state)
+    assert curriculum.state_dict() == before
+
+
+@every_curriculum
+def test_a_statistic_of_the_wrong_shape_is_refused_and_changes_nothing(name):
+    for statistic in build(name).state_dict()["statistics"]:
+        state = build(name).state_dict()
+        state["statistics"][statistic] = [[[math.nan, 0]]]
+        curriculum = build(name)
+        play(curriculum, [("draw", 7), ("observe", 2, 1, 5.0)])
+        before = curriculum.state_dict()
+        with pytest.raises(ValueError, match=f"{statistic} must"):
+            curriculum.load_state_dict(state)
+        assert curriculum.state_dict() == before
+
+
+def test_the_state_of_another_curriculum_is_refused():
+    with pytest.raises(ValueError, match="resume with the curriculum of the checkpoint"):
+        build("sec").load_state_dict(build("uniform").state_dict())
+    with pytest.raises(ValueError, match="not a `state_dict`"):
+        build("sec").load_state_dict([1, 2])
+
+
+# --- bad input ---
+
+
+@every_curriculum
+@pytest.mark.parametrize(
+    ("arms", "message"),
+    [
+        ([], "at least one arm"),
+        (["add", "logic", "add"], r"duplicate arms \['add'\]"),
+        (["add", ""], "arm 1 must be a non-empty name, got ''"),
+        (["add", None], "arm 1 must be a non-empty name, got None"),
+        ("add", "list of names, got the single string 'add'"),
+    ],
+)
+def test_bad_arms_are_refused(name, arms, message):
+    with pytest.raises(ValueError, match=message):
+        build(name, arms, **({"floor": 0.0} if "floor" in OPTIONS[name] else {}))
+
+
+@every_curriculum
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (("logick", [1.0], [1.0], [1.0]), r"unknown arm 'logick' \(did you mean 'logic'\?\)"),
+        (("logic", [], [], []), "arm 'logic': advantages must be a non-empty list"),
+        (("logic", 0.5, [1.0], [1.0]), "arm 'logic': advantages must be a non-empty list"),
+        (("logic", [0.1, math.nan], [1.0, 0.0], [1, 1]), r"arm 'logic': advantages of completions \[1\] are NaN"),
+        (("logic", [math.inf, 0.1], [1.0, 0.0], [1, 1]), r"arm 'logic': advantages of completions \[0\]"),
+        (("logic", [0.1, -0.1], [1.0, None], [1, 1]), r"arm 'logic': rewards of completions \[1\]"),
+        (("logic", [0.1, -0.1], [1.0], [1, 1]), "arm 'logic': 1 rewards for 2 advantages"),
+        (("logic", [0.1, -0.1], [1.0, 0.0], [1, math.nan]), r"arm 'logic': tokens of completions \[1\]"),
+    ],
+)
+def test_bad_observations_are_refused_and_change_nothing(name, call, message):
+    curriculum = build(name)
+    before = curriculum.state_dict()
+    with pytest.raises(ValueError, match=message):
+        curriculum.observe(call[0], call[1], rewards=call[2], tokens=call[3])
+    assert curriculum.state_dict() == before
+
+
+@every_curriculum
+def test_an_empty_draw_is_refused(name):
+    with pytest.raises(ValueError, match="num_prompts must be at least 1, got 0"):
+        build(name).draw(0)
+
+
+def test_unknown_names_and_options_name_the_nearest():
+    with pytest.raises(ValueError, match=r"unknown curriculum 'easy_to_hrd' \(did you mean 'easy_to_hard'\?\)"):
+        make_curriculum("easy_to_hrd", ARMS)
+    with pytest.raises(ValueError, match=r"unknown option 'temprature' .* \(did you mean 'temperature'\?\); valid: "):
+        make_curriculum("dump", ARMS, temprature=1)
+    with pytest.raises(ValueError, match="'easy_to_hard' needs the option 'total_prompts'"):
+        make_curriculum("easy_to_hard", ARMS)
+
+
+def test_a_subclass_with_a_name_is_registered(monkeypatch):
+    monkeypatch.setattr("metatune.curricula.curriculum.CURRICULA", registry := dict(CURRICULA))
+    uniform = type(make_curriculum("uniform", ARMS))
+
+    class Mine(uniform, name="mine"):
+        pass
+
+    assert registry["mine"] is Mine
+    assert make_curriculum("mine", ARMS).state_dict()["name"] == "mine"
