@@ -1,0 +1,58 @@
+"""Countdown expressions: each number once, evaluated from left to right, every value within 0..99."""
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+
+LARGEST = 99
+_EXPRESSION = re.compile(r"\d{1,2}(?:[-+*]\d{1,2})*", re.ASCII)
+
+
+def _apply(left: int, operator: str, right: int) -> int | None:
+    value = {"+": left + right, "-": left - right, "*": left * right}[operator]
+    return value if 0 <= value <= LARGEST else None
+
+
+def evaluate_left_to_right(expression: str) -> int | None:
+    """Evaluate `3+7*8` as a pocket calculator does, (3 + 7) * 8.
+
+    Returns:
+        `int` or `None`: the value, or `None` if the text is no such expression or a value leaves 0..99.
+    """
+    if not _EXPRESSION.fullmatch(expression):
+        return None
+    first, *rest = re.findall(r"\d+|[-+*]", expression)
+    value: int | None = int(first)
+    for operator, number in zip(rest[::2], rest[1::2], strict=True):
+        value = _apply(value, operator, int(number))
+        if value is None:
+            return None
+    return value
+
+
+def solutions(numbers: Sequence[int], target: int, operators: str) -> list[str]:
+    """List every expression that uses each number exactly once and reaches `target`, sorted, without duplicates."""
+    return list(_solutions(tuple(sorted(numbers)), target, "".join(sorted(set(operators)))))
+
+
+@lru_cache(maxsize=4096)
+def _solutions(numbers: tuple[int, ...], target: int, operators: str) -> tuple[str, ...]:
+    found = set()
+
+    def extend(expression: str, value: int, left: tuple[int, ...]) -> None:
+        if not left:
+            if value == target:
+                found.add(expression)
+            return
+        for index, number in enumerate(left):
+            if number in left[:index]:
+                continue
+            for operator in operators:
+                result = _apply(value, operator, number)
+                if result is not None:
+                    extend(f"{expression}{operator}{number}", result, left[:index] + left[index + 1 :])
+
+    for index, number in enumerate(numbers):
+        if number not in numbers[:index]:
+            extend(str(number), number, numbers[:index] + numbers[index + 1 :])
+    return tuple(sorted(found))
