@@ -1,0 +1,100 @@
+"""The command `metatune`: `metatune sft|grpo|eval|report|doctor --config FILE.yaml [--any_field value]`.
+
+Works as `trl` does. A training recipe is read and checked here first, so that a mistake costs seconds and one line,
+and is then launched through `accelerate launch`; options of the launcher may stand anywhere on the command line or in
+the recipe. The other commands run in this process.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import version
+
+from .config import ConfigError, config_path, nearest, read_recipe
+
+
+@dataclass(frozen=True)
+class Command:
+    """A subcommand: the module in this package that does the work, one line of help, and how it is started."""
+
+    module: str
+    summary: str
+    launched: bool = False
+
+
+COMMANDS = {
+    "sft": Command("sft", "warm-start a model on demonstrations, or make one from nothing", launched=True),
+    "grpo": Command("grpo", "train with GRPO over a curriculum of task distributions", launched=True),
+    "eval": Command("evaluate", "measure accuracy, pass@k and maj@k with intervals"),
+    "report": Command("report", "turn a run's folder into a page with pictures"),
+    "doctor": Command("doctor", "show versions, devices, usable engines and a recipe's memory"),
+}
+
+
+def usage() -> str:
+    """Return the text of `metatune --help`."""
+    rows = "\n".join(f"  {name:8}{command.summary}" for name, command in COMMANDS.items())
+    return f"""usage: metatune COMMAND --config FILE.yaml [--any_field value] [--accelerate_config NAME|FILE]
+
+commands:
+{rows}
+
+options:
+  --help     this text; `metatune COMMAND --help` lists every field of a command
+  --version  the version of metatune
+
+A field of the recipe can be given on the command line too, and wins there. sft and grpo also take the options of
+`accelerate launch` (--num_processes 2, …) and --accelerate_config with a file or one of the names ddp, zero2, cpu2."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv (`Sequence[str]`, *optional*): the arguments, `sys.argv[1:]` by default.
+
+    Returns:
+        `int`: the exit code; 2 for a mistake in the command line or the recipe, told in one line on stderr.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return dispatch(argv)
+    except ConfigError as error:
+        print(f"metatune: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def dispatch(argv: list[str]) -> int:
+    """Run the subcommand that `argv` names; raises [`ConfigError`]."""
+    if not argv or argv[0] in ("-h", "--help"):
+        print(usage())
+        return 0
+    if argv[0] == "--version":
+        print(f"metatune {version('metatune')}")
+        return 0
+    name, *args = argv
+    if name not in COMMANDS:
+        raise ConfigError(f"unknown command '{name}'{nearest(name, COMMANDS)} See metatune --help")
+    path = config_path(args)
+    if path is not None:
+        read_recipe(path)  # a missing or broken file is told before anything heavy is imported
+    command = COMMANDS[name]
+    module = import_module(f".{command.module}", __package__)
+    parser = module.make_parser(prog=f"metatune {name}")
+    if command.launched:
+        from .launch import launch
+
+        return launch(module, parser, args)
+    configs = parser.parse_args_and_config(args)
+    if parser.launch_values:
+        key = next(iter(parser.launch_values))
+        raise parser.recipe.error(key, f"`{key}` belongs to the launcher, and metatune {name} runs in one process")
+    module.main(*configs)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,254 @@
+"""Strict recipes: TRL's `TrlParser` where a mistake in the YAML or on the command line is one clear line.
+
+`TrlParser` takes YAML values as they come: a mistyped key is passed on, a wrong type travels until something breaks.
+[`StrictParser`] checks each value against the annotation of its dataclass field and names the file, the line, the key
+and the nearest valid name. Beyond that it reads recipes as TRL does: command-line options win over the YAML, `env:`
+sets environment variables, and relative paths are relative to the working directory, not to the YAML file.
+
+Everything at import time here is free of torch, so that a missing file is reported in a fraction of a second.
+"""
+
+import dataclasses
+import os
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, NoReturn, get_type_hints
+
+import yaml
+from trl.scripts.utils import TrlParser
+
+from .conform import conform, describe, nearest
+
+EXPECTED_PROCESSES = "METATUNE_EXPECTED_PROCESSES"
+
+
+class ConfigError(ValueError):
+    """A mistake of the user's: reported as one line on stderr with exit code 2, never as a traceback."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """A recipe as read from its file, before any dataclass has seen it.
+
+    Args:
+        path (`str`): the file, as the user named it.
+        values (`dict[str, Any]`): its keys and values, without `env`.
+        lines (`dict[str, int]`): the line of each key, counted from 1.
+        env (`dict[str, str]`): the environment variables it asks for.
+    """
+
+    path: str
+    values: dict[str, Any]
+    lines: dict[str, int]
+    env: dict[str, str]
+
+    def error(self, key: str, message: str) -> ConfigError:
+        """Build the error for `key`: `FILE:LINE: message`."""
+        return ConfigError(f"{self.path}:{self.lines[key]}: {message}")
+
+
+def read_recipe(path: str) -> Recipe:
+    """Read a recipe from a YAML file.
+
+    Raises [`ConfigError`] if the file is missing, unreadable, not YAML, not a mapping, or names a key twice.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        values = yaml.safe_load(text)
+    except FileNotFoundError:
+        folder = Path(path).parent
+        siblings = [file.name for file in folder.iterdir() if file.is_file()] if folder.is_dir() else []
+        raise ConfigError(f"{path}: no such file{nearest(Path(path).name, siblings)}") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text (byte {error.start})") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f":{mark.line + 1}" if mark else ""
+        raise ConfigError(f"{path}{where}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: a recipe is a YAML mapping `key: value`, this is {describe(values)}")
+    refuse_duplicate_keys(root, path)
+    lines = {key.value: key.start_mark.line + 1 for key, _ in root.value}
+    env = values.pop("env", None) or {}
+    if not isinstance(env, dict) or any(isinstance(value, (dict, list)) or value is None for value in env.values()):
+        raise ConfigError(f"{path}:{lines['env']}: `env` is a mapping from variable names to text")
+    return Recipe(path, values, lines, {str(name): str(value) for name, value in env.items()})
+
+
+def refuse_duplicate_keys(root: yaml.Node, path: str) -> None:
+    """Raise [`ConfigError`] where a mapping, at any depth, names a key twice: YAML would keep the last in silence."""
+    pending, seen_nodes = [root], set()
+    while pending:
+        node = pending.pop()
+        if id(node) in seen_nodes or isinstance(node, yaml.ScalarNode):
+            continue
+        seen_nodes.add(id(node))  # an alias may point back at its own parent
+        if isinstance(node, yaml.SequenceNode):
+            pending.extend(node.value)
+            continue
+        first_line: dict[str, int] = {}
+        for key, value in node.value:
+            line = key.start_mark.line + 1
+            if key.value != "<<" and str(key.value) in first_line:
+                raise ConfigError(f"{path}:{line}: key '{key.value}' again; first on line {first_line[key.value]}")
+            first_line[str(key.value)] = line
+            pending.append(value)
+
+
+@cache
+def launch_options() -> dict[str, bool]:
+    """Return the options that belong to the launcher, without dashes, and whether each takes a value."""
+    from accelerate.commands.launch import launch_command_parser
+
+    ours = {"help", "module", "no_python", "training_script", "training_script_args"}
+    options = {"accelerate_config": True}
+    for action in launch_command_parser()._actions:
+        if action.dest not in ours:
+            options |= {option.removeprefix("--"): action.nargs != 0 for option in action.option_strings}
+    return options
+
+
+class StrictParser(TrlParser):
+    """A [`~trl.TrlParser`] that accepts nothing it does not understand.
+
+    Args:
+        dataclass_types (`DataClassType` or `Iterable[DataClassType]`): as for [`~trl.TrlParser`].
+        **kwargs: as for `argparse.ArgumentParser`; abbreviated options are off.
+
+    After parsing, `launch_values` holds the keys of the recipe that are the launcher's (`num_processes`,
+    `accelerate_config`, any option of `accelerate launch`): `metatune` acts on them. A script that was launched by
+    other means ignores them but for `num_processes`, which [`check_world_size`] compares with the truth.
+    """
+
+    def __init__(self, dataclass_types, **kwargs):
+        super().__init__(dataclass_types, **{"allow_abbrev": False, **kwargs})
+        self.add_argument("--config", metavar="FILE.yaml", help="The recipe; any option given here wins over it.")
+        self.recipe: Recipe | None = None
+        self.values: dict[str, Any] = {}
+        self.launch_values: dict[str, Any] = {}
+
+    @property
+    def hints(self) -> dict[str, Any]:
+        """The annotation of every field that a recipe may set."""
+        hints = {}
+        for dtype in self.dataclass_types:
+            of_class = get_type_hints(dtype)
+            hints |= {field.name: of_class[field.name] for field in dataclasses.fields(dtype) if field.init}
+        if "resume_from_checkpoint" in hints:  # annotated `str | None`, but `Trainer` takes true as well
+            hints["resume_from_checkpoint"] = str | bool | None
+        return hints
+
+    def error(self, message: str) -> NoReturn:
+        """Raise [`ConfigError`] where argparse would print its usage, some hundred lines here, and exit."""
+        if "required:" in message and self.recipe is not None:
+            message += f" (give them here or in {self.recipe.path})"
+        raise ConfigError(" ".join(message.split()))
+
+    def parse_args_and_config(self, args: Iterable[str] | None = None) -> tuple[Any, ...]:
+        """Parse the command line and the recipe it names into the dataclasses, in their order.
+
+        Raises [`ConfigError`] for an unknown or duplicate key, a value of the wrong type or outside the choices, a
+        missing file or required key, an unknown option, and whatever a dataclass refuses in its `__post_init__`.
+        """
+        args = list(args) if args is not None else sys.argv[1:]
+        self.refuse_unknown_options(args)
+        path = config_path(args)
+        if path is not None:
+            self.recipe = read_recipe(path)
+            os.environ.update(self.recipe.env)
+            self.values = self.check_recipe(self.recipe)
+            if "num_processes" in self.launch_values:  # `metatune` has set it already if it launched this process
+                os.environ.setdefault(EXPECTED_PROCESSES, str(self.launch_values["num_processes"]))
+        _, extra = self.parse_known_args(args)
+        if extra:
+            advice = f"; did you mean --config {extra[0]}?" if extra[0].endswith((".yaml", ".yml")) else ""
+            raise ConfigError(f"unexpected argument '{extra[0]}'{advice}")
+        try:
+            *configs, _namespace = self.parse_args_into_dataclasses(args, look_for_args_file=False)
+        except ConfigError:
+            raise
+        except ValueError as error:
+            message = " ".join(str(error).split())
+            raise ConfigError(f"{path}: {message}" if path else message) from error
+        for config in configs:  # on the command line, true (the last checkpoint) can only be said as text
+            if str(getattr(config, "resume_from_checkpoint", None)).lower() == "true":
+                config.resume_from_checkpoint = True
+        return tuple(configs)
+
+    def parse_known_args(self, args=None, namespace=None):
+        """Parse over the recipe's values: they have their types, and argparse would read a text default once more."""
+        for action in self._actions:
+            action.required = action.required and action.dest not in self.values
+        return super().parse_known_args(args, Namespace(**self.values) if namespace is None else namespace)
+
+    def refuse_unknown_options(self, args: Sequence[str]) -> None:
+        """Raise [`ConfigError`] for the first option in `args` that this parser does not have."""
+        for arg in args:
+            option = arg.split("=")[0]
+            if option.startswith("--") and option not in self._option_string_actions:
+                raise ConfigError(f"unknown option {option}{nearest(option, self._option_string_actions)}")
+
+    def check_recipe(self, recipe: Recipe) -> dict[str, Any]:
+        """Return the values of `recipe` that belong to the dataclasses, each of its field's type."""
+        hints = self.hints
+        launcher_hints = {"num_processes": int}  # the rest is checked by the launcher's own parser
+        checked = {}
+        for key, value in recipe.values.items():
+            target = checked if key in hints else self.launch_values
+            if key not in hints and key not in launch_options():
+                raise recipe.error(key, f"unknown key '{key}'{nearest(key, [*hints, *launch_options()])}")
+            try:
+                target[key] = conform(value, hints.get(key) or launcher_hints.get(key, Any))
+            except ValueError as error:
+                raise recipe.error(key, f"`{key}`: {error}") from None
+        return checked
+
+
+def config_path(args: Sequence[str]) -> str | None:
+    """Return the file that `--config FILE` or `--config=FILE` names in `args`, `None` without either."""
+    paths = []
+    for index, arg in enumerate(args):
+        if arg == "--config":
+            if index + 1 == len(args) or args[index + 1].startswith("--"):
+                raise ConfigError("--config needs a file: --config FILE.yaml")
+            paths.append(args[index + 1])
+        elif arg.startswith("--config="):
+            paths.append(arg.removeprefix("--config="))
+    if len(paths) > 1:
+        raise ConfigError(f"--config is given {len(paths)} times; put everything in one recipe")
+    return paths[0] if paths else None
+
+
+def check_world_size() -> None:
+    """Raise [`ConfigError`] unless as many processes work together as were asked for.
+
+    Call it once the training arguments exist. It catches two launches that go wrong without a word: `accelerate launch
+    --cpu --num_processes 2` starts one process, and `--multi_gpu` on a machine without a GPU starts two that each
+    train alone unless `use_cpu: true` or `ACCELERATE_USE_CPU=true` is set.
+    """
+    from accelerate import PartialState
+
+    found = PartialState().num_processes
+    for name in (EXPECTED_PROCESSES, "WORLD_SIZE"):
+        expected = int(os.environ.get(name, found))
+        if expected != found:
+            raise ConfigError(
+                f"{expected} processes were asked for ({name}) but {found} would train together; launch with "
+                f"`metatune … --num_processes {expected}`, or set use_cpu: true and use "
+                f"`accelerate launch --multi_gpu --num_processes {expected}` if there is no GPU"
+            )
+
+
+def run(make_parser: Callable[[], StrictParser], main: Callable[..., None]) -> None:
+    """Run a recipe that was launched as a script; a [`ConfigError`] becomes one line and exit code 2."""
+    try:
+        main(*make_parser().parse_args_and_config())
+    except ConfigError as error:
+        print(f"metatune: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None

@@ -1,0 +1,174 @@
+"""Launch a training recipe through `accelerate launch`, with as many processes as were asked for.
+
+`accelerate launch` alone falls back to one process without a word when there is no GPU, or one too few. Here the
+number is settled first, processes on a CPU are started like those on GPUs (by torchrun) and told to use gloo, and
+every process checks the number again ([`check_world_size`]).
+"""
+
+import argparse
+import os
+import subprocess
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from .config import EXPECTED_PROCESSES, ConfigError, StrictParser, launch_options, nearest
+
+ACCELERATE_FOLDER = Path(__file__).with_name("accelerate")
+
+
+def launch(recipe: ModuleType, parser: StrictParser, args: Sequence[str]) -> int:
+    """Check the recipe in this process, then run it in as many processes as asked.
+
+    Args:
+        recipe (`ModuleType`): the recipe's module; its `check(*configs)`, if it has one, sees contradictions early.
+        parser (`StrictParser`): the recipe's parser.
+        args (`Sequence[str]`): the command line after the subcommand, the launcher's options among them.
+
+    Returns:
+        `int`: the exit code of the first process that failed, else 0.
+    """
+    recipe_args, launch_args = separate(args, parser)
+    configs = parser.parse_args_and_config(recipe_args)
+    if hasattr(recipe, "check"):
+        recipe.check(*configs)
+    use_cpu = any(getattr(config, "use_cpu", False) for config in configs)
+    launch_args = as_options(parser.launch_values) + launch_args
+    return start(plan(resolve_accelerate_config(launch_args), recipe.__name__, recipe_args, use_cpu))
+
+
+def separate(args: Sequence[str], parser: StrictParser) -> tuple[list[str], list[str]]:
+    """Split a command line into the recipe's arguments and the launcher's; an option that both know is the recipe's.
+
+    Raises [`ConfigError`] for an option that neither knows.
+    """
+    recipe_options, recipe_args, launch_args = parser._option_string_actions, [], []
+    rest = iter(args)
+    for arg in rest:
+        option = arg.split("=")[0]
+        if option in recipe_options or not option.startswith("--"):
+            recipe_args.append(arg)
+            continue
+        takes_value = launch_options().get(option.removeprefix("--"))
+        if takes_value is None:
+            known = [*recipe_options, *(f"--{name}" for name in launch_options())]
+            raise ConfigError(f"unknown option {option}{nearest(option, known)}")
+        launch_args.append(option)
+        if takes_value:
+            value = arg.partition("=")[2] if "=" in arg else next(rest, "--")
+            if value.startswith("--"):
+                raise ConfigError(f"{option} needs a value")
+            launch_args.append(value)
+    return recipe_args, launch_args
+
+
+def as_options(values: dict[str, Any]) -> list[str]:
+    """Write the launcher's keys of a recipe as command-line options."""
+    options = []
+    for name, value in values.items():
+        if launch_options()[name]:
+            options += [f"--{name}", str(value)]
+        elif value is True:
+            options.append(f"--{name}")
+    return options
+
+
+def resolve_accelerate_config(args: Sequence[str]) -> list[str]:
+    """Replace `--accelerate_config NAME|FILE` by accelerate's `--config_file FILE`; the last one counts."""
+    args = list(args)
+    path = None
+    while "--accelerate_config" in args:
+        index = args.index("--accelerate_config")
+        _, name = args[index : index + 2]
+        del args[index : index + 2]
+        path = Path(name) if Path(name).is_file() else ACCELERATE_FOLDER / f"{name}.yaml"
+        if not path.is_file():
+            names = sorted(file.stem for file in ACCELERATE_FOLDER.glob("*.yaml"))
+            raise ConfigError(f"--accelerate_config: no file and no name '{name}'{nearest(name, names)} ({names})")
+    return args if path is None else ["--config_file", str(path), *args]
+
+
+def plan(launch_args: Sequence[str], module: str, recipe_args: Sequence[str], use_cpu: bool) -> argparse.Namespace:
+    """Parse the launcher's arguments and settle how many processes run, on what, and started how.
+
+    Args:
+        launch_args (`Sequence[str]`): options of `accelerate launch`.
+        module (`str`): importable name of the recipe.
+        recipe_args (`Sequence[str]`): the recipe's own arguments.
+        use_cpu (`bool`): whether the recipe asks for the CPU.
+
+    Returns:
+        `argparse.Namespace`: the arguments of `accelerate launch`, nothing in them left to be guessed.
+    """
+    import torch
+    from accelerate.commands.launch import launch_command_parser
+
+    parser = launch_command_parser()
+    parser.error = _raise_config_error
+    args = parser.parse_args([*launch_args, "--module", module, *recipe_args])
+    defaults = load_accelerate_config(args)
+    kind = str(getattr(defaults, "distributed_type", "NO"))
+    deepspeed = args.use_deepspeed or "DEEPSPEED" in kind
+    sharded = deepspeed or args.use_fsdp or "FSDP" in kind
+    accelerators = torch.accelerator.device_count()
+    on_cpu = use_cpu or args.cpu or getattr(defaults, "use_cpu", False) or accelerators == 0
+
+    args.num_machines = args.num_machines or getattr(defaults, "num_machines", None) or 1
+    if args.num_processes is None:
+        written = getattr(defaults, "num_processes", -1)  # -1: accelerate's mark for a file that does not say
+        args.num_processes = written if written > 0 else max(1, 0 if on_cpu else accelerators)
+    per_machine = args.num_processes // args.num_machines
+    if not on_cpu and per_machine > accelerators:
+        raise ConfigError(f"{per_machine} processes are asked for, this machine has {accelerators} GPU(s)")
+    if deepspeed and find_spec("deepspeed") is None:
+        raise ConfigError("DeepSpeed is not installed: pip install 'metatune[deepspeed]'")
+    if deepspeed and on_cpu and not use_cpu:
+        raise ConfigError("DeepSpeed without a GPU needs use_cpu: true in the recipe")
+
+    if args.num_processes > 1 and not sharded:
+        args.multi_gpu = True  # accelerate's name for "started by torchrun"
+    if on_cpu:
+        args.cpu = False  # the flag would override multi_gpu; the variable tells every process the same
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+    if args.num_machines == 1 and args.main_process_port is None:
+        args.main_process_port = getattr(defaults, "main_process_port", None) or 0  # 0: any free port
+    if defaults is None:  # said here, or accelerate prints a paragraph about its defaults
+        args.mixed_precision, args.dynamo_backend = args.mixed_precision or "no", args.dynamo_backend or "no"
+        args.use_cpu = on_cpu
+    return args
+
+
+def load_accelerate_config(args: argparse.Namespace) -> Any:
+    """Load the accelerate configuration that applies, `None` without one."""
+    from accelerate.commands.config import load_config_from_file
+    from accelerate.commands.config.config_args import default_yaml_config_file
+
+    path = args.config_file or default_yaml_config_file
+    if args.config_file is None and not Path(path).is_file():
+        return None
+    try:
+        return load_config_from_file(path)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path}: not a configuration of accelerate: {' '.join(str(error).split())}") from None
+
+
+def _raise_config_error(message: str) -> None:
+    raise ConfigError(f"launcher: {message}")
+
+
+def start(args: argparse.Namespace) -> int:
+    """Run `accelerate launch` and return the exit code of the first process that failed, else 0."""
+    from accelerate.commands.launch import launch_command
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    os.environ[EXPECTED_PROCESSES] = str(args.num_processes)
+    try:
+        launch_command(args)
+    except subprocess.CalledProcessError as error:
+        return error.returncode if error.returncode > 0 else 1
+    except ChildFailedError as error:
+        _, failure = error.get_first_failure()
+        return failure.exitcode if failure.exitcode > 0 else 1
+    return 0

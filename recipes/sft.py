@@ -1,0 +1,165 @@
+"""Supervised fine-tuning: warm-start a model on demonstration traces, or make a small one from nothing.
+
+    metatune sft --config recipes/sft/FILE.yaml
+    accelerate launch recipes/sft.py --config recipes/sft/FILE.yaml
+
+Data is either `distributions:` (built-in families, whose imperfect demonstrators write `demonstrations` traces of
+training problems; held-out problems never appear) or `dataset_name`, any dataset that TRL's SFT trainer takes. The
+model is either `model_name_or_path` or `init_config:`, the fields of a transformers configuration to initialise at
+random. Ends with the model (safetensors) and its tokenizer in `output_dir`.
+"""
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from trl import ModelConfig, ScriptArguments, SFTConfig
+
+from metatune.recipes.config import ConfigError, StrictParser, check_world_size, nearest, run
+
+
+@dataclass
+class SFTScriptArguments(ScriptArguments):
+    """
+    What to imitate and what to start from, beside TRL's `dataset_name` and its companions.
+
+    Args:
+        distributions (`list[dict]`, *optional*):
+            Built-in families, each `{name, source: countdown|arithmetic|logic, config: {…}}`.
+        demonstrations (`int`, *optional*, defaults to `10000`):
+            Number of traces over all `distributions`, in equal shares.
+        demonstration_seed (`int`, *optional*, defaults to `0`):
+            Seed of the problems and traces.
+        init_config (`dict`, *optional*):
+            Fields of a transformers configuration, `model_type` among them, of a model to initialise at random. The
+            vocabulary and the special tokens come from the tokenizer.
+        tokenizer (`str`, *optional*):
+            Path or name of a tokenizer, or `starter` for the built-in one. Required with `init_config`; else the
+            model's own is the default.
+    """
+
+    distributions: list[dict] | None = field(
+        default=None, metadata={"help": "Built-in families: {name, source, config}. YAML only."}
+    )
+    demonstrations: int = field(default=10_000, metadata={"help": "Number of traces over all distributions."})
+    demonstration_seed: int = field(default=0, metadata={"help": "Seed of the problems and traces."})
+    init_config: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Configuration of a model to initialise at random, as a mapping or JSON."}
+    )
+    tokenizer: str | None = field(default=None, metadata={"help": "Path or name of a tokenizer, or `starter`."})
+
+    def __post_init__(self):
+        if isinstance(self.init_config, str):
+            self.init_config = json.loads(self.init_config)
+        if (self.distributions is None) == (self.dataset_name is None):
+            raise ValueError("give either `distributions` or `dataset_name`")
+        if self.demonstrations < 1:
+            raise ValueError(f"`demonstrations` is {self.demonstrations}; it must be at least 1")
+        if self.init_config is not None and "model_type" not in self.init_config:
+            raise ValueError("`init_config` needs a `model_type`, for example llama")
+        if self.init_config is not None and self.tokenizer is None:
+            raise ValueError("`init_config` needs a `tokenizer`: a path, a name, or starter")
+
+
+def check(script_args: SFTScriptArguments, training_args: SFTConfig, model_args: ModelConfig) -> None:
+    """Raise [`ConfigError`] for options that contradict each other."""
+    if (model_args.model_name_or_path is None) == (script_args.init_config is None):
+        raise ConfigError("give either `model_name_or_path` or `init_config`")
+    if script_args.distributions is not None and training_args.eval_strategy != "no":
+        raise ConfigError("`distributions` give no evaluation split; set eval_strategy to 'no' and use metatune eval")
+    if script_args.init_config is not None:
+        build_config(script_args.init_config)
+
+
+def build_config(fields: dict[str, Any], **token_ids: int | None):
+    """Build a transformers configuration, refusing a field that its model type does not have."""
+    from transformers import AutoConfig
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    model_type = fields["model_type"]
+    if model_type not in CONFIG_MAPPING_NAMES:
+        raise ConfigError(f"init_config: unknown model_type '{model_type}'{nearest(model_type, CONFIG_MAPPING_NAMES)}")
+    known = AutoConfig.for_model(model_type).to_dict()
+    for key in fields:
+        if key not in known:
+            raise ConfigError(f"init_config: {model_type} has no field '{key}'{nearest(key, known)}")
+    return AutoConfig.for_model(**{**fields, **token_ids})
+
+
+def load_tokenizer(name: str):
+    """Load a tokenizer by path or name; `starter` is the built-in one."""
+    from transformers import AutoTokenizer
+
+    from metatune.curricula.tokenizer import build_tokenizer
+
+    return build_tokenizer() if name == "starter" else AutoTokenizer.from_pretrained(name)
+
+
+def init_model(fields: dict[str, Any], tokenizer, dtype: str | None, seed: int):
+    """Initialise a causal language model at random, the same one for the same `seed` on every process."""
+    from transformers import AutoModelForCausalLM, set_seed
+
+    token_ids = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
+    config = build_config(fields, vocab_size=len(tokenizer), **token_ids)
+    set_seed(seed)
+    return AutoModelForCausalLM.from_config(config, dtype=None if dtype == "auto" else dtype)
+
+
+def load_data(script_args: SFTScriptArguments):
+    """Return the splits to train on and to evaluate on, by name."""
+    from datasets import load_dataset
+
+    from metatune.curricula.distributions import demonstrations
+
+    if script_args.distributions is None:
+        return load_dataset(
+            script_args.dataset_name, name=script_args.dataset_config, streaming=script_args.dataset_streaming
+        )
+    try:
+        traces = demonstrations(script_args.distributions, script_args.demonstrations, script_args.demonstration_seed)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return {script_args.dataset_train_split: traces}
+
+
+def main(script_args: SFTScriptArguments, training_args: SFTConfig, model_args: ModelConfig) -> None:
+    """Train, and save the model and its tokenizer in `training_args.output_dir`."""
+    from trl import SFTTrainer, get_peft_config, get_quantization_config
+
+    check(script_args, training_args, model_args)
+    check_world_size()
+    tokenizer = None if script_args.tokenizer is None else load_tokenizer(script_args.tokenizer)
+    if script_args.init_config is not None:
+        model = init_model(script_args.init_config, tokenizer, model_args.dtype, training_args.seed)
+    else:
+        model = model_args.model_name_or_path
+        training_args.model_init_kwargs = {
+            "revision": model_args.model_revision,
+            "attn_implementation": model_args.attn_implementation,
+            "dtype": model_args.dtype,
+            **(training_args.model_init_kwargs or {}),
+        }
+    data = load_data(script_args)
+    trainer = SFTTrainer(
+        model=model,
+        args=training_args,
+        train_dataset=data[script_args.dataset_train_split],
+        eval_dataset=data[script_args.dataset_test_split] if training_args.eval_strategy != "no" else None,
+        processing_class=tokenizer,
+        quantization_config=get_quantization_config(model_args),
+        peft_config=get_peft_config(model_args),
+    )
+    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    trainer.save_model(training_args.output_dir)
+    trainer.accelerator.print(f"Saved to {training_args.output_dir}")
+    if training_args.push_to_hub:
+        trainer.push_to_hub(dataset_name=script_args.dataset_name)
+
+
+def make_parser(prog: str | None = None) -> StrictParser:
+    """Return the parser of this recipe's options."""
+    return StrictParser((SFTScriptArguments, SFTConfig, ModelConfig), prog=prog)
+
+
+if __name__ == "__main__":
+    run(make_parser, main)
