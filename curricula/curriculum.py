@@ -44,6 +44,7 @@ class Curriculum(ABC):
     def __init_subclass__(cls, name: str | None = None, **kwargs: Any):
         super().__init_subclass__(**kwargs)
         if name is not None:
+            require(name not in CURRICULA, f"there is already a curriculum {name!r}: {CURRICULA.get(name)}")
             cls.name = name
             CURRICULA[name] = cls
 
@@ -146,7 +147,6 @@ class Curriculum(ABC):
                 or set of options; the message names what differs.
         """
         expected = self.state_dict()
-        require(isinstance(state, Mapping), f"curriculum state refused: it is {state!r}, not a `state_dict`")
         _check_same_keys("the state", expected, state)
         _check_same("version", expected["version"], state["version"], "resume with the metatune that wrote it")
         _check_same("name", expected["name"], state["name"], "resume with the curriculum of the checkpoint")
@@ -202,9 +202,9 @@ class Curriculum(ABC):
 
     def _per_arm(self, key: str, values: Sequence[float]) -> np.ndarray:
         """Read an array with one finite number per arm from a state."""
-        array = np.array(values, dtype=np.float64)
-        if array.shape != (len(self.arms),) or not np.isfinite(array).all():
-            raise ValueError(f"curriculum state refused: {key} must hold one finite number per arm, got {values}")
+        array = _finite_or_none(values)
+        fits = array is not None and array.shape == (len(self.arms),)
+        require(fits, f"curriculum state refused: {key} must hold one finite number per arm, got {values}")
         return array
 
 
@@ -236,16 +236,20 @@ class RecentPrompts:
 
     def restored(self, key: str, state: Sequence) -> "RecentPrompts":
         """Return a new `RecentPrompts` with the values of `state`."""
-        fits = len(state) == len(self.values) and all(len(window) <= self.size for window in state)
-        if not fits or not all(math.isfinite(value) for window in state for value, _ in window):
-            raise ValueError(
-                f"curriculum state refused: {key} must hold, for each of {len(self.values)} arms, at most "
-                f"{self.size} pairs of a finite value and its draw"
-            )
+        windows = [_finite_or_none(window) for window in state] if isinstance(state, list) else []
+        fits = len(windows) == len(self.values) and all(
+            window is not None and window.shape in [(0,), *((n, 2) for n in range(1, self.size + 1))]
+            for window in windows
+        )
+        require(
+            fits,
+            f"curriculum state refused: {key} must hold, for each of {len(self.values)} arms, at most {self.size} "
+            "pairs of a finite value and its draw",
+        )
         restored = RecentPrompts(len(self.values), self.size)
         for index, window in enumerate(state):
             for value, draw in window:
-                restored.add(index, value, draw)
+                restored.add(index, value, int(draw))
         return restored
 
 
@@ -319,14 +323,26 @@ def make_curriculum(name: str, arms: Sequence[str], **options: Any) -> Curriculu
         raise ValueError(f"unknown curriculum {name!r}{_nearest(name, CURRICULA)}; choose from {sorted(CURRICULA)}")
     parameters = dict(inspect.signature(CURRICULA[name]).parameters)
     del parameters["arms"]
-    for option in options:
+    for option, value in options.items():
         if option not in parameters:
             hint = _nearest(option, parameters)
             raise ValueError(f"unknown option {option!r} of curriculum {name!r}{hint}; valid: {list(parameters)}")
+        _check_option_type(name, option, value, parameters[option].annotation)
     for option, parameter in parameters.items():
         if parameter.default is parameter.empty and option not in options:
             raise ValueError(f"curriculum {name!r} needs the option {option!r}")
     return CURRICULA[name](arms, **options)
+
+
+def _check_option_type(name: str, option: str, value: Any, expected: Any) -> None:
+    # Numbers and switches only; words are checked by the curriculum that knows them.
+    if expected in (int, float, bool):
+        fits = isinstance(value, (int, float) if expected is float else expected)
+        require(
+            fits and isinstance(value, bool) == (expected is bool),
+            f"option {option!r} of curriculum {name!r} must be a {expected.__name__}, got {value!r} "
+            "(YAML reads 1e-1 as text: write 0.1)",
+        )
 
 
 def _nearest(word: str, words: Sequence[str] | Mapping[str, Any]) -> str:
@@ -360,7 +376,17 @@ def _checked_group(arm: str, what: str, values: Sequence[float], length: int | N
     return group
 
 
+def _finite_or_none(values: Any) -> np.ndarray | None:
+    """Read an array of finite numbers from a state, or None if it is none."""
+    try:
+        array = np.array(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        return None
+    return array if np.isfinite(array).all() else None
+
+
 def _check_same_keys(what: str, expected: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    require(isinstance(found, Mapping), f"curriculum state refused: {what} is {found!r}, not a mapping")
     missing, unknown = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
     require(
         not missing and not unknown,

@@ -1,10 +1,10 @@
-"""Learnability per token: a curriculum that mends the weaknesses of DUMP's estimator; not a published method.
+"""Learnability: a curriculum that mends the weaknesses of DUMP's estimator; our own, not a published method.
 
-1. The value of an arm is the variance of the rewards within its prompts: how far the group disagrees, p (1 - p).
-2. It is divided by the tokens a completion of the arm costs, as compute is spent in tokens, not in prompts.
-3. Both are running means that forget at every draw, since the policy moves.
-4. Each arm starts as if prompts of the greatest possible value had been seen; as real evidence is forgotten this
+1. The value of an arm is the variance of the rewards within its prompts: how far a group disagrees, p (1 - p).
+2. It is a running mean that forgets at every draw, since the policy moves.
+3. Each arm starts as if prompts of the greatest possible value had been seen; as real evidence is forgotten this
    belief comes back, so an arm that is hardly drawn any more is tried again.
+4. On request the value is divided by the tokens that a completion of the arm costs.
 5. A softmax over the values, relative to the best arm's, gives the shares, floored.
 
 Equations, for prompt i of arm d with G rewards in [0, 1] and mean length t(i), seen a(i) draws ago, m = optimism:
@@ -12,18 +12,21 @@ Equations, for prompt i of arm d with G rewards in [0, 1] and mean length t(i), 
     v(i) = sum (r - mean r)^2 / (G - 1)            unbiased for p (1 - p) if rewards are 0 or 1
     n(d) = sum discount^a(i)
     V(d) = (m / 4 + sum discount^a(i) v(i)) / (m + n(d))
-    T(d) = (m T + sum discount^a(i) t(i)) / (m + n(d)),   T = discounted mean length over all arms
+    T(d) = (m T + sum discount^a(i) t(i)) / (m + n(d)) if per_token, else 1;   T = discounted mean length over all arms
     P = floor + (1 - N floor) softmax(X / temperature),   X(d) = (V(d) / T(d)) / max over arms of V / T
 
 What differs from DUMP (`ucb.py`), and why:
 
 - Variance instead of |A| after division by the standard deviation: the latter saturates, so that an arm solved once in
   16 attempts still scores about half of the maximum. It scores a quarter of it here (1/16 * 15/16 against 1/4).
-- It needs the raw rewards, and so sees neither their scale in the advantages nor the normalisation a trainer uses.
-- Optimism of the scale of the values, 1/4 at most, and falling as 1 / n instead of sqrt(ln n / n): for an arm that
-  never varies, mastered or hopeless, the bound closes fast. It never dies out, as n(d) is discounted.
-- Cost counts. A hopeless arm often has the longest traces.
-- The temperature does not depend on the scale of the rewards or on the unit of cost.
+- It is computed from the raw rewards, so that neither the trainer's normalisation nor a reward for format counts.
+- Optimism has the scale of the values, 1/4 at most, and falls as 1 / n instead of sqrt(ln n / n): for an arm that
+  never varies, mastered or hopeless, the bound closes fast. It never dies out, because n(d) is discounted.
+- The temperature is relative to the best arm: late in training, when all variances are small, the curriculum still
+  distinguishes them.
+- `per_token` is off by default. It saves tokens on long hopeless traces, but it also keeps cheap arms going when they
+  are nearly mastered, and a mixture is only learnt when its expensive arms are learnt too. In simulated learners that
+  cost more than it saved.
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,29 +40,29 @@ MAX_VARIANCE = 0.25  # of rewards in [0, 1]
 
 
 class LearnabilityCurriculum(Curriculum, name="dump_plus"):
-    """Reward variance per token, discounted, with an optimistic prior.
+    """Reward variance, discounted, with an optimistic prior.
 
     `observe` needs rewards in [0, 1] of at least two completions and, if `per_token`, their lengths in tokens.
 
     Args:
         arms (`Sequence[str]`): names of the task distributions.
-        temperature (`float`, *optional*, defaults to `0.25`): of the softmax over values relative to the best arm's,
+        temperature (`float`, *optional*, defaults to `0.1`): of the softmax over values relative to the best arm's,
             which is 1; 0 is greedy, ties shared equally.
         discount (`float`, *optional*, defaults to `0.9`): in (0, 1]; what is known weighs this much less per draw.
         optimism (`float`, *optional*, defaults to `1.0`): weight of the optimistic belief, in prompts; above 0.
         floor (`float`, *optional*, defaults to `0.0`): least probability of every arm.
-        per_token (`bool`, *optional*, defaults to `True`): whether value is per token or per prompt.
+        per_token (`bool`, *optional*, defaults to `False`): whether value is per token instead of per completion.
         seed (`int`, *optional*, defaults to `0`): seed of the order of a draw and of its ties.
     """
 
     def __init__(
         self,
         arms: Sequence[str],
-        temperature: float = 0.25,
+        temperature: float = 0.1,
         discount: float = 0.9,
         optimism: float = 1.0,
         floor: float = 0.0,
-        per_token: bool = True,
+        per_token: bool = False,
         seed: int = 0,
     ):
         super().__init__(
@@ -94,7 +97,7 @@ class LearnabilityCurriculum(Curriculum, name="dump_plus"):
         return (self.optimism * MAX_VARIANCE + self._variances) / (self.optimism + self._weights)
 
     def lengths(self) -> np.ndarray:
-        """Return T: tokens per completion, shape (N,); an arm without evidence has the mean of all arms'."""
+        """Return T: tokens per completion, shape (N,), or ones; an arm without evidence has the mean of all arms'."""
         total = self._weights.sum()
         if not self.per_token or total == 0:
             return np.ones(len(self.arms))
@@ -108,7 +111,7 @@ class LearnabilityCurriculum(Curriculum, name="dump_plus"):
             require(
                 tokens is not None and (tokens > 0).all(),
                 f"arm {arm!r}: curriculum {self.name!r} needs the length of every completion, at least 1: pass "
-                "`tokens` to `observe`, or set per_token to false",
+                "`tokens` to `observe`, or leave per_token off",
             )
             self._lengths[index] += tokens.mean()
         self._weights[index] += 1
@@ -130,4 +133,4 @@ class LearnabilityCurriculum(Curriculum, name="dump_plus"):
         self._weights, self._variances, self._lengths = sums
 
     def _own_metrics(self) -> dict[str, np.ndarray]:
-        return {"optimistic_value": self.optimistic_values(), "length": self.lengths()}
+        return {"optimistic_value": self.optimistic_values(), **({"length": self.lengths()} if self.per_token else {})}

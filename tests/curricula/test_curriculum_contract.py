@@ -2,23 +2,24 @@
 
 import json
 import math
+from itertools import product
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import metatune.curricula.heuristic
 import metatune.curricula.learnability
 import metatune.curricula.sec
 import metatune.curricula.ucb  # noqa: F401, importing registers
 from metatune.curricula.curriculum import CURRICULA, Curriculum, largest_remainder, make_curriculum, softmax
+from metatune.curricula.heuristic import UniformCurriculum
 
 ARMS = ["add", "countdown", "logic", "zebra"]
 # Options that make the state as rich as it gets: forgetting, small windows, floors.
 OPTIONS = {
     "dump": {"window": 3, "discount": 0.9, "floor": 0.02},
-    "dump_plus": {"floor": 0.02},
+    "dump_plus": {"floor": 0.02, "per_token": True},
     "sec": {"floor": 0.02},
     "uniform": {},
     "easy_to_hard": {"total_prompts": 60},
@@ -258,11 +259,14 @@ def test_foreign_states_are_refused_and_change_nothing(name, what):
     assert curriculum.state_dict() == before
 
 
+DAMAGES = [None, "abc", [], [[1.0]], [[[math.nan, 0]], [], [], []], [[[1.0]], [], [], []], [[], [1.0], [], []]]
+
+
 @every_curriculum
 def test_a_statistic_of_the_wrong_shape_is_refused_and_changes_nothing(name):
-    for statistic in build(name).state_dict()["statistics"]:
+    for statistic, damage in product(build(name).state_dict()["statistics"], DAMAGES):
         state = build(name).state_dict()
-        state["statistics"][statistic] = [[[math.nan, 0]]]
+        state["statistics"][statistic] = damage
         curriculum = build(name)
         play(curriculum, [("draw", 7), ("observe", 2, 1, 5.0)])
         before = curriculum.state_dict()
@@ -274,7 +278,7 @@ def test_a_statistic_of_the_wrong_shape_is_refused_and_changes_nothing(name):
 def test_the_state_of_another_curriculum_is_refused():
     with pytest.raises(ValueError, match="resume with the curriculum of the checkpoint"):
         build("sec").load_state_dict(build("uniform").state_dict())
-    with pytest.raises(ValueError, match="not a `state_dict`"):
+    with pytest.raises(ValueError, match=r"the state is \[1, 2\], not a mapping"):
         build("sec").load_state_dict([1, 2])
 
 
@@ -334,12 +338,25 @@ def test_unknown_names_and_options_name_the_nearest():
         make_curriculum("easy_to_hard", ARMS)
 
 
-def test_a_subclass_with_a_name_is_registered(monkeypatch):
-    monkeypatch.setattr("metatune.curricula.curriculum.CURRICULA", registry := dict(CURRICULA))
-    uniform = type(make_curriculum("uniform", ARMS))
+@pytest.mark.parametrize(
+    ("option", "value"), [("temperature", "1e-1"), ("temperature", True), ("window", 2.5), ("seed", None)]
+)
+def test_an_option_of_the_wrong_type_is_named(option, value):
+    with pytest.raises(ValueError, match=f"option '{option}' of curriculum 'dump' must be a (float|int), got "):
+        make_curriculum("dump", ARMS, **{option: value})
 
-    class Mine(uniform, name="mine"):
-        pass
 
-    assert registry["mine"] is Mine
-    assert make_curriculum("mine", ARMS).state_dict()["name"] == "mine"
+def test_a_subclass_with_a_name_is_registered_once():
+    try:
+
+        class Mine(UniformCurriculum, name="mine"):
+            pass
+
+        assert make_curriculum("mine", ARMS).state_dict()["name"] == "mine"
+        with pytest.raises(ValueError, match="there is already a curriculum 'mine'"):
+
+            class Again(UniformCurriculum, name="mine"):
+                pass
+
+    finally:
+        CURRICULA.pop("mine", None)
