@@ -1,0 +1,203 @@
+"""Task distributions: named sources of prompts with a verifiable answer, read from a recipe's `distributions:` list.
+
+    distributions:
+      - name: countdown-3              # a built-in family: arithmetic, countdown or logic
+        source: countdown
+        config: {numbers: 3, operators: "+-"}
+      - name: chain-sum                # a reasoning-gym generator
+        source: reasoning_gym
+        config: {generator: chain_sum, min_terms: 2}
+      - name: gsm8k                    # files, or a dataset on the hub
+        source: dataset
+        path: openai/gsm8k
+        subset: main
+        prompt_column: question
+        answer_after: "####"
+        verifier: math
+
+Training and held-out items never share a key, over all distributions of one load: a drawn problem, or a row of data
+without a split to hold out, is held out if and only if its key says so (`is_held_out`); and what any held-out part
+contains is dropped from every training part.
+"""
+
+import json
+import logging
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+
+from ..rewards import VERIFIERS
+from .dataset_source import DatasetSource
+from .entry import Entry, nearest, parse_options
+from .families import FAMILIES
+from .problem import Problem
+from .procedural_source import ProceduralSource
+from .reasoning_gym_source import ReasoningGymSource
+
+logger = logging.getLogger(__name__)
+
+SOURCES: dict[str, type[Entry]] = {
+    **dict.fromkeys(FAMILIES, ProceduralSource),
+    "dataset": DatasetSource,
+    "reasoning_gym": ReasoningGymSource,
+}
+MESSAGES = [{"role": datasets.Value("string"), "content": datasets.Value("string")}]
+COLUMNS = ("prompt", "answer", "distribution", "verifier", "info", "key")
+FEATURES = datasets.Features({column: datasets.Value("string") for column in COLUMNS} | {"prompt": MESSAGES})
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """A named source of prompts with a verifiable answer.
+
+    Args:
+        name (`str`): unique name; an arm of the curriculum.
+        train (`datasets.Dataset`): training items, with the columns `prompt` (conversation), `answer`, `distribution`,
+            `verifier`, `info` (JSON) and `key`; never empty.
+        test (`datasets.Dataset`): held-out items with the same columns; may be empty.
+    """
+
+    name: str
+    train: datasets.Dataset
+    test: datasets.Dataset
+
+
+def load_distributions(configs: Sequence[Mapping[str, Any]], *, where: str = "distributions") -> list[Distribution]:
+    """
+    Load the distributions that a recipe lists, in its order.
+
+    Args:
+        configs (`Sequence[Mapping[str, Any]]`): one mapping an entry; see `ProceduralSource`, `ReasoningGymSource` and
+            `DatasetSource` for the options of each source.
+        where (`str`, *optional*, defaults to `"distributions"`): how errors call the list.
+
+    Raises:
+        ValueError: an unknown, missing or mistyped option, two distributions of one name, one without training items,
+            or data that cannot be read; the message names the entry and, for data, the file and the row.
+    """
+    loaded = []
+    for place, entry in _entries(configs, where):
+        loaded += [(place, entry, name, parts) for name, parts in entry.load(place).items()]
+    _refuse_duplicates([(place, name) for place, _, name, _ in loaded])
+
+    held_out = {problem.key for *_, parts in loaded for problem in parts.test}
+    distributions = []
+    for place, entry, name, parts in loaded:
+        train = [problem for problem in parts.train if problem.key not in held_out]
+        if len(train) < len(parts.train):
+            dropped = len(parts.train) - len(train)
+            logger.warning("%s: dropped %d training rows of %s that are held out", place, dropped, name)
+        if not train:
+            raise ValueError(
+                f"{place}: distribution {name!r} has no training items (and {len(parts.test)} held-out ones); "
+                "give it data that is not held out, or remove it"
+            )
+        if not parts.test:
+            logger.warning("%s: distribution %s has no held-out items: it will not be evaluated", place, name)
+        distributions.append(
+            Distribution(
+                name,
+                _dataset(
+                    entry, name, _sample(train, entry.train_size, entry.seed, f"{place}: training part of {name}")
+                ),
+                _dataset(
+                    entry, name, _sample(parts.test, entry.test_size, entry.seed, f"{place}: held-out part of {name}")
+                ),
+            )
+        )
+    return distributions
+
+
+def demonstrations(
+    configs: Sequence[Mapping[str, Any]], n: int, seed: int = 0, *, where: str = "distributions"
+) -> datasets.Dataset:
+    """
+    Write traces for supervised fine-tuning, in equal shares over the entries, which take turns.
+
+    Problems are training problems only; they may recur, since every trace is drawn anew.
+
+    Args:
+        configs (`Sequence[Mapping[str, Any]]`): entries as for [`load_distributions`], all of a built-in family.
+        n (`int`): number of traces.
+        seed (`int`, *optional*, defaults to `0`): seed of problems and traces.
+        where (`str`, *optional*, defaults to `"distributions"`): how errors call the list.
+
+    Returns:
+        `datasets.Dataset`: columns `prompt` and `completion`, both conversations.
+
+    Raises:
+        ValueError: an entry that has no demonstrator, or a bad one (see [`load_distributions`]).
+    """
+    entries = _entries(configs, where)
+    for place, entry in entries:
+        if not isinstance(entry, ProceduralSource):
+            raise ValueError(
+                f"{place}: source {entry.source!r} has no demonstrator; only {', '.join(FAMILIES)} have one"
+            )
+    streams = [entry.demonstrations(seed, place) for place, entry in entries]
+    rows = []
+    for i in range(n):
+        _, entry = entries[i % len(entries)]
+        problem, trace = next(streams[i % len(entries)])
+        rows.append(
+            {"prompt": entry.messages(problem.prompt), "completion": [{"role": "assistant", "content": trace}]}
+        )
+    return datasets.Dataset.from_list(rows, features=datasets.Features(prompt=MESSAGES, completion=MESSAGES))
+
+
+def accepted_answers(row: Mapping[str, Any]) -> list[str] | None:
+    """List all the answers that an item's verifier accepts, or `None` where they cannot be listed."""
+    return VERIFIERS[row["verifier"]].accepted_answers(row["answer"], json.loads(row["info"]))
+
+
+def _entries(configs: Sequence[Mapping[str, Any]], where: str) -> list[tuple[str, Entry]]:
+    """Parse the list; each entry stands beside the words by which errors call it."""
+    if not isinstance(configs, Sequence) or isinstance(configs, str) or not configs:
+        raise ValueError(f"{where} must be a list with at least one entry, got {configs!r}")
+    entries = []
+    for index, options in enumerate(configs):
+        if not isinstance(options, Mapping):
+            raise ValueError(f"{where}[{index}] must be a mapping with a name and a source, got {options!r}")
+        place = f"{where}[{index}] ({options.get('name', 'no name')})"
+        if options.get("source") not in SOURCES:
+            raise ValueError(f"{place}: source {options.get('source')!r}; {nearest(options.get('source'), SOURCES)}")
+        entry = parse_options(SOURCES[options["source"]], options, place)
+        for option in ("train_size", "test_size"):
+            if (size := getattr(entry, option)) is not None and size < 1:
+                raise ValueError(f"{place}: {option} must be at least 1, got {size}")
+        if isinstance(entry, DatasetSource) and entry.verifier not in VERIFIERS:
+            raise ValueError(f"{place}: verifier {entry.verifier!r} is unknown; {nearest(entry.verifier, VERIFIERS)}")
+        entries.append((place, entry))
+    _refuse_duplicates([(place, entry.name) for place, entry in entries])
+    return entries
+
+
+def _refuse_duplicates(names: list[tuple[str, str]]) -> None:
+    places: dict[str, str] = {}
+    for place, name in names:
+        if name in places:
+            raise ValueError(f"{place}: the name {name!r} is taken by {places[name]}; rename one of them")
+        places[name] = place
+
+
+def _sample(problems: list[Problem], size: int | None, seed: int, what: str) -> list[Problem]:
+    if size is not None and len(problems) > size:
+        return random.Random(seed).sample(problems, size)
+    if size is not None and len(problems) < size:
+        logger.warning("%s: %d items, %d wanted", what, len(problems), size)
+    return problems
+
+
+def _dataset(entry: Entry, name: str, problems: list[Problem]) -> datasets.Dataset:
+    columns = {
+        "prompt": [entry.messages(problem.prompt) for problem in problems],
+        "answer": [problem.answer for problem in problems],
+        "distribution": [name] * len(problems),
+        "verifier": [problem.verifier for problem in problems],
+        "info": [json.dumps(problem.info) for problem in problems],
+        "key": [problem.key for problem in problems],
+    }
+    return datasets.Dataset.from_dict(columns, features=FEATURES)
