@@ -1,0 +1,166 @@
+import itertools
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from metatune.eval.statistics import bootstrap_mean, majority_at_k, paired_bootstrap_difference, pass_at_k
+
+
+def n_c_k():
+    return st.integers(1, 12).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n), st.integers(1, n)))
+
+
+def votes():
+    one = st.tuples(st.sampled_from(["a", "b", "c", None]), st.booleans())
+    return st.lists(one, min_size=1, max_size=7).flatmap(
+        lambda rows: st.tuples(st.just(rows), st.integers(1, len(rows)))
+    )
+
+
+def test_pass_at_k_by_hand():
+    # 4 completions, 1 right, 2 tries: C(3, 2) = 3 of C(4, 2) = 6 pairs miss it.
+    assert pass_at_k(4, 1, 2) == 0.5
+    # 5, 2, 3: C(3, 3) = 1 of C(5, 3) = 10 triples misses both.
+    assert pass_at_k(5, 2, 3) == pytest.approx(0.9)
+    assert pass_at_k(10, 0, 10) == 0.0
+    assert pass_at_k(10, 1, 10) == 1.0
+
+
+@given(n_c_k())
+def test_pass_at_k_equals_the_share_of_subsets_with_a_right_one(case):
+    n, c, k = case
+    subsets = list(itertools.combinations([1] * c + [0] * (n - c), k))
+    assert pass_at_k(n, c, k) == pytest.approx(sum(any(s) for s in subsets) / len(subsets))
+
+
+@given(n_c_k())
+def test_pass_at_1_is_the_accuracy_and_more_tries_never_hurt(case):
+    n, c, k = case
+    assert pass_at_k(n, c, 1) == pytest.approx(c / n)
+    assert all(pass_at_k(n, c, j) <= pass_at_k(n, c, j + 1) for j in range(1, n))
+
+
+@pytest.mark.parametrize("n, c, k", [(4, 5, 1), (4, -1, 1), (4, 2, 5), (4, 2, 0), (0, 0, 1)])
+def test_pass_at_k_refuses_impossible_counts(n, c, k):
+    with pytest.raises(ValueError, match="must be between"):
+        pass_at_k(n, c, k)
+
+
+def test_majority_by_hand():
+    # All four vote: "7" has two votes and is right.
+    assert majority_at_k(["7", "7", "8", "9"], [True, True, False, False], 4) == 1.0
+    # A tie of a right and a wrong answer shares the credit.
+    assert majority_at_k(["7", "8"], [True, False], 2) == 0.5
+    # Pairs of (7, 7, 8): {7,7} wins with 1, the two {7,8} tie with 1/2 each: (1 + 1/2 + 1/2) / 3.
+    assert majority_at_k(["7", "7", "8"], [True, True, False], 2) == pytest.approx(2 / 3)
+    # The wrong answer is more frequent, so a larger jury does worse.
+    assert majority_at_k(["7", "8", "8"], [True, False, False], 3) == 0.0
+    # A completion without an answer abstains: the single vote wins against two of them.
+    assert majority_at_k(["7", None, None], [True, False, False], 3) == 1.0
+    assert majority_at_k([None, None], [False, False], 2) == 0.0
+
+
+def brute_force_majority(rows, k):
+    right = {a: np.mean([c for b, c in rows if b == a]) for a, _ in rows}
+    credits = []
+    for drawn in itertools.combinations(rows, k):
+        counts = Counter(a for a, _ in drawn if a is not None)
+        top = [a for a, n in counts.items() if n == max(counts.values())]
+        credits.append(np.mean([right[a] for a in top]) if top else right[None])
+    return np.mean(credits)
+
+
+@given(votes())
+def test_majority_equals_enumerating_every_jury(case):
+    rows, k = case
+    answers, correct = zip(*rows, strict=True)
+    assert majority_at_k(answers, correct, k) == pytest.approx(brute_force_majority(rows, k))
+
+
+@given(votes())
+def test_majority_of_one_is_the_accuracy(case):
+    rows, _ = case
+    answers, correct = zip(*rows, strict=True)
+    assert majority_at_k(answers, correct, 1) == pytest.approx(np.mean(correct))
+
+
+def test_majority_stays_exact_and_quick_for_a_large_jury():
+    answers = [str(i // 2) for i in range(64)]
+    correct = [i // 2 == 0 for i in range(64)]
+    # 32 answers alike in number: by symmetry each wins equally often.
+    assert majority_at_k(answers, correct, 32) == pytest.approx(1 / 32)
+
+
+def test_bootstrap_keeps_the_samples_of_a_problem_together():
+    # Two problems, always right and never right, 50 samples each. Over completions the interval would be about
+    # 0.5 ± 0.1; over problems a resample is 0, 1/2 or 1 with chances 1/4, 1/2, 1/4.
+    interval = bootstrap_mean([1.0] * 50 + [0.0] * 50, ["p"] * 50 + ["q"] * 50)
+    assert interval == (0.5, 0.0, 1.0)
+
+
+def test_bootstrap_weighs_problems_equally_and_holds_the_mixture():
+    # Problem p has three samples and q one: the distribution's mean is (1 + 0) / 2, not 3 / 4.
+    assert bootstrap_mean([1, 1, 1, 0], ["p", "p", "p", "q"]).value == 0.5
+    # One distribution always right, one never: resampling within each leaves nothing to vary.
+    values, problems, names = [1.0] * 30 + [0.0] * 10, list(range(40)), ["easy"] * 30 + ["hard"] * 10
+    assert bootstrap_mean(values, problems, names) == (0.5, 0.5, 0.5)
+
+
+def test_bootstrap_agrees_with_the_normal_interval_for_many_problems():
+    values = np.random.default_rng(0).random(400) < 0.3
+    interval = bootstrap_mean(values.astype(float), range(400))
+    half = 1.96 * values.std() / np.sqrt(400)
+    assert interval.low == pytest.approx(values.mean() - half, abs=0.005)
+    assert interval.high == pytest.approx(values.mean() + half, abs=0.005)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.tuples(st.floats(0, 1), st.integers(0, 5), st.sampled_from("ab")), min_size=1), st.integers(0, 9))
+def test_bootstrap_properties(rows, seed):
+    values, problems, names = zip(*rows, strict=True)
+    interval = bootstrap_mean(values, problems, names, num_resamples=600, seed=seed)
+    assert min(values) - 1e-9 <= interval.low <= interval.high <= max(values) + 1e-9
+    assert interval == bootstrap_mean(values, problems, names, num_resamples=600, seed=seed)
+    narrow = bootstrap_mean(values, problems, names, num_resamples=600, seed=seed, confidence=0.5)
+    assert interval.low <= narrow.low <= narrow.high <= interval.high
+
+
+def test_bootstrap_covers_the_truth_about_as_often_as_it_says():
+    rng = np.random.default_rng(1)
+    covered = 0
+    for trial in range(200):
+        interval = bootstrap_mean((rng.random(60) < 0.4).astype(float), range(60), num_resamples=400, seed=trial)
+        covered += interval.low <= 0.4 <= interval.high
+    assert 0.90 <= covered / 200 <= 0.99
+
+
+def test_pairing_removes_what_problems_have_in_common():
+    # Problems differ widely, the gain is the same for all: the difference has no spread.
+    before = {i: i / 20 for i in range(10)}
+    after = {i: i / 20 + 0.25 for i in range(10)}
+    assert paired_bootstrap_difference(before, after) == pytest.approx((0.25, 0.25, 0.25))
+
+
+def test_the_difference_weighs_distributions_equally():
+    before = dict.fromkeys(range(4), 0.0)
+    after = {0: 1.0, 1: 0.0, 2: 0.0, 3: 0.0}
+    names = {0: "a", 1: "b", 2: "b", 3: "b"}
+    assert paired_bootstrap_difference(before, after, names).value == 0.5
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: bootstrap_mean([], []), "nothing was scored"),
+        (lambda: bootstrap_mean([float("nan")], ["p"]), "NaN"),
+        (lambda: bootstrap_mean([1.0], ["p", "q"]), "lengths differ"),
+        (lambda: bootstrap_mean([1.0], ["p"], confidence=95), "confidence"),
+        (lambda: paired_bootstrap_difference({"p": 1.0}, {"q": 1.0}), "one side only"),
+        (lambda: majority_at_k(["7"], [True, False], 1), "1 answers but 2"),
+    ],
+)
+def test_bad_input_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
