@@ -122,9 +122,8 @@ class PoolsCurriculum(_HeuristicCurriculum, name="pools"):
 
     def probabilities(self) -> np.ndarray:
         rate = self.pass_rates()
-        never_observed = self._observed == 0
-        solved = (rate > self.high) & ~never_observed
-        unsolved = (rate < self.low) & ~never_observed
+        solved = rate > self.high
+        unsolved = (rate < self.low) & (self._observed > 0)
         rest = (1 - self.share) / 2
         weights = np.zeros(len(self.arms))
         for pool, pool_share in ((~solved & ~unsolved, self.share), (solved, rest), (unsolved, rest)):
