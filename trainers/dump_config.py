@@ -1,0 +1,59 @@
+"""Options of [`DUMPTrainer`]."""
+
+from dataclasses import dataclass, field
+
+from trl import GRPOConfig
+
+
+@dataclass
+class DUMPConfig(GRPOConfig):
+    r"""
+    Configuration of the [`DUMPTrainer`]: everything in [`~trl.GRPOConfig`], and which curriculum chooses the prompts.
+
+    Parameters:
+        curriculum (`str`, *optional*, defaults to `"dump"`):
+            Name of a curriculum in `metatune.curricula.CURRICULA`: `"dump"` is the paper's UCB bandit; `"uniform"`,
+            `"easy_to_hard"`, `"pools"` and `"sec"` are its rivals and `"dump_plus"` is our own estimator.
+        curriculum_options (`dict` or `str`, *optional*):
+            Options of that curriculum, for instance `{temperature: 0.1, window: 64, count: prompts, floor: 0.01}`.
+        distribution_column (`str`, *optional*, defaults to `"distribution"`):
+            Column of the training set that names each row's distribution. Its values are the bandit's arms, in order
+            of first appearance.
+        compact_generation (`bool`, *optional*, defaults to `False`):
+            Generate with [`metatune.trainers.generation.sample_completions`], which reads a repeated prompt once and
+            drops completions as they end. Several times faster than `model.generate` where lengths differ; other
+            random numbers, the same distribution. Only for text models that generate with transformers.
+    """
+
+    _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "curriculum_options"]
+
+    curriculum: str = field(
+        default="dump",
+        metadata={"help": "Which curriculum chooses the distributions: dump, uniform, easy_to_hard, pools, sec, …"},
+    )
+    curriculum_options: dict | str | None = field(
+        default=None,
+        metadata={"help": "Options of the curriculum, for instance {temperature: 0.1, window: 64, count: prompts}."},
+    )
+    distribution_column: str = field(
+        default="distribution",
+        metadata={"help": "Column of the training set that names each row's distribution."},
+    )
+    compact_generation: bool = field(
+        default=False,
+        metadata={"help": "Read a repeated prompt once and drop completions as they end (transformers engine)."},
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.compact_generation:
+            others = [name for name in ("use_vllm", "use_transformers_continuous_batching") if getattr(self, name)]
+            if others:
+                raise ValueError(
+                    f"compact_generation and {others[0]} both choose the rollout engine: set one of them to false"
+                )
+            if self.generation_kwargs or self.repetition_penalty != 1.0 or self.cache_implementation:
+                raise ValueError(
+                    "compact_generation knows temperature, top_p, top_k and min_p only: remove generation_kwargs, "
+                    "repetition_penalty and cache_implementation, or set compact_generation to false"
+                )

@@ -1,0 +1,274 @@
+"""GRPO whose prompts are chosen by a curriculum over task distributions (DUMP).
+
+Before each generation batch a bandit says how many prompts every distribution contributes; the batch is generated,
+scored and trained on as TRL does it; then each prompt's advantages go back to the bandit. Distributions whose groups
+still disagree (large advantages) are drawn more often than those already mastered or out of reach.
+
+    L(d) = mean |A| over the last prompts of d,   UCB(d) = L(d) + sqrt(2 ln(n + 1) / (n_d + 1)),
+    P(d) = softmax(UCB(d) / temperature)                                          (arXiv 2504.09710, section 3)
+
+What deviates from the paper or its released code, and why:
+
+- The prompts of a batch are drawn when the batch is generated, not in a sampler: a data loader reads ahead, so a
+  sampler would always act on feedback that is one batch old. The loader's own rows are only counted, never used.
+- Only training rollouts reach the bandit; the released code also feeds it validation scores, as near-zero advantages.
+- Within a distribution, items are drawn without replacement, reshuffled every pass.
+- Every rank draws the same global batch and takes its slice, and the bandit sees the gathered groups of all ranks, so
+  the ranks' bandits stay equal without any communication of their own.
+- A completion that cannot be scored (reward `None` or NaN) is left out of what the bandit learns.
+- The bandit, the item cycles and rollouts not yet trained on are part of the checkpoint.
+"""
+
+import math
+import textwrap
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from datasets import Dataset
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from trl import GRPOTrainer
+from trl.extras.profiling import profiling_context
+from trl.models import unwrap_model_for_generation
+
+from ..curricula import ItemCycle, make_curriculum
+from .dump_config import DUMPConfig
+from .generation import sample_completions
+from .rollout_checkpoint import read_rollouts, read_state, write_rollouts, write_state
+
+
+class DUMPTrainer(GRPOTrainer):
+    """
+    GRPO trainer with a curriculum over task distributions.
+
+    Takes what [`~trl.GRPOTrainer`] takes. `args` is a [`DUMPConfig`], and `train_dataset` has a column (by default
+    `distribution`) that names each row's distribution.
+
+    Raises:
+        ValueError: if the training set is missing, streamed, or lacks the distribution column; if a reward is
+            infinite; if no completion of a generation batch could be scored.
+    """
+
+    _tag_names = ["trl", "grpo", "dump", "metatune"]
+    _name = "DUMP"
+    _paper = {
+        "title": "DUMP: Automated Distribution-Level Curriculum Learning for RL-based LLM Post-training",
+        "id": "2504.09710",
+        # docstyle-ignore
+        "citation": textwrap.dedent("""\
+            @article{wang2025dump,
+                title        = {{DUMP: Automated Distribution-Level Curriculum Learning for RL-based LLM Post-training}},
+                author       = {Zhenting Wang and Guofeng Cui and Yu-Jhe Li and Kun Wan and Wentian Zhao},
+                year         = 2025,
+                eprint       = {arXiv:2504.09710},
+            }"""),
+    }
+
+    def __init__(self, model, reward_funcs=None, args: DUMPConfig | None = None, train_dataset=None, **kwargs):
+        args = DUMPConfig() if args is None else args
+        rows_by_arm = _rows_by_distribution(train_dataset, args.distribution_column)
+        super().__init__(model, reward_funcs=reward_funcs, args=args, train_dataset=train_dataset, **kwargs)
+        arms = list(rows_by_arm)
+        self.curriculum = make_curriculum(args.curriculum, arms, **{"seed": args.seed, **(args.curriculum_options or {})})
+        self._arm_rows = list(rows_by_arm.values())
+        self._cycles = [
+            ItemCycle(len(rows), seed=args.seed + index, shuffle=args.shuffle_dataset)
+            for index, rows in enumerate(self._arm_rows)
+        ]
+        self._rollout_tokens = 0
+        self._rewards_per_func = None  # of the batch being scored: (all ranks' completions, reward functions)
+        self._last_group_metrics: dict[str, float] = {}
+        self._eval_rewards: dict[str, list[float]] = defaultdict(list)
+
+    # ---- drawing and learning: around TRL's own generation, scoring and advantages ----
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        column = self.args.distribution_column
+        training = self.model.training
+        if training:
+            inputs = self._draw(len(inputs))
+        if column in inputs[0]:
+            self._log_completion_extra(column, [row[column] for row in inputs])
+        outputs = super()._generate_and_score_completions(inputs)
+        if training:
+            self._observe(outputs)
+        else:
+            self._record_evaluation(inputs)
+        return outputs
+
+    def _draw(self, num_local_rows: int) -> list[dict[str, Any]]:
+        """Draw the global batch of prompts, each repeated for its group, and return this rank's rows."""
+        num_rows = num_local_rows * self.accelerator.num_processes
+        self._drawn_arms = self.curriculum.draw(num_rows // self.num_generations).tolist()
+        prompts = [self._arm_rows[arm][self._cycles[arm].take()] for arm in self._drawn_arms]
+        first = num_local_rows * self.accelerator.process_index
+        local = range(first, first + num_local_rows)
+        return [dict(self.train_dataset[prompts[row // self.num_generations]]) for row in local]
+
+    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+        self._rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        return self._rewards_per_func
+
+    def _total_rewards(self) -> torch.Tensor:
+        """Return the weighted rewards of all ranks' completions, shape (B,); NaN where none could be scored."""
+        rewards_per_func = self._rewards_per_func
+        if torch.isinf(rewards_per_func).any():
+            name = self.reward_func_names[int(torch.isinf(rewards_per_func).any(dim=0).nonzero()[0])]
+            raise ValueError(f"reward function {name!r} returned an infinite reward; return None for 'unscorable'")
+        totals = (rewards_per_func * self.reward_weights.to(rewards_per_func.device)).nansum(dim=1)
+        return totals.masked_fill(rewards_per_func.isnan().all(dim=1), torch.nan)
+
+    def _observe(self, outputs: dict[str, Any]) -> None:
+        """Pass every prompt's group to the curriculum, in the order of the draw, and keep what is to be logged."""
+        rewards = self._total_rewards()
+        if rewards.isnan().all():
+            raise ValueError(
+                f"none of the {len(rewards)} completions of this batch could be scored: every reward function "
+                f"({', '.join(self.reward_func_names)}) returned None or NaN. Look at its own errors; the run can be "
+                "resumed from its last checkpoint"
+            )
+        local = torch.stack([outputs["advantages"].float(), outputs["completion_mask"].sum(-1).float()], dim=1)
+        advantages, tokens = self.accelerator.gather(local).unbind(dim=1)
+        self._rollout_tokens += int(tokens.sum())
+
+        group_shape = (len(self._drawn_arms), self.num_generations)
+        groups = [tensor.view(group_shape).tolist() for tensor in (advantages, rewards, tokens)]
+        rewards_by_arm = defaultdict(list)
+        for arm, *group in zip(self._drawn_arms, *groups, strict=True):
+            scored = [completion for completion in zip(*group, strict=True) if not math.isnan(completion[1])]
+            if scored:
+                self.curriculum.observe(self.curriculum.arms[arm], *map(list, zip(*scored, strict=True)))
+                rewards_by_arm[self.curriculum.arms[arm]].extend(reward for _, reward, _ in scored)
+        self._last_group_metrics = {"unscorable": rewards.isnan().float().mean().item()}
+        for arm, values in rewards_by_arm.items():
+            self._last_group_metrics[f"reward/{arm}"] = sum(values) / len(values)
+            self._last_group_metrics[f"pass_rate/{arm}"] = _pass_rate(values)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if self.model.training:
+            logs["rollout_tokens"] = self._rollout_tokens
+            logs.update({f"curriculum/{key}": value for key, value in self.curriculum.metrics().items()})
+            logs.update(self._last_group_metrics)
+        else:
+            logs["eval_rollout_tokens"] = self._rollout_tokens
+        super().log(logs, start_time)
+
+    def _record_evaluation(self, inputs: list[dict[str, Any]]) -> None:
+        """Keep the held-out accuracy per distribution in TRL's evaluation metrics. The curriculum never sees it."""
+        metrics = self._metrics["eval"]
+        if "accuracy" not in metrics:  # TRL clears its metrics when an evaluation has been logged
+            self._eval_rewards.clear()
+        names = gather_object([str(row.get(self.args.distribution_column, "all")) for row in inputs])
+        for name, reward in zip(names, self._total_rewards().tolist(), strict=True):
+            if not math.isnan(reward):
+                self._eval_rewards[name].append(reward)
+        accuracies = {name: _pass_rate(rewards) for name, rewards in self._eval_rewards.items()}
+        for name, accuracy in accuracies.items():
+            metrics[f"accuracy/{name}"] = [accuracy]
+        if accuracies:
+            metrics["accuracy"] = [sum(accuracies.values()) / len(accuracies)]
+
+    # ---- generation that drops finished rows ----
+
+    def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, *args, **kwargs):
+        if not self.args.compact_generation:
+            return super()._generate_single_turn(
+                prompt_ids, images, multimodal_fields, num_generations, *args, **kwargs
+            )
+        if images is not None or multimodal_fields:
+            raise ValueError("compact_generation is for text only: set it to false for a model that reads images")
+        with (
+            profiling_context(self, "compact.generate"),
+            unwrap_model_for_generation(
+                self.model_wrapped,
+                self.accelerator,
+                gather_deepspeed3_params=self.args.ds3_gather_for_generation,
+                gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
+            ) as model,
+            self._dist.summon_full_params(self.model_wrapped, recurse=False),
+        ):
+            completion_ids = sample_completions(
+                model,
+                prompt_ids,
+                max_new_tokens=self.max_completion_length,
+                temperature=self.temperature,
+                top_p=self.top_p,
+                top_k=self.top_k or 0,
+                min_p=self.min_p,
+                eos_token_ids=self.eos_token_ids,
+                pad_token_id=self._tokenizer.pad_token_id,
+            )
+        return completion_ids, None
+
+    # ---- checkpoints ----
+
+    def _save_checkpoint(self, model, trial):
+        # Ours goes first: when the trainer state that TRL writes last is there, the checkpoint is whole.
+        folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        waiting = bool(self._step % (self.args.steps_per_generation * self.num_iterations))
+        if waiting:
+            write_rollouts(folder, self.accelerator.process_index, self._buffered_inputs)
+        if self.args.should_save:
+            state = {
+                "world_size": self.accelerator.num_processes,
+                "micro_step": self._step,
+                "rollouts_waiting": waiting,
+                "rollout_tokens": self._rollout_tokens,
+                "last_group_metrics": self._last_group_metrics,
+                "curriculum": self.curriculum.state_dict(),
+                "item_cycles": [cycle.state_dict() for cycle in self._cycles],
+            }
+            write_state(folder, state)
+        super()._save_checkpoint(model, trial)
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
+        folder = Path(checkpoint)
+        state = read_state(folder)
+        world_size = self.accelerator.num_processes
+        if state["world_size"] != world_size and state["rollouts_waiting"]:
+            raise ValueError(
+                f"{folder} was saved inside a generation block by {state['world_size']} processes and cannot be "
+                f"resumed by {world_size}: launch as many, or resume from a checkpoint at the end of a block"
+            )
+        self.curriculum.load_state_dict(state["curriculum"])
+        for arm, cycle, cycle_state in zip(self.curriculum.arms, self._cycles, state["item_cycles"], strict=True):
+            try:
+                cycle.load_state_dict(cycle_state)
+            except ValueError as error:
+                raise ValueError(f"{folder}: distribution {arm!r} is not the one of the checkpoint: {error}") from error
+        self._step = state["micro_step"]
+        self._rollout_tokens = state["rollout_tokens"]
+        self._last_group_metrics = state["last_group_metrics"]
+        if state["rollouts_waiting"]:
+            self._buffered_inputs = read_rollouts(folder, self.accelerator.process_index, self.accelerator.device)
+
+
+def _pass_rate(rewards: list[float]) -> float:
+    return sum(reward >= 1.0 for reward in rewards) / len(rewards)
+
+
+def _rows_by_distribution(dataset: Any, column: str) -> dict[str, list[int]]:
+    """Return each distribution's row numbers, in order of first appearance."""
+    if not isinstance(dataset, Dataset):
+        raise ValueError(
+            f"DUMPTrainer needs a map-style `datasets.Dataset` as train_dataset, got {type(dataset).__name__}: the "
+            "curriculum draws rows by number, so load the dataset without streaming"
+        )
+    if column not in dataset.column_names:
+        raise ValueError(
+            f"the training set has no column {column!r} to tell the distributions apart (columns: "
+            f"{', '.join(dataset.column_names)}): add it, or name another with distribution_column"
+        )
+    rows: dict[str, list[int]] = {}
+    for number, name in enumerate(dataset[column]):
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"row {number} of the training set has the distribution {name!r}: give it a name")
+        rows.setdefault(name, []).append(number)
+    if not rows:
+        raise ValueError("the training set is empty: no distribution has any item")
+    return rows
