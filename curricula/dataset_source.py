@@ -87,7 +87,7 @@ class DatasetSource(Entry):
                 [problem for v, problem in pool if v == value],
                 [problem for v, problem in held_out if v == value],
             )
-            for value in sorted(values, key=lambda value: (isinstance(value, str), value))
+            for value in sorted(values, key=_natural)
         }
 
     def _choose(self, names: list[str], where: str) -> tuple[list[str], list[str]]:
@@ -104,9 +104,9 @@ class DatasetSource(Entry):
             )
         return [train] if train else [name for name in names if name != test], [test] if test else []
 
-    def _unique(self, rows: Iterable[Row], part: str, where: str) -> list[tuple[str | int, Problem]]:
+    def _unique(self, rows: Iterable[Row], part: str, where: str) -> list[tuple[str, Problem]]:
         """Read each row as a problem, beside its `split_by` value; of equal keys the first stays."""
-        unique: dict[str, tuple[str | int, Problem]] = {}
+        unique: dict[str, tuple[str, Problem]] = {}
         count = 0
         for count, (location, row) in enumerate(rows, 1):  # noqa: B007
             problem = self._problem(location, row, where)
@@ -118,7 +118,7 @@ class DatasetSource(Entry):
             )
         return list(unique.values())
 
-    def _value(self, location: str, row: dict[str, Any], where: str) -> str | int:
+    def _value(self, location: str, row: dict[str, Any], where: str) -> str:
         if self.split_by is None:
             return ""
         value = _column(row, self.split_by, "split_by", location, where)
@@ -126,7 +126,7 @@ class DatasetSource(Entry):
             raise ValueError(
                 f"{where}: {location}: split_by column {self.split_by!r} has {value!r}; text or int needed"
             )
-        return value
+        return str(value)
 
     def _problem(self, location: str, row: dict[str, Any], where: str) -> Problem:
         prompt = _column(row, self.prompt_column, "prompt_column", location, where)
@@ -178,6 +178,11 @@ class DatasetSource(Entry):
 def normalised(prompt: str) -> str:
     """Write a prompt's canonical key: one form of Unicode, no case, single spaces."""
     return " ".join(unicodedata.normalize("NFC", prompt).casefold().split())
+
+
+def _natural(text: str) -> list[str | int]:
+    """Sort key that puts `people10` after `people3`: text at even places, numbers at odd ones."""
+    return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+)", text))]
 
 
 def _column(row: dict[str, Any], column: str, option: str, location: str, where: str) -> Any:

@@ -187,7 +187,7 @@ def _sample(problems: list[Problem], size: int | None, seed: int, what: str) -> 
     if size is not None and len(problems) > size:
         return random.Random(seed).sample(problems, size)
     if size is not None and len(problems) < size:
-        logger.warning("%s: %d items, %d wanted", what, len(problems), size)
+        logger.warning("%s: only %d distinct items, %d wanted", what, len(problems), size)
     return problems
 
 

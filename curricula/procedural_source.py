@@ -1,7 +1,6 @@
 """Distributions drawn from a built-in procedural family: `source: countdown | arithmetic | logic`."""
 
 import dataclasses
-import logging
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -10,8 +9,6 @@ from typing import Any
 from .entry import Entry, Parts, parse_options
 from .families import FAMILIES
 from .problem import Family, Problem, is_held_out
-
-logger = logging.getLogger(__name__)
 
 PATIENCE = 1000  # draws in a row that bring nothing new before a space of problems counts as exhausted
 
@@ -39,7 +36,7 @@ class ProceduralSource(Entry):
         family = self.family(where)
         rng = random.Random(f"{self.source} {_written(family)} {self.seed}")
         stream = iter(lambda: family.sample(rng), None)
-        return {self.name: draw(stream, self.train_size, self.test_size, where)}
+        return {self.name: draw(stream, self.train_size, self.test_size)}
 
     def demonstrations(self, seed: int, where: str) -> Iterator[tuple[Problem, str]]:
         """Draw problems that are not held out, each with a trace, without end."""
@@ -55,7 +52,7 @@ class ProceduralSource(Entry):
             yield problem, family.demonstrate(problem, rng)
 
 
-def draw(problems: Iterator[Problem], train_size: int, test_size: int, where: str) -> Parts:
+def draw(problems: Iterator[Problem], train_size: int, test_size: int) -> Parts:
     """
     Draw distinct problems; whether one is held out is decided by its key.
 
@@ -63,7 +60,9 @@ def draw(problems: Iterator[Problem], train_size: int, test_size: int, where: st
         problems (`Iterator[Problem]`): endless stream, repetitions included.
         train_size (`int`): number of training problems wanted.
         test_size (`int`): number of held-out problems wanted.
-        where (`str`): how the warning about an exhausted space calls this distribution.
+
+    Returns:
+        `Parts`: fewer problems than wanted where the stream brings no new ones.
     """
     parts, seen, misses = Parts([], []), set(), 0
     while (len(parts.train) < train_size or len(parts.test) < test_size) and misses < PATIENCE:
@@ -75,9 +74,6 @@ def draw(problems: Iterator[Problem], train_size: int, test_size: int, where: st
             misses = 0
             seen.add(problem.key)
             part.append(problem)
-    for part, size, what in ((parts.train, train_size, "training"), (parts.test, test_size, "held-out")):
-        if len(part) < size:
-            logger.warning("%s: only %d distinct %s problems found, %d wanted", where, len(part), what, size)
     return parts
 
 

@@ -41,7 +41,7 @@ class ReasoningGymSource(Entry):
         config = dict(self.config)
         generator = config.pop("generator", None)
         self._check(generator, config, where)
-        return {self.name: draw(self._problems(generator, config, where), self.train_size, self.test_size, where)}
+        return {self.name: draw(self._problems(generator, config, where), self.train_size, self.test_size)}
 
     def _check(self, generator: Any, config: dict[str, Any], where: str) -> None:
         try:

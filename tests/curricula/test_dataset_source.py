@@ -111,6 +111,12 @@ def test_several_files_split_by_their_names(tmp_path, as_list):
     assert all(40 <= int(answer) < 80 for answer in loaded[0].train["answer"])
 
 
+def test_values_are_told_apart_by_their_text_and_sorted_as_numbers(tmp_path):
+    rows = [row | {"level": [10, "9", 9, "9b"][i % 4]} for i, row in enumerate(questions(200))]
+    loaded = load(write_jsonl(tmp_path / "rows.jsonl", rows), split_by="level")
+    assert [distribution.name for distribution in loaded] == ["set-9", "set-9b", "set-10"]
+
+
 def test_parquet_and_its_shards_load_like_jsonl(tmp_path):
     for shard in range(2):
         rows = datasets.Dataset.from_list(questions(20, start=20 * shard))
@@ -132,7 +138,7 @@ def test_sizes_take_a_seeded_subset(tmp_path, caplog):
     path = write_jsonl(tmp_path / "rows.jsonl", questions(200))
     first, again, other = (load(path, train_size=20, test_size=900, seed=seed)[0] for seed in (0, 0, 1))
     assert len(first.train) == 20 and first.train["key"] == again.train["key"] != other.train["key"]
-    assert f"held-out part of set: {len(first.test)} items, 900 wanted" in caplog.text
+    assert f"held-out part of set: only {len(first.test)} distinct items, 900 wanted" in caplog.text
 
 
 def test_a_split_value_without_training_items_is_an_error(tmp_path):
@@ -229,20 +235,27 @@ def test_a_missing_path_is_named_with_the_nearest(tmp_path):
         load(tmp_path / "rows.csv")
 
 
-def test_a_hub_dataset_is_asked_for_by_name_and_subset(monkeypatch):
-    asked = []
+def test_a_hub_dataset_is_asked_for_by_name_and_subset(tmp_path, monkeypatch):
+    """The hub is out of reach of a test: `datasets` itself reads a repository laid out as the hub's openai/gsm8k."""
+    rows = [{"question": f"Q{i}?", "answer": f"thus\n#### {i}"} for i in range(15)]
+    for part, some in (("train", rows[:10]), ("test", rows[10:])):
+        datasets.Dataset.from_list(some).to_parquet(tmp_path / "hub" / "main" / f"{part}-00000-of-00001.parquet")
+    files = [{"split": part, "path": f"main/{part}-*"} for part in ("train", "test")]
+    card = {"configs": [{"config_name": "main", "data_files": files}, {"config_name": "other", "data_files": "none"}]}
+    (tmp_path / "hub" / "README.md").write_text(f"---\n{json.dumps(card)}\n---\n")
+    asked, real = [], datasets.load_dataset
 
     def load_dataset(path, name=None):
         asked.append((path, name))
-        rows = [{"question": f"Q{i}?", "answer": f"thus\n#### {i}"} for i in range(15)]
-        return datasets.DatasetDict(
-            train=datasets.Dataset.from_list(rows[:10]), test=datasets.Dataset.from_list(rows[10:])
-        )
+        return real(str(tmp_path / "hub"), name=name, cache_dir=str(tmp_path / "cache"))
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    (gsm8k,) = load("openai/gsm8k", subset="main", prompt_column="question", answer_after="####", verifier="math")
+    options = {"prompt_column": "question", "answer_after": "####", "verifier": "math"}
+    (gsm8k,) = load("openai/gsm8k", subset="main", **options)
     assert asked == [("openai/gsm8k", "main")]
     assert gsm8k.train["answer"] == [str(i) for i in range(10)] and len(gsm8k.test) == 5
+    with pytest.raises(ValueError, match=r"'openai/gsm8k' .*'mian' not found.*'main'"):
+        load("openai/gsm8k", subset="mian", **options)
 
 
 def test_the_splits_of_a_hub_dataset_can_be_the_distributions(monkeypatch):

@@ -74,7 +74,7 @@ def test_an_exhausted_space_gives_what_there_is_and_warns(caplog):
         tiny = load_distributions([config])[0]
     # First term 1..9, second 1..9, sign + or, where the total stays at or above 0, -: 81 + 45 sums.
     assert 120 <= len(tiny.train) + len(tiny.test) <= 126
-    assert f"only {len(tiny.train)} distinct training problems found, 5000 wanted" in caplog.text
+    assert f"training part of tiny: only {len(tiny.train)} distinct items, 5000 wanted" in caplog.text
 
 
 @pytest.mark.parametrize("family", FAMILIES)
