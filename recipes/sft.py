@@ -90,9 +90,11 @@ def load_tokenizer(name: str):
     """Load a tokenizer by path or name; `starter` is the built-in one."""
     from transformers import AutoTokenizer
 
+    if name != "starter":
+        return AutoTokenizer.from_pretrained(name)
     from metatune.curricula.tokenizer import build_tokenizer
 
-    return build_tokenizer() if name == "starter" else AutoTokenizer.from_pretrained(name)
+    return build_tokenizer()
 
 
 def init_model(fields: dict[str, Any], tokenizer, dtype: str | None, seed: int):
@@ -107,14 +109,14 @@ def init_model(fields: dict[str, Any], tokenizer, dtype: str | None, seed: int):
 
 def load_data(script_args: SFTScriptArguments):
     """Return the splits to train on and to evaluate on, by name."""
-    from datasets import load_dataset
-
-    from metatune.curricula.distributions import demonstrations
-
     if script_args.distributions is None:
+        from datasets import load_dataset
+
         return load_dataset(
             script_args.dataset_name, name=script_args.dataset_config, streaming=script_args.dataset_streaming
         )
+    from metatune.curricula import demonstrations
+
     try:
         traces = demonstrations(script_args.distributions, script_args.demonstrations, script_args.demonstration_seed)
     except ValueError as error:
