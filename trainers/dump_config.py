@@ -23,6 +23,10 @@ class DUMPConfig(GRPOConfig):
             Generate with [`metatune.trainers.generation.sample_completions`], which reads a repeated prompt once and
             drops completions as they end. Several times faster than `model.generate` where lengths differ; other
             random numbers, the same distribution. Only for text models that generate with transformers.
+        length_grouping (`bool`, *optional*, defaults to `False`):
+            Sort the rows of each optimizer step by length before they are split into micro-batches, and cut the
+            padding that a micro-batch has in every row. The same gradient up to rounding, in less time; it helps
+            where `gradient_accumulation_steps` is above 1.
     """
 
     _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "curriculum_options"]
@@ -44,8 +48,18 @@ class DUMPConfig(GRPOConfig):
         metadata={"help": "Read a repeated prompt once and drop completions as they end (transformers engine)."},
     )
 
+    length_grouping: bool = field(
+        default=False,
+        metadata={"help": "Sort the rows of an optimizer step by length and cut the padding of each micro-batch."},
+    )
+
     def __post_init__(self):
         super().__post_init__()
+        if self.length_grouping and self.loss_type == "bnpo":
+            raise ValueError(
+                "length_grouping would change the bnpo loss, which divides by each micro-batch's own tokens: use "
+                "loss_type dapo or set length_grouping to false"
+            )
         if self.compact_generation:
             others = [name for name in ("use_vllm", "use_transformers_continuous_batching") if getattr(self, name)]
             if others:

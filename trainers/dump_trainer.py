@@ -36,6 +36,7 @@ from trl.models import unwrap_model_for_generation
 from ..curricula import ItemCycle, make_curriculum
 from .dump_config import DUMPConfig
 from .generation import sample_completions
+from .length_grouping import group_by_length
 from .rollout_checkpoint import read_rollouts, read_state, write_rollouts, write_state
 
 
@@ -170,7 +171,17 @@ class DUMPTrainer(GRPOTrainer):
         if accuracies:
             metrics["accuracy"] = [sum(accuracies.values()) / len(accuracies)]
 
-    # ---- generation that drops finished rows ----
+    # ---- the same steps with less padding ----
+
+    def _prepare_inputs(self, generation_batch):
+        buffered = self._buffered_inputs
+        inputs = super()._prepare_inputs(generation_batch)
+        if self.args.length_grouping and self._buffered_inputs is not buffered:
+            self._buffered_inputs = group_by_length(
+                self._buffered_inputs, min(self.args.gradient_accumulation_steps, self.args.steps_per_generation)
+            )
+            inputs = self._buffered_inputs[self._step % self.args.steps_per_generation]
+        return inputs
 
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, *args, **kwargs):
         if not self.args.compact_generation:

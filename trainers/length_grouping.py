@@ -1,0 +1,62 @@
+"""Micro-batches without most of their padding.
+
+TRL pads a whole generation batch to its longest prompt and completion and shuffles its rows into micro-batches, so
+every micro-batch carries the widest padding of all. Sorting the rows of one optimizer step by length before they are
+split, and cutting the columns that are padding in every row of a micro-batch, leaves the step's gradient unchanged up
+to rounding (a step sums over its rows whatever their order) and saves most of the forward and backward time.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+Batch = dict[str, Any]
+
+
+def group_by_length(batches: Sequence[Batch], micro_batches_per_step: int) -> list[Batch]:
+    """Sort rows by length within each optimizer step, and trim each micro-batch.
+
+    Args:
+        batches (`Sequence[dict]`): micro-batches of `GRPOTrainer` in the order in which they are trained on, all with
+            the same number of rows B and widths P (prompt, left-padded) and C (completion, right-padded).
+        micro_batches_per_step (`int`): number of consecutive micro-batches of one optimizer step.
+
+    Returns:
+        `list[dict]`: as many micro-batches with B rows each, of their own widths.
+    """
+    grouped = []
+    for first in range(0, len(batches), micro_batches_per_step):
+        step = batches[first : first + micro_batches_per_step]
+        lengths = torch.cat([b["prompt_mask"].sum(-1) + b["completion_mask"].sum(-1) for b in step])
+        order = lengths.argsort(stable=True)
+        per_name = {name: _reordered([batch[name] for batch in step], order) for name in step[0]}
+        grouped += [
+            trim_padding({name: values[index] for name, values in per_name.items()}) for index in range(len(step))
+        ]
+    return grouped
+
+
+def trim_padding(batch: Batch) -> Batch:
+    """Cut the prompt and completion columns that are padding in every row; other entries stay as they are."""
+    prompt_width, completion_width = batch["prompt_ids"].shape[1], batch["completion_ids"].shape[1]
+    # A masked-out column may still hold real tokens (truncated completions that must not be trained on): the token
+    # ids decide nothing here, only columns outside every row's mask go, and at least one column stays.
+    prompt_kept = max(int(batch["prompt_mask"].sum(-1).max()), 1)
+    used = batch["completion_mask"].any(dim=0).nonzero()
+    completion_kept = int(used.max()) + 1 if len(used) else 1
+    trimmed = {}
+    for name, value in batch.items():
+        if name.startswith("prompt_"):
+            value = value[:, prompt_width - prompt_kept :]
+        elif isinstance(value, torch.Tensor) and value.dim() == 2 and value.shape[1] == completion_width:
+            value = value[:, :completion_kept]
+        trimmed[name] = value
+    return trimmed
+
+
+def _reordered(values: list[Any], order: torch.Tensor) -> list[Any]:
+    """Reorder rows over the micro-batches of one entry; an entry without rows is passed through."""
+    if not (isinstance(values[0], torch.Tensor) and values[0].dim() >= 1):
+        return values
+    return list(torch.cat(values)[order].split(len(values[0])))
