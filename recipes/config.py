@@ -230,9 +230,14 @@ def check_world_size() -> None:
 
     Call it once the training arguments exist. It catches two launches that go wrong without a word: `accelerate launch
     --cpu --num_processes 2` starts one process, and `--multi_gpu` on a machine without a GPU starts two that each
-    train alone unless `use_cpu: true` or `ACCELERATE_USE_CPU=true` is set.
+    train alone unless `use_cpu: true` or `ACCELERATE_USE_CPU=true` is set. That variable in turn makes DDP of
+    DeepSpeed, which is refused as well.
     """
     from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
+
+    if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED") and parse_flag_from_env("ACCELERATE_USE_CPU"):
+        raise ConfigError("ACCELERATE_USE_CPU=true makes DDP of DeepSpeed: unset it, and set use_cpu: true instead")
 
     found = PartialState().num_processes
     for name in (EXPECTED_PROCESSES, "WORLD_SIZE"):

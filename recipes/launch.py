@@ -111,7 +111,7 @@ def plan(launch_args: Sequence[str], module: str, recipe_args: Sequence[str], us
     defaults = load_accelerate_config(args)
     kind = str(getattr(defaults, "distributed_type", "NO"))
     deepspeed = args.use_deepspeed or "DEEPSPEED" in kind
-    sharded = deepspeed or args.use_fsdp or "FSDP" in kind
+    fsdp = args.use_fsdp or "FSDP" in kind
     accelerators = torch.accelerator.device_count()
     on_cpu = use_cpu or args.cpu or getattr(defaults, "use_cpu", False) or accelerators == 0
 
@@ -126,12 +126,14 @@ def plan(launch_args: Sequence[str], module: str, recipe_args: Sequence[str], us
         raise ConfigError("DeepSpeed is not installed: pip install 'metatune[deepspeed]'")
     if deepspeed and on_cpu and not use_cpu:
         raise ConfigError("DeepSpeed without a GPU needs use_cpu: true in the recipe")
+    if fsdp and on_cpu:
+        raise ConfigError("FSDP needs GPUs; shard on a CPU with --accelerate_config zero2")
 
-    if args.num_processes > 1 and not sharded:
+    if args.num_processes > 1 and not (deepspeed or fsdp):
         args.multi_gpu = True  # accelerate's name for "started by torchrun"
     if on_cpu:
-        args.cpu = False  # the flag would override multi_gpu; the variable tells every process the same
-        os.environ["ACCELERATE_USE_CPU"] = "true"
+        args.cpu = False  # the flag would start one process; the variable tells every process the same
+        os.environ["ACCELERATE_USE_CPU"] = "false" if deepspeed else "true"  # true would turn DeepSpeed into DDP
     if args.num_machines == 1 and args.main_process_port is None:
         args.main_process_port = getattr(defaults, "main_process_port", None) or 0  # 0: any free port
     if defaults is None:  # said here, or accelerate prints a paragraph about its defaults
