@@ -32,7 +32,7 @@ class SFTScriptArguments(ScriptArguments):
             Seed of the problems and traces.
         init_config (`dict`, *optional*):
             Fields of a transformers configuration, `model_type` among them, of a model to initialise at random. The
-            vocabulary and the special tokens come from the tokenizer.
+            size of the vocabulary and the special tokens are the tokenizer's unless given.
         tokenizer (`str`, *optional*):
             Path or name of a tokenizer, or `starter` for the built-in one. Required with `init_config`; else the
             model's own is the default.
@@ -71,7 +71,7 @@ def check(script_args: SFTScriptArguments, training_args: SFTConfig, model_args:
         build_config(script_args.init_config)
 
 
-def build_config(fields: dict[str, Any], **token_ids: int | None):
+def build_config(fields: dict[str, Any]):
     """Build a transformers configuration, refusing a field that its model type does not have."""
     from transformers import AutoConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
@@ -83,7 +83,7 @@ def build_config(fields: dict[str, Any], **token_ids: int | None):
     for key in fields:
         if key not in known:
             raise ConfigError(f"init_config: {model_type} has no field '{key}'{nearest(key, known)}")
-    return AutoConfig.for_model(**{**fields, **token_ids})
+    return AutoConfig.for_model(**fields)
 
 
 def load_tokenizer(name: str):
@@ -102,7 +102,9 @@ def init_model(fields: dict[str, Any], tokenizer, dtype: str | None, seed: int):
     from transformers import AutoModelForCausalLM, set_seed
 
     token_ids = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
-    config = build_config(fields, vocab_size=len(tokenizer), **token_ids)
+    config = build_config({"vocab_size": len(tokenizer), **token_ids, **fields})
+    if config.vocab_size < len(tokenizer):
+        raise ConfigError(f"init_config: vocab_size {config.vocab_size} < {len(tokenizer)} tokens of the tokenizer")
     set_seed(seed)
     return AutoModelForCausalLM.from_config(config, dtype=None if dtype == "auto" else dtype)
 
