@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from metatune.eval.statistics import bootstrap_mean, majority_at_k, paired_bootstrap_difference, pass_at_k
 
 
@@ -37,7 +38,7 @@ def test_pass_at_k_equals_the_share_of_subsets_with_a_right_one(case):
 
 @given(n_c_k())
 def test_pass_at_1_is_the_accuracy_and_more_tries_never_hurt(case):
-    n, c, k = case
+    n, c, _ = case
     assert pass_at_k(n, c, 1) == pytest.approx(c / n)
     assert all(pass_at_k(n, c, j) <= pass_at_k(n, c, j + 1) for j in range(1, n))
 

@@ -1,0 +1,123 @@
+import sys
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from metatune.eval.engines import LOCAL_ENGINES, Sampling, VLLMEngine, batches, eos_token_ids, load_engine
+
+PROMPTS = ["1+1=", "a", "12345678", "1+1=", "what is it?"]
+
+
+@pytest.fixture
+def prompt_ids(tokenizer):
+    return [tokenizer(prompt)["input_ids"] for prompt in PROMPTS]
+
+
+def greedy_by_hand(model, ids, max_new_tokens, eos):
+    """The definition: the likeliest token, one at a time, without cache or padding."""
+    completion = []
+    while len(completion) < max_new_tokens and (not completion or completion[-1] not in eos):
+        with torch.no_grad():
+            completion.append(int(model(torch.tensor([ids + completion])).logits[0, -1].argmax()))
+    return completion
+
+
+@pytest.mark.parametrize("name", LOCAL_ENGINES)
+def test_greedy_is_the_likeliest_token_on_every_engine(name, model, tokenizer, prompt_ids):
+    engine = LOCAL_ENGINES[name](model, tokenizer, batch_size=3)
+    completions = engine.generate(prompt_ids, Sampling(max_new_tokens=12, temperature=0))
+    assert completions == [greedy_by_hand(model, ids, 12, engine.eos_token_ids) for ids in prompt_ids]
+
+
+@pytest.mark.parametrize("name", ["compact", "transformers"])
+def test_sampling_repeats_with_its_seed_and_varies_without(name, model, tokenizer, prompt_ids):
+    engine = LOCAL_ENGINES[name](model, tokenizer)
+    first = engine.generate(prompt_ids * 4, Sampling(max_new_tokens=8, seed=1))
+    assert first == engine.generate(prompt_ids * 4, Sampling(max_new_tokens=8, seed=1))
+    assert first != engine.generate(prompt_ids * 4, Sampling(max_new_tokens=8, seed=2))
+    assert first[0] != first[5], "two samples of one prompt must differ"
+
+
+@pytest.mark.parametrize("name", LOCAL_ENGINES)
+def test_generating_leaves_a_training_as_it_was(name, model, tokenizer, prompt_ids):
+    model.train()
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    LOCAL_ENGINES[name](model, tokenizer).generate(prompt_ids, Sampling(max_new_tokens=4))
+    assert torch.equal(torch.rand(3), expected)
+    assert model.training
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name", LOCAL_ENGINES)
+def test_a_checkpoints_own_sampling_defaults_do_not_leak_in(name, model, tokenizer, prompt_ids):
+    plain = LOCAL_ENGINES[name](model, tokenizer).generate(prompt_ids, Sampling(max_new_tokens=8, temperature=0))
+    model.generation_config.repetition_penalty = 5.0
+    model.generation_config.top_k = 2
+    again = LOCAL_ENGINES[name](model, tokenizer).generate(prompt_ids, Sampling(max_new_tokens=8, temperature=0))
+    assert again == plain
+
+
+def test_nothing_follows_the_ending_token(model, tokenizer, prompt_ids):
+    for name in ("compact", "transformers"):
+        engine = LOCAL_ENGINES[name](model, tokenizer)
+        for ids in engine.generate(prompt_ids * 20, Sampling(max_new_tokens=60, temperature=2.0)):
+            ends = [i for i, token in enumerate(ids) if token in engine.eos_token_ids]
+            assert ends in ([], [len(ids) - 1])
+            assert len(ids) == 60 or ends, "a completion ends by its token or by the limit"
+
+
+@given(st.lists(st.integers(1, 50), max_size=30), st.integers(1, 20), st.integers(1, 8), st.integers(1, 300))
+def test_batches_hold_every_row_once_within_the_budget(lengths, max_new_tokens, batch_size, batch_tokens):
+    made = list(batches(lengths, max_new_tokens, batch_size, batch_tokens))
+    assert sorted(row for rows in made for row in rows) == list(range(len(lengths)))
+    for rows in made:
+        assert 1 <= len(rows) <= batch_size
+        tokens = len(rows) * (max(lengths[row] for row in rows) + max_new_tokens)
+        assert tokens <= batch_tokens or len(rows) == 1
+
+
+def test_equal_prompts_stay_side_by_side_for_the_prefix_cache():
+    assert list(batches([5, 9, 5, 9], 1, 2, 1000)) == [[1, 3], [0, 2]]
+
+
+def test_ending_tokens_come_from_tokenizer_and_checkpoint(model, tokenizer):
+    model.generation_config.eos_token_id = [3, 4]
+    assert eos_token_ids(tokenizer, model.generation_config) == {3, 4, tokenizer.eos_token_id}
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"max_new_tokens": 0}, "max_new_tokens"),
+        ({"max_new_tokens": 1, "temperature": -1}, "greedily"),
+        ({"max_new_tokens": 1, "top_p": 0}, "top_p"),
+        ({"max_new_tokens": 1, "top_k": -1}, "top_k"),
+    ],
+)
+def test_impossible_sampling_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        Sampling(**options)
+
+
+def test_a_missing_vllm_names_its_extra(tokenizer, monkeypatch):
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    with pytest.raises(ImportError, match=r"metatune\[vllm\]"):
+        VLLMEngine("any", tokenizer)
+
+
+def test_an_unknown_engine_lists_the_known(tokenizer):
+    with pytest.raises(ValueError, match="compact, transformers, continuous_batching, vllm"):
+        load_engine("vlm", "any", tokenizer)
+
+
+def test_an_engine_loads_from_a_folder(tmp_path, model, tokenizer, prompt_ids):
+    model.save_pretrained(tmp_path)
+    engine = load_engine("transformers", str(tmp_path), tokenizer, device="cpu", dtype="float32")
+    sampling = Sampling(max_new_tokens=5, temperature=0)
+    assert engine.generate(prompt_ids, sampling) == LOCAL_ENGINES["compact"](model, tokenizer).generate(
+        prompt_ids, sampling
+    )
