@@ -46,8 +46,9 @@ class Recipe:
     env: dict[str, str]
 
     def error(self, key: str, message: str) -> ConfigError:
-        """Build the error for `key`: `FILE:LINE: message`."""
-        return ConfigError(f"{self.path}:{self.lines[key]}: {message}")
+        """Build the error for `key`: `FILE:LINE: message`, without a line for a key merged in by `<<`."""
+        line = self.lines.get(str(key))
+        return ConfigError(f"{self.path}:{line}: {message}" if line else f"{self.path}: {message}")
 
 
 def read_recipe(path: str) -> Recipe:
@@ -77,7 +78,7 @@ def read_recipe(path: str) -> Recipe:
     lines = {key.value: key.start_mark.line + 1 for key, _ in root.value}
     env = values.pop("env", None) or {}
     if not isinstance(env, dict) or any(isinstance(value, (dict, list)) or value is None for value in env.values()):
-        raise ConfigError(f"{path}:{lines['env']}: `env` is a mapping from variable names to text")
+        raise ConfigError(f"{path}:{lines.get('env', 1)}: `env` is a mapping from variable names to text")
     return Recipe(path, values, lines, {str(name): str(value) for name, value in env.items()})
 
 
