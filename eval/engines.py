@@ -22,7 +22,13 @@ from typing import Protocol
 
 import torch
 from tqdm.auto import tqdm
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    ContinuousBatchingConfig,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from ..trainers.generation import sample_completions
 
@@ -110,12 +116,15 @@ class LocalEngine:
         lengths = [len(ids) for ids in prompt_ids]
         progress = tqdm(total=len(lengths), desc="generating", unit="completion", leave=False, disable=None)
         with progress, _evaluating(self.model), _own_random_state(self.model.device, sampling.seed):
-            for rows in batches(lengths, sampling.max_new_tokens, self.batch_size, self.batch_tokens):
+            for rows in self._batches(lengths, sampling):
                 completed = self._complete([list(prompt_ids[row]) for row in rows], sampling)
                 for row, ids in zip(rows, completed, strict=True):
                     completions[row] = ids
                 progress.update(len(rows))
         return completions
+
+    def _batches(self, lengths: Sequence[int], sampling: Sampling) -> Iterator[list[int]]:
+        return batches(lengths, sampling.max_new_tokens, self.batch_size, self.batch_tokens)
 
     def _complete(self, prompt_ids: list[list[int]], sampling: Sampling) -> list[list[int]]:
         raise NotImplementedError
@@ -173,10 +182,27 @@ class TransformersEngine(LocalEngine):
 
 
 class ContinuousBatchingEngine(LocalEngine):
-    """`model.generate_batch` of transformers: a paged cache, with rows that join and leave the batch."""
+    """`model.generate_batch` of transformers: a paged cache, with rows that join and leave the batch on their own."""
+
+    block_size = 32  # tokens of a page: what the last page of a row may waste
+
+    def _batches(self, lengths: Sequence[int], sampling: Sampling) -> Iterator[list[int]]:
+        return iter([list(range(len(lengths)))] if lengths else [])
 
     def _complete(self, prompt_ids: list[list[int]], sampling: Sampling) -> list[list[int]]:
-        outputs = self.model.generate_batch(prompt_ids, generation_config=self._generation_config(sampling))
+        longest = max(map(len, prompt_ids))
+        row_blocks = -(-(longest + sampling.max_new_tokens) // self.block_size)
+        rows = max(1, min(len(prompt_ids), self.batch_size, self.batch_tokens // (row_blocks * self.block_size)))
+        config = ContinuousBatchingConfig(
+            block_size=self.block_size,
+            num_blocks=rows * row_blocks + 1,  # by default it takes 90 % of the free memory, beside a training too
+            max_batch_tokens=max(rows, longest),
+            max_requests_per_batch=rows,
+            seed=sampling.seed,
+        )
+        outputs = self.model.generate_batch(
+            prompt_ids, generation_config=self._generation_config(sampling), continuous_batching_config=config
+        )
         if len(outputs) != len(prompt_ids):
             raise RuntimeError(
                 f"continuous batching answered {len(outputs)} of {len(prompt_ids)} requests; "

@@ -31,7 +31,7 @@ def test_greedy_is_the_likeliest_token_on_every_engine(name, model, tokenizer, p
     assert completions == [greedy_by_hand(model, ids, 12, engine.eos_token_ids) for ids in prompt_ids]
 
 
-@pytest.mark.parametrize("name", ["compact", "transformers"])
+@pytest.mark.parametrize("name", LOCAL_ENGINES)
 def test_sampling_repeats_with_its_seed_and_varies_without(name, model, tokenizer, prompt_ids):
     engine = LOCAL_ENGINES[name](model, tokenizer)
     first = engine.generate(prompt_ids * 4, Sampling(max_new_tokens=8, seed=1))
