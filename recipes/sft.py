@@ -10,6 +10,7 @@ random. Ends with the model (safetensors) and its tokenizer in `output_dir`.
 """
 
 import json
+import random
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +31,9 @@ class SFTScriptArguments(ScriptArguments):
             Number of traces over all `distributions`, in equal shares.
         demonstration_seed (`int`, *optional*, defaults to `0`):
             Seed of the problems and traces.
+        length_buckets (`bool`, *optional*, defaults to `False`):
+            Fill each batch with traces of similar length, which saves padding, and shuffle the batches. TRL's
+            `group_by_length` leaves neighbouring batches alike, so that a model unlearns one family during the next.
         init_config (`dict`, *optional*):
             Fields of a transformers configuration, `model_type` among them, of a model to initialise at random. The
             size of the vocabulary and the special tokens are the tokenizer's unless given.
@@ -43,6 +47,9 @@ class SFTScriptArguments(ScriptArguments):
     )
     demonstrations: int = field(default=10_000, metadata={"help": "Number of traces over all distributions."})
     demonstration_seed: int = field(default=0, metadata={"help": "Seed of the problems and traces."})
+    length_buckets: bool = field(
+        default=False, metadata={"help": "Fill batches with traces of similar length and shuffle the batches."}
+    )
     init_config: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Configuration of a model to initialise at random, as a mapping or JSON."}
     )
@@ -109,6 +116,21 @@ def init_model(fields: dict[str, Any], tokenizer, dtype: str | None, seed: int):
     return AutoModelForCausalLM.from_config(config, dtype=None if dtype == "auto" else dtype)
 
 
+def in_length_buckets(traces, batch_size: int, seed: int, batches_per_pool: int = 16):
+    """Reorder traces: within each pool of batches, sorted by length, cut into batches, and the batches shuffled."""
+    rng = random.Random(seed)
+    lengths = [len(p[-1]["content"]) + len(c[-1]["content"]) for p, c in zip(traces["prompt"], traces["completion"])]
+    order = []
+    for first in range(0, len(lengths), batch_size * batches_per_pool):
+        pool = range(first, min(first + batch_size * batches_per_pool, len(lengths)))
+        by_length = sorted(pool, key=lengths.__getitem__)
+        batches = [by_length[i : i + batch_size] for i in range(0, len(by_length), batch_size)]
+        partial = [batches.pop()] if len(batches[-1]) < batch_size else []  # only the last batch of all may be partial
+        rng.shuffle(batches)
+        order += [row for batch in batches + partial for row in batch]
+    return traces.select(order)
+
+
 def load_data(script_args: SFTScriptArguments):
     """Return the splits to train on and to evaluate on, by name."""
     if script_args.distributions is None:
@@ -144,6 +166,11 @@ def main(script_args: SFTScriptArguments, training_args: SFTConfig, model_args: 
             **(training_args.model_init_kwargs or {}),
         }
     data = load_data(script_args)
+    if script_args.length_buckets:
+        split = script_args.dataset_train_split
+        batch_size = training_args.train_batch_size * training_args.world_size
+        data[split] = in_length_buckets(data[split], batch_size, training_args.seed)
+        training_args.train_sampling_strategy = "sequential"
     trainer = SFTTrainer(
         model=model,
         args=training_args,

@@ -148,12 +148,10 @@ class DUMPTrainer(GRPOTrainer):
             self._last_group_metrics[f"pass_rate/{arm}"] = _pass_rate(values)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        logs["rollout_tokens"] = self._rollout_tokens
         if self.model.training:
-            logs["rollout_tokens"] = self._rollout_tokens
             logs.update({f"curriculum/{key}": value for key, value in self.curriculum.metrics().items()})
             logs.update(self._last_group_metrics)
-        else:
-            logs["eval_rollout_tokens"] = self._rollout_tokens
         super().log(logs, start_time)
 
     def _record_evaluation(self, inputs: list[dict[str, Any]]) -> None:

@@ -1,0 +1,307 @@
+"""Does a learned curriculum reach the same accuracy with fewer rollout tokens?
+
+    python benchmarks/dump.py [--seeds 10] [--quick] [--mixture skewed|flat|both] [--workers 2]
+
+Every method trains the same starter checkpoint with the same GRPO settings until it has generated the same number of
+rollout tokens; only the choice of prompts differs. `stock` is TRL's own `GRPOTrainer` on the pooled data.
+
+Two mixtures: `skewed` has three mastered, three learnable and four hopeless distributions, so that the choice can
+matter; in `flat` every distribution is learnable, so that it can hardly matter. Accuracy is the sampled held-out
+accuracy, mean over distributions. Tokens to target: where the line through the evaluations (mean of three neighbours)
+first crosses the target; a run that never does counts with its whole budget, which is stated. Intervals: percentile
+bootstrap over seeds, paired by seed where two methods are compared.
+
+The targets and every hyperparameter were fixed on tuning seeds (1000 and above); reported seeds are 0 and up.
+Finished runs are kept in runs/benchmark_dump.jsonl, so an interrupted benchmark goes on where it stopped.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+RUNS = ROOT / "runs" / "benchmark_dump.jsonl"
+METHODS = ("stock", "uniform", "easy_to_hard", "pools", "sec", "dump", "dump_plus")
+
+
+def _countdown(name: str, numbers: int, operators: str) -> dict:
+    return {"name": name, "source": "countdown", "config": {"numbers": numbers, "operators": operators}}
+
+
+def _arithmetic(terms: int) -> dict:
+    return {"name": f"arithmetic-{terms}", "source": "arithmetic", "config": {"terms": terms}}
+
+
+def _logic(people: int) -> dict:
+    return {"name": f"logic-{people}", "source": "logic", "config": {"people": people}}
+
+
+# In order of the starter's accuracy, which is the order that easy_to_hard follows.
+MIXTURES = {
+    "skewed": [
+        _arithmetic(3),
+        _arithmetic(4),
+        _countdown("countdown-2", 2, "+-"),
+        _arithmetic(8),
+        _countdown("countdown-3", 3, "+-"),
+        _countdown("countdown-4", 4, "+-"),
+        _countdown("countdown-5-times", 5, "+-*"),
+        _countdown("countdown-6-times", 6, "+-*"),
+        _logic(5),
+        _logic(6),
+    ],
+    "flat": [
+        _arithmetic(6),
+        _arithmetic(8),
+        _countdown("countdown-3", 3, "+-"),
+        _countdown("countdown-4", 4, "+-"),
+        _logic(2),
+        _logic(3),
+    ],
+}
+BUDGET = {"skewed": 240_000, "flat": 240_000}  # rollout tokens a run
+TARGET = {"skewed": 0.0, "flat": 0.0}
+GROUPS, GENERATIONS = 16, 8
+EVAL_EVERY, TEST_SIZE = 6, 48
+OPTIONS = {
+    "easy_to_hard": lambda mixture: {"total_prompts": int(BUDGET[mixture] / 35 / GENERATIONS)},
+}
+
+
+def _rollout_tokens(row: dict, previous: int) -> int:
+    """Tokens generated so far, from TRL's own log for the stock trainer."""
+    return row.get("rollout_tokens", previous + round(row["completions/mean_length"] * GROUPS * GENERATIONS))
+
+
+def run_one(mixture: str, method: str, seed: int, budget: int) -> dict:
+    """Train once and return the learning curve: rollout tokens and held-out accuracy at every evaluation."""
+    import datasets
+    import torch
+    from transformers import TrainerCallback
+    from trl import GRPOConfig, GRPOTrainer
+
+    from metatune.curricula import load_distributions
+    from metatune.recipes.grpo import STARTER
+    from metatune.rewards import correctness_reward
+    from metatune.trainers import DUMPConfig, DUMPTrainer
+
+    torch.set_num_threads(1)
+    datasets.disable_progress_bars()
+
+    class StopAtBudget(TrainerCallback):
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            if "completions/mean_length" in (logs or {}):
+                self.tokens = _rollout_tokens(logs, getattr(self, "tokens", 0))
+                if self.tokens >= budget and state.global_step % EVAL_EVERY == 0:
+                    control.should_training_stop = True
+
+    entries = [{**entry, "train_size": 1000, "test_size": TEST_SIZE} for entry in MIXTURES[mixture]]
+    distributions = load_distributions(entries)
+    stock = method == "stock"
+    common = {
+        "output_dir": tempfile.mkdtemp(),
+        "max_steps": 10_000,
+        "seed": seed,
+        "per_device_train_batch_size": 16,
+        "gradient_accumulation_steps": GROUPS * GENERATIONS // 16,
+        "num_generations": GENERATIONS,
+        "max_completion_length": 96,
+        "learning_rate": 2e-4,
+        "lr_scheduler_type": "constant_with_warmup",
+        "warmup_steps": 5,
+        "adam_beta2": 0.98,
+        "logging_steps": 1,
+        "eval_strategy": "steps",
+        "eval_steps": EVAL_EVERY,
+        "eval_on_start": True,
+        "per_device_eval_batch_size": 256,
+        "num_generations_eval": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "use_cpu": True,
+        "model_init_kwargs": {"dtype": "float32"},
+    }
+    if stock:
+        config = GRPOConfig(**common)
+    else:
+        options = OPTIONS.get(method, lambda _: {})(mixture)
+        config = DUMPConfig(
+            **common, curriculum=method, curriculum_options=options, compact_generation=True, length_grouping=True
+        )
+    started = time.perf_counter()
+    trainer = (GRPOTrainer if stock else DUMPTrainer)(
+        model=str(STARTER),
+        reward_funcs=correctness_reward,
+        args=config,
+        train_dataset=datasets.concatenate_datasets([d.train for d in distributions]),
+        eval_dataset=datasets.concatenate_datasets([d.test for d in distributions]),
+        callbacks=[StopAtBudget()],
+    )
+    trainer.train()
+    tokens, curve, share = 0, [], {}
+    for row in trainer.state.log_history:
+        if "completions/mean_length" in row:
+            tokens = _rollout_tokens(row, tokens)
+            share = {key.split("/")[-1]: value for key, value in row.items() if key.startswith("curriculum/count/")}
+        elif "eval_reward" in row:
+            curve.append([tokens, row.get("eval_accuracy", row["eval_reward"])])
+    return {
+        "mixture": mixture,
+        "method": method,
+        "seed": seed,
+        "budget": budget,
+        "curve": curve,
+        "prompts": share,
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+
+
+def _work(jobs) -> None:
+    """Run jobs from a shared queue, one thread each; each finished run is one line of RUNS."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # trainers print their logs
+    while (job := jobs.get()) is not None:
+        result = run_one(*job)
+        with RUNS.open("a") as file:
+            file.write(json.dumps(result) + "\n")
+
+
+def finished_runs() -> dict[tuple, dict]:
+    if not RUNS.exists():
+        return {}
+    rows = [json.loads(line) for line in RUNS.read_text().splitlines()]
+    return {(row["mixture"], row["method"], row["seed"], row["budget"]): row for row in rows}
+
+
+def tokens_to_target(curve: list[list[float]], target: float) -> tuple[float, bool]:
+    """Rollout tokens at the first crossing of `target` by the smoothed curve, and whether it was reached."""
+    tokens, accuracy = map(np.array, zip(*curve, strict=True))
+    padded = np.pad(accuracy, 1, mode="edge")
+    smooth = np.convolve(padded, np.ones(3) / 3, mode="valid")
+    above = np.flatnonzero(smooth >= target)
+    if len(above) == 0:
+        return float(tokens[-1]), False
+    last = above[0]
+    if last == 0:
+        return float(tokens[0]), True
+    share = (target - smooth[last - 1]) / (smooth[last] - smooth[last - 1])
+    return float(tokens[last - 1] + share * (tokens[last] - tokens[last - 1])), True
+
+
+def area_under_curve(curve: list[list[float]], budget: int) -> float:
+    """Mean accuracy over the token budget (trapezoid, the curve cut at the budget)."""
+    tokens, accuracy = map(np.array, zip(*curve, strict=True))
+    grid = np.linspace(0, budget, 201)
+    return float(np.trapezoid(np.interp(grid, tokens, accuracy), grid) / budget)
+
+
+def bootstrap(statistic, *samples, resamples: int = 10_000) -> tuple[float, list[float]]:
+    """Percentile interval of a statistic of per-seed samples; all samples are resampled by the same seeds."""
+    rng = np.random.default_rng(0)
+    arrays = [np.asarray(sample, dtype=float) for sample in samples]
+    draws = rng.integers(0, len(arrays[0]), (resamples, len(arrays[0])))
+    values = statistic(*(array[draws] for array in arrays))
+    low, high = np.percentile(values, [2.5, 97.5])
+    point = statistic(*(array[None] for array in arrays))[0]
+    return float(point), [float(low), float(high)]
+
+
+def median(values: np.ndarray) -> np.ndarray:
+    return np.median(values, axis=-1)
+
+
+def summarise(mixture: str, runs: dict[str, list[dict]], target: float, budget: int) -> list[dict]:
+    """Print one mixture's table and return its claims."""
+    tokens, reached, area, final = {}, {}, {}, {}
+    for method, rows in runs.items():
+        pairs = [tokens_to_target(row["curve"], target) for row in rows]
+        tokens[method] = [pair[0] for pair in pairs]
+        reached[method] = sum(pair[1] for pair in pairs)
+        area[method] = [area_under_curve(row["curve"], budget) for row in rows]
+        final[method] = [float(np.mean([a for _, a in row["curve"][-3:]])) for row in rows]
+    seeds = len(next(iter(runs.values())))
+    start = np.mean([row["curve"][0][1] for rows in runs.values() for row in rows])
+    print(f"\nmixture {mixture}: {seeds} seeds, {budget:,} rollout tokens a run, start {start:.3f}, target {target:.3f}")
+    header = ("method", "tokens to target [95 %]", "reached", "uniform / method", "area [95 %]", "final [95 %]")
+    print(f"{header[0]:14} {header[1]:28} {header[2]:8} {header[3]:22} {header[4]:22} {header[5]}")
+    claims = []
+    for method in runs:
+        to_target, to_target_ci = bootstrap(median, tokens[method])
+        ratio, ratio_ci = bootstrap(lambda u, m: median(u) / median(m), tokens["uniform"], tokens[method])
+        area_median, area_ci = bootstrap(median, area[method])
+        final_median, final_ci = bootstrap(median, final[method])
+        print(
+            f"{method:14} {to_target:9,.0f} [{to_target_ci[0]:7,.0f}, {to_target_ci[1]:7,.0f}]  {reached[method]:2}/{seeds:<5}"
+            f" {ratio:5.2f} [{ratio_ci[0]:.2f}, {ratio_ci[1]:.2f}]    {area_median:.3f} [{area_ci[0]:.3f}, {area_ci[1]:.3f}]"
+            f"   {final_median:.3f} [{final_ci[0]:.3f}, {final_ci[1]:.3f}]"
+        )
+        common = {"mixture": mixture, "method": method, "seeds": seeds}
+        claims.append(
+            common
+            | {
+                "claim": f"{mixture}: rollout tokens to accuracy {target} of uniform over {method}",
+                "value": ratio,
+                "ci": ratio_ci,
+                **({"goal": ">= 1.5", "met": ratio >= 1.5} if (mixture, method) == ("skewed", "dump") else {}),
+                "reached": reached[method],
+            }
+        )
+        claims.append(common | {"claim": f"{mixture}: median area under the curve of {method}", "value": area_median, "ci": area_ci})
+        claims.append(common | {"claim": f"{mixture}: median final accuracy of {method}", "value": final_median, "ci": final_ci})
+    return claims
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--first_seed", type=int, default=0, help="1000 and above are for tuning")
+    parser.add_argument("--mixture", choices=[*MIXTURES, "both"], default="both")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--quick", action="store_true", help="the same path in a few minutes: 1 seed, a tenth of the tokens")
+    args = parser.parse_args()
+    mixtures = list(MIXTURES) if args.mixture == "both" else [args.mixture]
+    seeds = range(args.first_seed, args.first_seed + (1 if args.quick else args.seeds))
+    budgets = {mixture: BUDGET[mixture] // (10 if args.quick else 1) for mixture in mixtures}
+
+    RUNS.parent.mkdir(exist_ok=True)
+    done = finished_runs()
+    # Seeds outermost: an interrupted benchmark has whole seeds.
+    wanted = [(m, method, seed, budgets[m]) for m in mixtures for seed in seeds for method in args.methods]
+    todo = [job for job in wanted if job not in done]
+    context = multiprocessing.get_context("spawn")
+    jobs = context.Queue()
+    for job in [*todo, *[None] * args.workers]:
+        jobs.put(job)
+    workers = [context.Process(target=_work, args=(jobs,)) for _ in range(args.workers)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    done = finished_runs()
+    missing = [job for job in wanted if job not in done]
+    if missing:
+        sys.exit(f"{len(missing)} runs failed, the first is {missing[0]}; run again to go on")
+
+    claims = []
+    for mixture in mixtures:
+        runs = {
+            method: [done[mixture, method, seed, budgets[mixture]] for seed in seeds] for method in args.methods
+        }
+        claims += summarise(mixture, runs, TARGET[mixture], budgets[mixture])
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
+    print(json.dumps({"benchmark": "dump", "commit": commit.strip(), "claims": claims}))
+
+
+if __name__ == "__main__":
+    main()

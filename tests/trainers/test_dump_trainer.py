@@ -1,0 +1,282 @@
+import json
+import math
+
+import pandas as pd
+import pytest
+import torch
+from datasets import Dataset
+from trl import GRPOConfig, GRPOTrainer
+
+from metatune.curricula import build_tokenizer
+from metatune.trainers import DUMPConfig, DUMPTrainer
+
+from .dump_setup import DISTRIBUTIONS, config, digits, rows, tiny_model
+
+KEYS = ("loss", "grad_norm", "reward")
+
+
+def make(output_dir, reward=digits, train_dataset=None, **options) -> DUMPTrainer:
+    return DUMPTrainer(
+        tiny_model(),
+        reward_funcs=reward,
+        args=config(output_dir, **options),
+        train_dataset=rows() if train_dataset is None else train_dataset,
+        processing_class=build_tokenizer(),
+    )
+
+
+def training_log(trainer) -> list[dict]:
+    return [row for row in trainer.state.log_history if "loss" in row]
+
+
+def curve(trainer, keys=KEYS) -> list[tuple]:
+    return [tuple(row.get(key) for key in keys) for row in training_log(trainer)]
+
+
+# ---- the same as TRL with everything off ----
+
+
+@pytest.mark.parametrize("shuffle_dataset", [True, False])
+@pytest.mark.parametrize(
+    "blocks", [{}, {"per_device_train_batch_size": 8, "steps_per_generation": 2, "num_iterations": 2}]
+)
+def test_a_uniform_curriculum_over_one_distribution_is_stock_grpo_bit_for_bit(tmp_path, shuffle_dataset, blocks):
+    data = rows(num_items=24, distributions=("alpha",))
+    ours = make(tmp_path, train_dataset=data, curriculum="uniform", shuffle_dataset=shuffle_dataset, **blocks)
+    ours.train()  # before the other one is made: making a trainer seeds the random generators
+    stock = GRPOTrainer(
+        tiny_model(),
+        reward_funcs=digits,
+        args=config(tmp_path, GRPOConfig, shuffle_dataset=shuffle_dataset, **blocks),
+        train_dataset=data,
+        processing_class=build_tokenizer(),
+    )
+    stock.train()
+    assert len(training_log(stock)) == 6
+    assert curve(ours) == curve(stock)
+    assert any(row["grad_norm"] > 0 for row in training_log(stock))
+    for mine, theirs in zip(ours.model.parameters(), stock.model.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+# ---- what the curriculum is told, and when ----
+
+
+def test_each_batch_is_drawn_after_the_groups_of_the_batch_before_it(tmp_path):
+    trainer = make(tmp_path)
+    events = []
+    draw, observe = trainer.curriculum.draw, trainer.curriculum.observe
+    trainer.curriculum.draw = lambda n: events.append("draw") or draw(n)
+    trainer.curriculum.observe = lambda *group: events.append("observe") or observe(*group)
+    trainer.train()
+    assert events == ["draw", *["observe"] * 4] * 6
+
+
+def test_a_group_reaches_the_arm_it_was_drawn_from(tmp_path):
+    def by_distribution(completions, distribution, **kwargs):
+        value = {"alpha": 0.25, "beta": 0.5, "gamma": 0.75}
+        return [value[name] for name in distribution]
+
+    trainer = make(tmp_path, reward=by_distribution)
+    seen = []
+    observe = trainer.curriculum.observe
+    trainer.curriculum.observe = lambda arm, advantages, rewards, tokens: (
+        seen.append((arm, tuple(rewards), len(tokens))) or observe(arm, advantages, rewards, tokens)
+    )
+    trainer.train()
+    assert set(seen) == {("alpha", (0.25,) * 4, 4), ("beta", (0.5,) * 4, 4), ("gamma", (0.75,) * 4, 4)}
+
+
+def test_evaluation_measures_each_distribution_and_never_feeds_the_curriculum(tmp_path):
+    options = {"eval_strategy": "steps", "eval_steps": 2, "per_device_eval_batch_size": 5, "num_generations_eval": 1}
+    trainer = DUMPTrainer(
+        tiny_model(),
+        reward_funcs=digits,
+        args=config(tmp_path, **options),
+        train_dataset=rows(),
+        eval_dataset=rows(num_items=5),
+        processing_class=build_tokenizer(),
+    )
+    trainer.train()
+    evaluations = [row for row in trainer.state.log_history if "eval_accuracy" in row]
+    assert len(evaluations) == 3
+    for row in evaluations:
+        per_arm = [row[f"eval_accuracy/{name}"] for name in DISTRIBUTIONS]
+        assert row["eval_accuracy"] == pytest.approx(sum(per_arm) / 3)
+        assert row["eval_accuracy/gamma"] == 0
+        assert row["eval_reward"] == pytest.approx(row["eval_accuracy"])  # arms of equal size, all scored
+    assert sum(trainer.curriculum.metrics()[f"count/{name}"] for name in DISTRIBUTIONS) == 6 * 4
+
+
+def test_every_log_line_has_every_distribution_and_completions_go_to_parquet(tmp_path):
+    trainer = make(tmp_path, log_completions=True, num_completions_to_print=0)
+    trainer.train()
+    for row in training_log(trainer):
+        probabilities = [row[f"curriculum/probability/{name}"] for name in DISTRIBUTIONS]
+        assert sum(probabilities) == pytest.approx(1)
+        assert all(f"curriculum/{what}/{name}" in row for what in ("learnability", "count") for name in DISTRIBUTIONS)
+        drawn = [name for name in DISTRIBUTIONS if f"pass_rate/{name}" in row]
+        assert drawn
+        assert all(row[f"reward/{name}"] == row[f"pass_rate/{name}"] for name in drawn)
+    tokens = [row["rollout_tokens"] for row in training_log(trainer)]
+    assert tokens[0] == pytest.approx(16 * training_log(trainer)[0]["completions/mean_length"])
+    assert tokens == sorted(tokens)
+    table = pd.read_parquet(tmp_path / "completions" / "completions_00006.parquet")
+    assert len(table) == 16
+    assert set(table["distribution"]) <= set(DISTRIBUTIONS)
+    assert {"prompt", "completion", "digits", "advantage", "step"} <= set(table.columns)
+
+
+def test_an_arm_that_is_never_solved_teaches_nothing_but_is_still_tried(tmp_path):
+    trainer = make(tmp_path, max_steps=12)
+    trainer.train()
+    last = training_log(trainer)[-1]
+    assert last["curriculum/learnability/gamma"] == 0
+    assert 0 < last["curriculum/probability/gamma"] < 1 / 3
+    assert last["curriculum/count/gamma"] >= 2
+
+
+# ---- rewards that are missing or absurd ----
+
+
+def test_a_completion_without_a_score_is_left_out_of_what_the_curriculum_learns(tmp_path):
+    def sometimes(completions, **kwargs):
+        return [None if i % 4 == 0 else (math.nan if i % 4 == 1 else float(i % 2)) for i in range(len(completions))]
+
+    trainer = make(tmp_path, reward=sometimes, max_steps=1)
+    sizes = []
+    observe = trainer.curriculum.observe
+    trainer.curriculum.observe = lambda arm, *group: sizes.append([len(x) for x in group]) or observe(arm, *group)
+    trainer.train()
+    assert sizes == [[2, 2, 2]] * 4
+    assert training_log(trainer)[0]["unscorable"] == 0.5
+
+
+def test_a_batch_that_nothing_could_score_stops_the_run_and_names_the_reward(tmp_path):
+    def broken_grader(completions, **kwargs):
+        return [None] * len(completions)
+
+    with pytest.raises(ValueError, match=r"none of the 16 completions .*broken_grader.*resumed"):
+        make(tmp_path, reward=broken_grader).train()
+
+
+def test_an_infinite_reward_stops_the_run_and_names_the_reward(tmp_path):
+    def overflowing(completions, **kwargs):
+        return [math.inf] * len(completions)
+
+    with pytest.raises(ValueError, match="'overflowing' returned an infinite reward"):
+        make(tmp_path, reward=overflowing).train()
+
+
+# ---- resume ----
+
+
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [
+        ({}, (1, 5)),
+        # Two generation blocks of four optimizer steps: checkpoints inside a block and at its end.
+        ({"max_steps": 8, "per_device_train_batch_size": 8, "steps_per_generation": 2, "num_iterations": 2}, range(1, 8)),
+        ({"compact_generation": True, "length_grouping": True, "gradient_accumulation_steps": 2}, (2, 3)),
+    ],
+)
+def test_resuming_after_any_step_goes_on_bit_for_bit(tmp_path, options, steps):
+    options = {"save_strategy": "steps", "save_steps": 1, **options}
+    keys = (*KEYS, "rollout_tokens", *(f"curriculum/probability/{name}" for name in DISTRIBUTIONS))
+    whole = make(tmp_path, **options)
+    whole.train()
+    for step in steps:
+        resumed = make(tmp_path, **options)
+        resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
+        assert curve(resumed, keys) == curve(whole, keys), f"resumed after step {step}"
+        for mine, theirs in zip(resumed.model.parameters(), whole.model.parameters(), strict=True):
+            assert torch.equal(mine, theirs)
+    assert resumed.curriculum.state_dict() == whole.curriculum.state_dict()
+
+
+def test_resuming_with_other_data_is_refused(tmp_path):
+    options = {"save_strategy": "steps", "save_steps": 2, "max_steps": 2}
+    make(tmp_path, **options).train()
+    checkpoint = str(tmp_path / "checkpoint-2")
+    with pytest.raises(ValueError, match="'alpha' is not the one of the checkpoint: num_items was 12"):
+        make(tmp_path, train_dataset=rows(num_items=13)).train(resume_from_checkpoint=checkpoint)
+    with pytest.raises(ValueError, match="arms"):
+        make(tmp_path, train_dataset=rows(distributions=("alpha", "delta"))).train(resume_from_checkpoint=checkpoint)
+
+
+def test_resuming_a_block_with_another_number_of_processes_is_refused(tmp_path):
+    options = {
+        "max_steps": 2,
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "per_device_train_batch_size": 8,
+        "steps_per_generation": 2,
+    }
+    make(tmp_path, **options).train()
+    state = tmp_path / "checkpoint-1" / "metatune_state.json"
+    state.write_text(json.dumps({**json.loads(state.read_text()), "world_size": 2}))
+    with pytest.raises(ValueError, match="saved inside a generation block by 2 processes"):
+        make(tmp_path, **options).train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+
+
+def test_a_checkpoint_of_another_trainer_is_refused(tmp_path):
+    make(tmp_path, max_steps=1, save_strategy="steps", save_steps=1).train()
+    (tmp_path / "checkpoint-1" / "metatune_state.json").unlink()
+    with pytest.raises(FileNotFoundError, match="was not written by a metatune trainer"):
+        make(tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+
+
+# ---- the same steps for less ----
+
+
+def test_length_grouping_gives_the_same_losses_up_to_rounding(tmp_path):
+    options = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4, "max_steps": 3}
+    plain = make(tmp_path, **options)
+    plain.train()
+    grouped = make(tmp_path, length_grouping=True, **options)
+    grouped.train()
+    assert any(row["grad_norm"] > 0 for row in training_log(plain))
+    for mine, theirs in zip(curve(grouped), curve(plain), strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-4, abs=1e-5)
+
+
+def test_compact_generation_trains(tmp_path):
+    trainer = make(tmp_path, compact_generation=True)
+    trainer.train()
+    assert any(row["grad_norm"] > 0 for row in training_log(trainer))
+    assert all(row["completions/max_length"] <= 12 for row in training_log(trainer))
+
+
+# ---- mistakes ----
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"compact_generation": True, "use_vllm": True}, "compact_generation and use_vllm both choose"),
+        ({"compact_generation": True, "repetition_penalty": 1.2}, "remove generation_kwargs, repetition_penalty"),
+        ({"length_grouping": True, "loss_type": "bnpo"}, "length_grouping would change the bnpo loss"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        DUMPConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, **options)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (Dataset.from_dict({"prompt": ["a"], "source": ["x"]}), r"no column 'distribution' .*\(columns: prompt, source\)"),
+        (Dataset.from_dict({"prompt": ["a", "b"], "distribution": ["x", None]}), "row 1 .* has the distribution None"),
+        (Dataset.from_dict({"prompt": [], "distribution": []}), "no distribution has any item"),
+        (rows().to_iterable_dataset(), "load the dataset without streaming"),
+    ],
+)
+def test_a_training_set_that_cannot_be_drawn_from_is_refused(tmp_path, data, message):
+    with pytest.raises(ValueError, match=message):
+        make(tmp_path, train_dataset=data)
+
+
+def test_an_unknown_curriculum_names_the_nearest(tmp_path):
+    with pytest.raises(ValueError, match="did you mean 'uniform'"):
+        make(tmp_path, curriculum="unifrom")

@@ -1,0 +1,66 @@
+"""What metatune relies on in TRL's `GRPOTrainer`. If one of these fails, TRL has moved: read its change first."""
+
+import inspect
+
+import pytest
+import trl
+from transformers import Trainer
+from trl import GRPOTrainer
+
+from metatune.trainers import DUMPTrainer
+
+HOOKED = {
+    "_generate_and_score_completions": ["self", "inputs"],
+    "_calculate_rewards": ["self", "inputs", "prompts", "completions", "completion_ids_list"],
+    "_generate_single_turn": [
+        "self",
+        "prompt_ids",
+        "images",
+        "multimodal_fields",
+        "num_generations",
+        "has_tool_images",
+    ],
+    "_prepare_inputs": ["self", "generation_batch"],
+    "log": ["self", "logs", "start_time"],
+    "_save_checkpoint": ["self", "model", "trial"],
+    "_load_optimizer_and_scheduler": ["self", "checkpoint"],
+}
+
+
+def test_trl_is_the_minor_version_that_was_read():
+    assert trl.__version__.startswith("1.16.")
+
+
+@pytest.mark.parametrize("method", HOOKED)
+def test_a_hooked_method_has_the_signature_that_was_read(method):
+    assert list(inspect.signature(getattr(GRPOTrainer, method)).parameters) == HOOKED[method]
+
+
+def test_only_the_listed_methods_are_overridden():
+    ours = {name for name, value in vars(DUMPTrainer).items() if inspect.isfunction(value)}
+    assert {name for name in ours if hasattr(GRPOTrainer, name)} == {*HOOKED, "__init__"}
+
+
+@pytest.mark.parametrize(
+    ("method", "fragments"),
+    [
+        # The reward matrix that is kept is the gathered one.
+        ("_calculate_rewards", ["gather(rewards_per_func)", "return rewards_per_func"]),
+        # Groups are contiguous, advantages are this rank's slice, and its rows carry the completion mask.
+        ("_generate_and_score_completions", ['"advantages": advantages', '"completion_mask": completion_mask']),
+        # The rollouts wait in `_buffered_inputs` and `_step` says which slice is next.
+        ("_prepare_inputs", ["self._buffered_inputs[self._step % self.args.steps_per_generation]"]),
+        ("training_step", ["self._step += 1"]),
+        # Evaluation metrics are cleared when they are logged, which is how an evaluation's end is told.
+        ("log", ["self._metrics[mode].clear()"]),
+    ],
+)
+def test_a_method_still_does_what_is_built_on(method, fragments):
+    source = inspect.getsource(getattr(GRPOTrainer, method))
+    for fragment in fragments:
+        assert fragment in source
+
+
+def test_the_trainer_state_is_written_last_in_a_checkpoint():
+    source = inspect.getsource(Trainer._save_checkpoint)
+    assert source.index("self.save_model") < source.index("self._save_rng_state") < source.index("save_to_json")
