@@ -147,12 +147,15 @@ def engines(packages: dict[str, str | None], has_gpu: bool) -> list[dict[str, An
     ]
 
 
-def parse_recipe(path: str, kind: str | None) -> tuple[str, StrictParser, tuple[Any, ...]]:
+def parse_recipe(path: str, kind: str | None, has_gpu: bool) -> tuple[str, StrictParser, tuple[Any, ...]]:
     """Parse a recipe with the parser of `kind`, by default of the recipe that knows most of its keys."""
+    args = ["--config", path]
+    if not has_gpu:  # transformers refuses bf16 without a GPU otherwise, and a GPU's recipe is worth an estimate here
+        args += ["--use_cpu", "true"]
     recipe = read_recipe(path)
     parsers = {name: import_module(f"metatune.recipes.{name}").make_parser() for name in ([kind] if kind else RECIPES)}
     best = max(parsers, key=lambda name: len(parsers[name].hints.keys() & recipe.values.keys()))
-    return best, parsers[best], parsers[best].parse_args_and_config(["--config", path])
+    return best, parsers[best], parsers[best].parse_args_and_config(args)
 
 
 def launch_of(args: DoctorArguments, launch_values: dict[str, Any]) -> tuple[int, bool, int]:
@@ -210,7 +213,7 @@ def examine_recipe(args: DoctorArguments, path: str, found: dict[str, Any]) -> d
     from transformers import AutoConfig
     from trl import get_peft_config
 
-    kind, parser, (script, training, model, *_) = parse_recipe(path, args.recipe)
+    kind, parser, (script, training, model, *_) = parse_recipe(path, args.recipe, bool(found["gpus"]))
     result: dict[str, Any] = {"file": path, "recipe": kind}
     peft = get_peft_config(model)
     try:
