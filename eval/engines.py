@@ -324,7 +324,7 @@ def eos_token_ids(tokenizer: PreTrainedTokenizerBase, generation_config: Generat
     ids = set(ids) if isinstance(ids, list) else {ids}
     ids = (ids | {tokenizer.eos_token_id}) - {None}
     if not ids:
-        raise ValueError("neither the tokenizer nor generation_config.json names an eos token: set tokenizer.eos_token")
+        raise ValueError("neither the tokenizer nor generation_config.json has an eos token: set tokenizer.eos_token")
     return frozenset(ids)
 
 

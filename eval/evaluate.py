@@ -1,0 +1,140 @@
+"""Evaluate a model: draw completions of every item, score them by each item's own verifier.
+
+    engine = load_engine("compact", model, tokenizer)
+    evaluation = evaluate(engine, tokenizer, items, num_samples=8, max_new_tokens=96)
+    evaluation.save("runs/before")
+
+With `temperature=0` and one sample this is the greedy accuracy; with `temperature=1` and several, the sampled one,
+which is what reinforcement learning moves. Search tasks may loop when decoded greedily, so look at both.
+"""
+
+import json
+import re
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from ..rewards import extract_answer, get_verifier
+from .engines import Engine, Sampling
+from .evaluation import Completion, Evaluation
+
+COLUMNS = ("prompt", "answer", "distribution", "verifier", "info", "key")
+
+
+def evaluate(
+    engine: Engine,
+    tokenizer: PreTrainedTokenizerBase,
+    items: Iterable[Mapping[str, Any]],
+    *,
+    num_samples: int = 1,
+    max_new_tokens: int = 1024,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    seed: int = 0,
+    settings: Mapping[str, Any] | None = None,
+) -> Evaluation:
+    """Draw and score `num_samples` completions of every item. Leaves torch's random state as it was.
+
+    Args:
+        engine ([`~metatune.eval.engines.Engine`]): what generates; it holds the model and the size of its batches.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): with a chat template.
+        items (`Iterable[Mapping]`): rows with the columns `prompt` (conversation), `answer`, `distribution`,
+            `verifier`, `info` (JSON) and `key`; a `datasets.Dataset` is one.
+        num_samples (`int`, *optional*, defaults to `1`): completions of each item.
+        max_new_tokens (`int`, *optional*, defaults to `1024`): largest number of tokens of a completion.
+        temperature (`float`, *optional*, defaults to `1.0`): 0 decodes greedily.
+        top_p (`float`, *optional*, defaults to `1.0`): nucleus mass.
+        top_k (`int`, *optional*, defaults to `0`): number of likeliest tokens kept; 0 keeps all.
+        seed (`int`, *optional*, defaults to `0`): seed of the sampling.
+        settings (`Mapping`, *optional*): what else to keep in the summary's `settings`, such as the model's name.
+
+    Raises:
+        ValueError: if there is no item, an item lacks a column or repeats another's key, several samples are asked of
+            greedy decoding, or the tokenizer has no chat template.
+    """
+    items = _checked(list(items))
+    if num_samples < 1:
+        raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+    if temperature == 0 and num_samples > 1:
+        raise ValueError(f"greedy decoding repeats itself: set num_samples to 1, not {num_samples}, or a temperature")
+    options = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k}
+    sampling = Sampling(**options, seed=seed)
+    started = time.perf_counter()
+    prompt_ids = [render(tokenizer, item["prompt"]) for item in items for _ in range(num_samples)]
+    completion_ids = engine.generate(prompt_ids, sampling)
+    texts = tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
+    completions = [
+        score(items[row // num_samples], row % num_samples, text, ids, engine.eos_token_ids)
+        for row, (text, ids) in enumerate(zip(texts, completion_ids, strict=True))
+    ]
+    return Evaluation(
+        completions,
+        settings={**(settings or {}), "num_samples": num_samples, **options, "seed": seed},
+        seconds=time.perf_counter() - started,
+    )
+
+
+def score(
+    item: Mapping[str, Any], sample: int, text: str, ids: Sequence[int], eos_token_ids: frozenset[int]
+) -> Completion:
+    """Score one completion of an item by the item's verifier; its verdict `None` stays `None`."""
+    extracted = extract_answer(text)
+    if extracted is not None and item["verifier"] == "math":
+        extracted = normalised_math(extracted)
+    verdict = get_verifier(item["verifier"]).score(text, item["answer"], json.loads(item["info"]))
+    return Completion(
+        distribution=item["distribution"],
+        key=item["key"],
+        sample=sample,
+        prompt=item["prompt"][-1]["content"],
+        reference=item["answer"],
+        completion=text,
+        extracted=extracted,
+        tokens=len(ids),
+        truncated=not ids or ids[-1] not in eos_token_ids,
+        correct=None if verdict is None else bool(verdict),
+    )
+
+
+def render(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Mapping[str, str]]) -> list[int]:
+    """Write a conversation as token ids, ready for the assistant's turn, as training does.
+
+    Raises:
+        ValueError: if the tokenizer has no chat template.
+    """
+    if not tokenizer.chat_template:
+        raise ValueError(
+            f"the tokenizer of {tokenizer.name_or_path!r} has no chat template; set tokenizer.chat_template and save "
+            "it with the model, as `metatune sft` does"
+        )
+    return tokenizer.apply_chat_template(list(prompt), add_generation_prompt=True, tokenize=True, return_dict=False)
+
+
+def normalised_math(answer: str) -> str:
+    """Write an extracted maths answer so that notations of the same answer vote together.
+
+    Only what never changes the meaning: spaces, `$`, `\\left` and `\\right`, `\\dfrac`, spacing commands, a final
+    full stop, and commas between groups of three digits. Equality up to algebra is the verifier's task, not the vote's.
+    """
+    text = re.sub(r"\\(left|right)(?![a-zA-Z])|\\[,;!: ]|\\quad|\$|\s", "", answer)
+    text = re.sub(r"\\[dt]frac(?![a-zA-Z])", r"\\frac", text).rstrip(".")
+    if re.fullmatch(r"-?\d{1,3}(,\d{3})+(\.\d+)?", text):
+        text = text.replace(",", "")
+    return text
+
+
+def _checked(items: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    if not items:
+        raise ValueError("there is no item to evaluate: check `limit`, `data` and the held-out parts")
+    for number, item in enumerate(items, 1):
+        missing = [column for column in COLUMNS if column not in item]
+        if missing:
+            raise ValueError(f"item {number} lacks the column {missing[0]!r}; it has {', '.join(item)}")
+    (distribution, key), count = Counter((item["distribution"], item["key"]) for item in items).most_common(1)[0]
+    if count > 1:
+        raise ValueError(f"{distribution}: {count} items have the key {key!r}; use num_samples for several samples")
+    return items
