@@ -193,6 +193,8 @@ class StrictParser(TrlParser):
         for arg in args:
             option = arg.split("=")[0]
             if option.startswith("--") and option not in self._option_string_actions:
+                if option.removeprefix("--") in launch_options():
+                    raise ConfigError(f"{option} is the launcher's: put it before the script's name, or use metatune")
                 raise ConfigError(f"unknown option {option}{nearest(option, self._option_string_actions)}")
 
     def check_recipe(self, recipe: Recipe) -> dict[str, Any]:

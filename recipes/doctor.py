@@ -11,7 +11,7 @@ import platform
 import shutil
 import sys
 from argparse import Namespace
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
@@ -215,7 +215,7 @@ def examine_recipe(args: DoctorArguments, path: str, found: dict[str, Any]) -> d
 
     kind, parser, (script, training, model, *_) = parse_recipe(path, args.recipe, bool(found["gpus"]))
     result: dict[str, Any] = {"file": path, "recipe": kind}
-    peft = get_peft_config(model)
+    adapters = get_peft_config(model)
     try:
         if getattr(script, "init_config", None) is not None:
             from metatune.recipes.sft import build_config, load_tokenizer
@@ -229,8 +229,10 @@ def examine_recipe(args: DoctorArguments, path: str, found: dict[str, Any]) -> d
         reason = str(error).splitlines()[0]
         return result | {"error": f"the model's configuration cannot be read, so nothing is estimated: {reason}"}
     launched = launch_of(args, parser.launch_values)
+    shape = shape_of(config, adapters)
     work = workload_of(kind, training, model.dtype, launched, args.prompt_length)
-    shape = shape_of(config, peft)
+    if adapters is not None:
+        work = replace(work, reference_model=False)  # the model itself, adapters off, is the reference
     bytes_needed = estimate(shape, work)
     if found["gpus"] and not training.use_cpu:
         available, needed = found["gpus"][0]["memory"], bytes_needed.peak

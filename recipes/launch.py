@@ -30,6 +30,9 @@ def launch(recipe: ModuleType, parser: StrictParser, args: Sequence[str]) -> int
     Returns:
         `int`: the exit code of the first process that failed, else 0.
     """
+    parser.epilog = (
+        "Also --accelerate_config NAME|FILE and every option of `accelerate launch`, --num_processes 2 say."
+    )
     recipe_args, launch_args = separate(args, parser)
     configs = parser.parse_args_and_config(recipe_args)
     if hasattr(recipe, "check"):

@@ -126,6 +126,7 @@ def test_mistakes_in_the_file(parse, text, message):
         (["other.yaml"], "did you mean --config other.yaml?"),
         (["--config", "other.yaml"], "--config is given 2 times"),
         (["--learn", "1"], "unknown option --learn"),
+        (["--num_processes", "2"], "--num_processes is the launcher's: put it before the script's name"),
     ],
 )
 def test_mistakes_on_the_command_line(parse, args, message):

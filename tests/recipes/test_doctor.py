@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from transformers import AutoConfig
 from trl import GRPOConfig, SFTConfig
 
 from metatune.recipes.config import ConfigError
@@ -20,6 +21,13 @@ from metatune.recipes.doctor import (
     workload_of,
 )
 
+TINY = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "vocab_size": 99,
+}
 SFT = """
 init_config: {model_type: llama, hidden_size: 64, intermediate_size: 128, num_hidden_layers: 2, num_attention_heads: 2,
   vocab_size: 1000, tie_word_embeddings: true}
@@ -102,6 +110,21 @@ def test_a_recipe_is_estimated(recipe):
     assert found["needed"] == 2 * found["bytes"]["peak"]  # processes on a CPU share its memory
     assert found["fits"] and "fits:" in render(report)
     json.dumps(report)
+
+
+def test_adapters_need_no_copy_of_the_model_for_reference(tmp_path):
+    AutoConfig.for_model("llama", **TINY).save_pretrained(tmp_path / "model")
+    path = tmp_path / "grpo.yaml"
+    path.write_text(
+        f"model_name_or_path: {tmp_path}/model\noutput_dir: {tmp_path}\nbeta: 0.1\nbf16: true\n"
+        "distributions: [{name: a, source: countdown}]\nuse_peft: true\nlora_r: 4\n"
+    )
+    found = diagnose(DoctorArguments(), str(path))["recipe"]
+    assert found["recipe"] == "grpo"  # told from its keys
+    assert found["bytes"]["reference"] == 0 and found["model"]["trainable"] < found["model"]["parameters"]
+    path.write_text(path.read_text().replace("use_peft: true", "use_peft: false"))
+    found = diagnose(DoctorArguments(), str(path))["recipe"]
+    assert found["bytes"]["reference"] == 4 * found["model"]["parameters"]
 
 
 def test_without_the_model_nothing_is_estimated(tmp_path, monkeypatch):
