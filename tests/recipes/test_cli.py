@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -273,3 +274,17 @@ def test_two_processes_see_twice_the_tokens(recipe, tmp_path):
         state = json.loads((tmp_path / "out" / "checkpoint-2" / "trainer_state.json").read_text())
         tokens.append(state["epoch"])
     assert tokens[1] == pytest.approx(2 * tokens[0])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed is not installed (extra deepspeed)")
+def test_zero2_on_two_processes_is_deepspeed_indeed(recipe, tmp_path):
+    """ZeRO's shards of the optimizer lie in the checkpoint, one a process: no silent fall back to plain DDP."""
+    path = recipe("use_cpu: true")
+    done = metatune(
+        "sft", "--config", path, "--accelerate_config", "zero2", "--num_processes", "2", "--save_strategy=steps",
+        DS_ACCELERATOR="cpu",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    shards = sorted(file.name for file in (tmp_path / "out" / "checkpoint-2").rglob("*zero_pp_rank_*_optim_states.pt"))
+    assert [name.split("rank_")[1][0] for name in shards] == ["0", "1"]
