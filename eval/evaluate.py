@@ -9,7 +9,6 @@ which is what reinforcement learning moves. Search tasks may loop when decoded g
 """
 
 import json
-import re
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,9 +16,10 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from ..rewards import extract_answer, get_verifier
+from ..rewards import get_verifier
 from .engines import Engine, Sampling
 from .evaluation import Completion, Evaluation
+from .votes import vote
 
 COLUMNS = ("prompt", "answer", "distribution", "verifier", "info", "key")
 
@@ -82,10 +82,8 @@ def score(
     item: Mapping[str, Any], sample: int, text: str, ids: Sequence[int], eos_token_ids: frozenset[int]
 ) -> Completion:
     """Score one completion of an item by the item's verifier; its verdict `None` stays `None`."""
-    extracted = extract_answer(text)
-    if extracted is not None and item["verifier"] == "math":
-        extracted = normalised_math(extracted)
-    verdict = get_verifier(item["verifier"]).score(text, item["answer"], json.loads(item["info"]))
+    info = json.loads(item["info"])
+    verdict = get_verifier(item["verifier"]).score(text, item["answer"], info)
     return Completion(
         distribution=item["distribution"],
         key=item["key"],
@@ -93,7 +91,7 @@ def score(
         prompt=item["prompt"][-1]["content"],
         reference=item["answer"],
         completion=text,
-        extracted=extracted,
+        extracted=vote(item["verifier"], text, info),
         tokens=len(ids),
         truncated=not ids or ids[-1] not in eos_token_ids,
         correct=None if verdict is None else bool(verdict),
@@ -112,19 +110,6 @@ def render(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Mapping[str, str
             "it with the model, as `metatune sft` does"
         )
     return tokenizer.apply_chat_template(list(prompt), add_generation_prompt=True, tokenize=True, return_dict=False)
-
-
-def normalised_math(answer: str) -> str:
-    """Write an extracted maths answer so that notations of the same answer vote together.
-
-    Only what never changes the meaning: spaces, `$`, `\\left` and `\\right`, `\\dfrac`, spacing commands, a final
-    full stop, and commas between groups of three digits. Equality up to algebra is the verifier's task, not the vote's.
-    """
-    text = re.sub(r"\\(left|right)(?![a-zA-Z])|\\[,;!: ]|\\quad|\$|\s", "", answer)
-    text = re.sub(r"\\[dt]frac(?![a-zA-Z])", r"\\frac", text).rstrip(".")
-    if re.fullmatch(r"-?\d{1,3}(,\d{3})+(\.\d+)?", text):
-        text = text.replace(",", "")
-    return text
 
 
 def _checked(items: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

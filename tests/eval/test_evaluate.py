@@ -5,7 +5,7 @@ import torch
 
 from metatune.eval import evaluate as module
 from metatune.eval.engines import CompactEngine
-from metatune.eval.evaluate import evaluate, normalised_math, render
+from metatune.eval.evaluate import evaluate, render
 
 
 class Verifier:
@@ -109,21 +109,3 @@ def test_a_tokenizer_without_a_chat_template_is_refused(tokenizer, monkeypatch):
     monkeypatch.setattr(tokenizer, "chat_template", None)
     with pytest.raises(ValueError, match="no chat template"):
         evaluate(Scripted(tokenizer, []), tokenizer, [item()])
-
-
-@pytest.mark.parametrize(
-    "written, normal",
-    [
-        ("1,234", "1234"),
-        ("$ 12 $", "12"),
-        (r"\dfrac{1}{2}", r"\frac{1}{2}"),
-        (r"\left( 3, \frac{\pi}{2} \right)", r"(3,\frac{\pi}{2})"),
-        ("(1,234)", "(1,234)"),
-        ("1,2", "1,2"),
-        ("18.", "18"),
-        (r"\leftarrow", r"\leftarrow"),
-    ],
-)
-def test_notations_of_one_answer_vote_together(written, normal):
-    assert normalised_math(written) == normal
-    assert normalised_math(normal) == normal

@@ -1,0 +1,47 @@
+"""The answer that a completion votes for in maj@k: read from its text, in one notation for one answer.
+
+Which completions are right is the verifier's to say. A vote needs less, and has to come without the reference: a
+string that is equal for equal answers. Where no answer can be read the completion abstains.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from ..rewards import extract_answer
+from ..rewards.knights_and_knaves import read_conclusion
+from ..rewards.math_answer import final_answer
+
+
+def vote(verifier: str, completion: str, info: Mapping[str, Any]) -> str | None:
+    """Read what a completion votes for.
+
+    Args:
+        verifier (`str`): the item's verifier. `math` reads the marked answer (`\\boxed{}`, `####`, a last line
+            `answer X`) and abstains without a mark; `knights_and_knaves` the conclusion; any other the trace's last
+            line `answer X`.
+        completion (`str`): text of the completion.
+        info (`Mapping`): what the verifier needs beside the reference.
+    """
+    if verifier == "math":
+        marked = re.fullmatch(r"\\boxed\{(.*)\}", final_answer(completion) or "", re.DOTALL)
+        return normalised_math(marked[1]) or None if marked else None
+    if verifier == "knights_and_knaves":
+        roles = read_conclusion(completion, info["names"])
+        return (
+            ", ".join(f"{name}: {'knight' if roles[name] else 'knave'}" for name in sorted(roles)) if roles else None
+        )
+    return extract_answer(completion)
+
+
+def normalised_math(answer: str) -> str:
+    """Write an extracted maths answer so that notations of the same answer vote together.
+
+    Only what never changes the meaning: spaces, `$`, `\\left` and `\\right`, `\\dfrac`, spacing commands, a final
+    full stop, and commas between groups of three digits. Equality up to algebra is for the verifier, not the vote.
+    """
+    text = re.sub(r"\\(left|right)(?![a-zA-Z])|\\[,;!: ]|\\quad|\$|\s", "", answer)
+    text = re.sub(r"\\[dt]frac(?![a-zA-Z])", r"\\frac", text).rstrip(".")
+    if re.fullmatch(r"-?\d{1,3}(,\d{3})+(\.\d+)?", text):
+        text = text.replace(",", "")
+    return text

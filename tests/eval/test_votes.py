@@ -1,0 +1,46 @@
+import pytest
+
+from metatune.eval.votes import normalised_math, vote
+
+
+@pytest.mark.parametrize(
+    "written, normal",
+    [
+        ("1,234", "1234"),
+        ("$ 12 $", "12"),
+        (r"\dfrac{1}{2}", r"\frac{1}{2}"),
+        (r"\left( 3, \frac{\pi}{2} \right)", r"(3,\frac{\pi}{2})"),
+        ("(1,234)", "(1,234)"),
+        ("1,2", "1,2"),
+        ("18.", "18"),
+        (r"\leftarrow", r"\leftarrow"),
+    ],
+)
+def test_notations_of_one_answer_vote_together(written, normal):
+    assert normalised_math(written) == normal
+    assert normalised_math(normal) == normal
+
+
+def test_maths_votes_for_its_marked_answer():
+    assert vote("math", r"First \boxed{3}. No: \boxed{\dfrac{1}{2}}.", {}) == r"\frac{1}{2}"
+    assert vote("math", "18 - 2 = 16\n#### 1,600", {}) == "1600"
+    assert vote("math", "it may well be 12", {}) is None
+    assert vote("math", r"\boxed{}", {}) is None
+
+
+def test_knights_and_knaves_vote_for_their_roles_in_any_order():
+    info = {"names": ["Zoey", "Ethan"]}
+    votes = {
+        vote("knights_and_knaves", text, info)
+        for text in (
+            "Hm.\nCONCLUSION:\n(1) Zoey is a knight\n(2) Ethan is a knave",
+            "In conclusion, Ethan is a knave, and Zoey is a knight.",
+        )
+    }
+    assert votes == {"Ethan: knave, Zoey: knight"}
+    assert vote("knights_and_knaves", "CONCLUSION:\nZoey is a knight or a knave", info) is None
+
+
+def test_traces_vote_for_their_last_line():
+    assert vote("countdown", "1+1=2 wrong\nanswer 1+2", {}) == "1+2"
+    assert vote("exact", "no idea", {}) is None
