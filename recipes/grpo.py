@@ -102,13 +102,20 @@ def checkpoint_to_resume(training_args: DUMPConfig) -> str | None:
     if not asked:
         return None
     if asked is not True:
-        if not Path(asked).is_dir():
-            raise ConfigError(f"resume_from_checkpoint: no such folder: {asked}")
         return asked
     found = last_complete_checkpoint(Path(training_args.output_dir))
     if found is None:
         print(f"No complete checkpoint in {training_args.output_dir} yet: starting from the beginning.")
     return None if found is None else str(found)
+
+
+def check(script_args: GRPOScriptArguments, training_args: DUMPConfig, model_args: ModelConfig) -> None:
+    """Raise [`ConfigError`] for what can be told before any process is launched."""
+    if model_args.model_name_or_path is None:
+        raise ConfigError("give `model_name_or_path`: a folder, a hub name, or starter")
+    asked = training_args.resume_from_checkpoint
+    if asked and asked is not True and not Path(asked).is_dir():
+        raise ConfigError(f"resume_from_checkpoint: no such folder: {asked}")
 
 
 def main(script_args: GRPOScriptArguments, training_args: DUMPConfig, model_args: ModelConfig) -> None:
@@ -118,9 +125,8 @@ def main(script_args: GRPOScriptArguments, training_args: DUMPConfig, model_args
     from metatune.recipes.callbacks import MetricsLog, ProgressLine
     from metatune.trainers import DUMPTrainer
 
+    check(script_args, training_args, model_args)
     check_world_size()
-    if model_args.model_name_or_path is None:
-        raise ConfigError("give `model_name_or_path`: a folder, a hub name, or starter")
     starter = model_args.model_name_or_path == "starter"
     training_args.model_init_kwargs = {
         "revision": model_args.model_revision,
