@@ -22,12 +22,12 @@ class ItemCycle:
             raise ValueError(f"a distribution needs at least one item, got {num_items}")
         self.num_items, self.seed, self.shuffle = num_items, seed, shuffle
         self.taken = 0
-        self._start_pass(0)
+        self._start_first_pass()
 
     def take(self) -> int:
         """Return the index of the next item."""
         if self.taken and self.taken % self.num_items == 0:
-            self._start_pass(self.taken // self.num_items)
+            self._start_next_pass()
         item = self._order[self.taken % self.num_items]
         self.taken += 1
         return item
@@ -49,14 +49,16 @@ class ItemCycle:
             if state[key] != mine[key]:
                 raise ValueError(f"{key} was {state[key]} in the checkpoint and is {mine[key]} now")
         self.taken = state["taken"]
-        if self.taken:
-            self._start_pass((self.taken - 1) // self.num_items)
+        self._start_first_pass()
+        for _ in range(max(self.taken - 1, 0) // self.num_items):  # the pass of the last item taken
+            self._start_next_pass()
 
-    def _start_pass(self, number: int) -> None:
-        if not self.shuffle:
+    def _start_first_pass(self) -> None:
+        self._generator = torch.Generator().manual_seed(self.seed)
+        self._start_next_pass()
+
+    def _start_next_pass(self) -> None:
+        if self.shuffle:
+            self._order = torch.randperm(self.num_items, generator=self._generator).tolist()
+        else:
             self._order = range(self.num_items)
-            return
-        generator = torch.Generator().manual_seed(self.seed)
-        for _ in range(number):  # the generator's state after `number` passes, whatever torch makes of it
-            torch.randperm(self.num_items, generator=generator)
-        self._order = torch.randperm(self.num_items, generator=generator).tolist()
