@@ -29,6 +29,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
             vocab={token: index for index, token in enumerate(vocabulary)},
             unk_token=UNKNOWN,
             continuing_subword_prefix="",
+            max_input_chars_per_word=2**31 - 1,  # its default of 100 makes a longer run of letters unknown
         )
     )
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[a-z]+|[\s\S]"), behavior="isolated")
