@@ -1,0 +1,24 @@
+"""Rewards: verifiers of answers, and the reward functions made of them."""
+
+from .bounded import BoundedGrader, GraderStartError
+from .correctness import correctness_reward
+from .extraction import extract_answer
+from .knights_and_knaves import KnightsAndKnavesVerifier
+from .math_answer import MathVerifier
+from .reasoning_gym_answer import ReasoningGymVerifier
+from .verifiers import VERIFIERS, CountdownVerifier, ExactVerifier, Verifier, get_verifier
+
+__all__ = [
+    "VERIFIERS",
+    "BoundedGrader",
+    "CountdownVerifier",
+    "ExactVerifier",
+    "GraderStartError",
+    "KnightsAndKnavesVerifier",
+    "MathVerifier",
+    "ReasoningGymVerifier",
+    "Verifier",
+    "correctness_reward",
+    "extract_answer",
+    "get_verifier",
+]

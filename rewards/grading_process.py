@@ -1,0 +1,150 @@
+"""The child process that grades: one JSON request a line on stdin, one JSON reply a line on stdout.
+
+Started by `metatune.rewards.bounded` as a script, with the arguments GRADER MEMORY SECONDS. It imports nothing from
+metatune, so that it starts fast, and unpickles nothing. A reply is one of
+
+    {"score": true}              graded
+    {"failure": "memory"}        the grader failed on this answer (also "recursion", "error")
+    {"invalid": "what to mend"}  the request itself is at fault; the parent raises
+
+It is bounded, not a sandbox: memory is limited and files cannot be written, but a grader runs with its user's rights.
+"""
+
+import json
+import logging
+import os
+import re
+import resource
+import signal
+import sys
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+Grader = Callable[[dict[str, Any]], bool]
+
+
+class InvalidRequestError(Exception):
+    """The request, not the answer, is at fault."""
+
+
+def math_grader() -> Grader:
+    """Compare `completion` with the reference `answer` by math-verify."""
+    from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
+
+    in_box = [LatexExtractionConfig(boxed_match_priority=0)]
+    in_text = [LatexExtractionConfig(), ExprExtractionConfig()]
+
+    # Their own timeouts rest on SIGALRM handlers that C code never reaches: the parent's deadline replaces them.
+    def read(text: str) -> list:
+        # What a box holds is all of the answer: no search for some number in it when it cannot be read.
+        places = in_box if text.startswith("\\boxed{") else in_text
+        return parse(text, places, parsing_timeout=None, raise_on_error=True)
+
+    @lru_cache(maxsize=256)  # of references only: they recur, and what is kept counts against the memory limit
+    def read_reference(answer: str) -> list:
+        return read(f"\\boxed{{{answer}}}")
+
+    def grade(request: dict[str, Any]) -> bool:
+        reference, answer = read_reference(request["answer"]), read(request["completion"])
+        return verify(reference, answer, timeout_seconds=None, raise_on_error=True)
+
+    grade({"completion": "\\boxed{\\frac{1}{2}}", "answer": "0.5"})  # loads the lazy half before the clock runs
+    return grade
+
+
+# Their scorers hand the answer to `eval` or to SymPy's `parse_expr`, which evals it.
+EVALUATING = (
+    "binary_matrix",
+    "countdown",
+    "intermediate_integration",
+    "n_queens",
+    "polynomial_multiplication",
+    "puzzle24",
+    "simple_integration",
+    "spiral_matrix",
+    "string_insertion",
+)
+FUNCTIONS = "sin cos tan sec csc cot asin acos atan sinh cosh tanh exp log ln sqrt pi Abs".split()  # noqa: SIM905
+
+
+def harmless(answer: str) -> bool:
+    """Tell whether `eval` can only compute: numbers, operators, one-letter names, known functions, runs of A to E.
+
+    Every oracle answer of the `EVALUATING` generators is of this form.
+    """
+    foreign = re.search(r"[^\w\s.,+\-*/^()\[\]]|\.\s*[^\W\d]", answer)
+    words = re.findall(r"[^\W\d]\w*", answer)
+    known = all(len(word) == 1 or word in FUNCTIONS or set(word) <= set("ABCDE") for word in words)
+    return answer.isascii() and not foreign and known
+
+
+def reasoning_gym_grader() -> Grader:
+    """Score `answer` by the generator's own `score_answer`; only full marks are right."""
+    import reasoning_gym
+    from reasoning_gym.factory import DATASETS
+
+    @lru_cache(maxsize=256)
+    def dataset(generator: str, config: str):
+        if generator not in DATASETS:
+            raise InvalidRequestError(f"reasoning-gym has no generator {generator!r}")
+        try:
+            return reasoning_gym.create_dataset(generator, seed=0, size=1, **json.loads(config))
+        except (AssertionError, TypeError, ValueError) as error:
+            raise InvalidRequestError(f"{generator} refuses config {config}: {error}") from error
+
+    def grade(request: dict[str, Any]) -> bool:
+        scorer = dataset(request["generator"], json.dumps(request["config"], sort_keys=True))
+        if request["generator"] in EVALUATING and not harmless(request["answer"]):
+            return False
+        return scorer.score_answer(request["answer"], request["entry"]) >= 1 - 1e-9
+
+    return grade
+
+
+GRADERS: dict[str, Callable[[], Grader]] = {"math": math_grader, "reasoning_gym": reasoning_gym_grader}
+
+
+def reply_to(request: dict[str, Any], grade: Grader) -> dict[str, Any]:
+    """Grade one request; whatever the grader raises is a failure, never a wrong answer."""
+    try:
+        return {"score": bool(grade(request))}
+    except InvalidRequestError as error:
+        return {"invalid": str(error)}
+    except MemoryError:
+        return {"failure": "memory"}
+    except RecursionError:
+        return {"failure": "recursion"}
+    except Exception:
+        return {"failure": "error"}
+
+
+def main(grader: str, memory: int, seconds: float) -> None:
+    """Announce readiness, then answer requests until stdin ends."""
+    replies = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # a library that prints must not write into the replies
+    logging.disable(logging.CRITICAL)
+
+    def send(reply: dict[str, Any]) -> None:
+        replies.write(json.dumps(reply) + "\n")
+        replies.flush()
+
+    try:
+        grade = GRADERS[grader]()
+    except Exception as error:
+        send({"invalid": f"{type(error).__name__}: {error}"})
+        return
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    send({"ready": True})
+    for line in sys.stdin:
+        # The parent kills a late grader; should the parent itself be gone, the kernel does.
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        reply = reply_to(json.loads(line), grade)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        send(reply)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]))

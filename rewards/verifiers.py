@@ -1,0 +1,107 @@
+"""Verifiers: is a completion's final answer right?
+
+A verdict is `True`, `False`, or `None` where the grader failed; a wrong or missing answer is `False`, never `None`.
+"""
+
+import difflib
+import re
+from typing import Any, Protocol
+
+from .countdown import evaluate_left_to_right, solutions
+from .extraction import extract_answer
+from .knights_and_knaves import KnightsAndKnavesVerifier
+from .math_answer import MathVerifier
+from .reasoning_gym_answer import ReasoningGymVerifier
+
+
+class Verifier(Protocol):
+    """
+    Tells right answers from wrong ones.
+
+    Attributes:
+        needs_answer (`bool`): whether the reference `answer` is read; else all that is needed stands in `info`.
+    """
+
+    needs_answer: bool
+
+    def score(self, completion: str, answer: str, info: dict[str, Any]) -> bool | None:
+        """
+        Judge a completion.
+
+        Args:
+            completion (`str`): what the model wrote.
+            answer (`str`): the task's reference answer.
+            info (`dict`): what the verifier needs beside the reference; JSON values.
+
+        Returns:
+            `bool` or `None`: the verdict, or `None` if the grader failed on this completion.
+
+        Raises:
+            ValueError: `info` is not what the verifier needs.
+        """
+
+    def accepted_answers(self, answer: str, info: dict[str, Any]) -> list[str] | None:
+        """List every accepted answer in its canonical written form, or return `None` where they cannot be listed."""
+
+
+class ExactVerifier:
+    """The answer of a last line `answer X` equals the reference, up to case and runs of whitespace."""
+
+    needs_answer = True
+
+    def score(self, completion: str, answer: str, info: dict[str, Any]) -> bool:
+        """Compare the extracted answer with the reference."""
+        given = extract_answer(completion)
+        return given is not None and _normalised(given) == _normalised(answer)
+
+    def accepted_answers(self, answer: str, info: dict[str, Any]) -> list[str]:
+        """List the reference alone."""
+        return [answer]
+
+
+class CountdownVerifier:
+    """The answer of a last line `answer X` is an expression that solves a countdown; see `countdown`.
+
+    `info` has `numbers`, `target` and `operators`.
+    """
+
+    needs_answer = False
+
+    def score(self, completion: str, answer: str, info: dict[str, Any]) -> bool:
+        """Check numbers, operators and value; whitespace around operators is allowed, leading zeros are not."""
+        expression = re.sub(r"\s*([-+*])\s*", r"\1", extract_answer(completion) or "")
+        return (
+            evaluate_left_to_right(expression) == info["target"]
+            and sorted(re.findall(r"\d+", expression)) == sorted(map(str, info["numbers"]))
+            and set(re.sub(r"\d", "", expression)) <= set(info["operators"])
+        )
+
+    def accepted_answers(self, answer: str, info: dict[str, Any]) -> list[str]:
+        """List all solutions."""
+        return solutions(info["numbers"], info["target"], info["operators"])
+
+
+VERIFIERS: dict[str, Verifier] = {
+    "exact": ExactVerifier(),
+    "countdown": CountdownVerifier(),
+    "knights_and_knaves": KnightsAndKnavesVerifier(),
+    "math": MathVerifier(),
+    "reasoning_gym": ReasoningGymVerifier(),
+}
+
+
+def get_verifier(name: str) -> Verifier:
+    """
+    Look a verifier up.
+
+    Raises:
+        ValueError: there is no verifier of this name; the message has the nearest one.
+    """
+    if name not in VERIFIERS:
+        close = difflib.get_close_matches(str(name), VERIFIERS, n=1, cutoff=0)
+        raise ValueError(f"unknown verifier {name!r}; did you mean {close[0]!r}? There are {', '.join(VERIFIERS)}")
+    return VERIFIERS[name]
+
+
+def _normalised(text: str) -> str:
+    return " ".join(text.split()).casefold()
