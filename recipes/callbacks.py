@@ -1,7 +1,6 @@
 """What a recipe shows and keeps while it trains."""
 
 import json
-import os
 from pathlib import Path
 
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
@@ -20,7 +19,7 @@ class MetricsLog(TrainerCallback):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             temporary = self._path.with_suffix(".tmp")
             temporary.write_text("".join(json.dumps(row) + "\n" for row in state.log_history))
-            os.replace(temporary, self._path)
+            temporary.replace(self._path)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if state.is_world_process_zero and hasattr(self, "_path"):

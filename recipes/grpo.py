@@ -13,7 +13,6 @@ checkpoint that was written to its end, with the same draws, rollouts and losses
 """
 
 import importlib
-import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,7 +86,7 @@ def load_reward(name: str):
     module_name, _, function_name = name.rpartition(".")
     if not module_name:
         raise ConfigError(f"reward_funcs: unknown '{name}'{nearest(name, ['correctness', *trl.rewards.__all__])}")
-    sys.path.insert(0, os.getcwd())  # a user's own module stands where the run is started, as with `trl grpo`
+    sys.path.insert(0, str(Path.cwd()))  # a user's own module stands where the run is started, as with `trl grpo`
     try:
         return getattr(importlib.import_module(module_name), function_name)
     except (ImportError, AttributeError) as error:

@@ -37,7 +37,8 @@ def evaluate_checkpoint(model: Path, items, samples: int, max_new_tokens: int, s
         settings={"model": "starter" if folder.name == "before" else "trained"},
     )
     summary = evaluation.save(folder)
-    print(f"  sampled accuracy {summary['accuracy']:.3f} [{summary['ci_low']:.3f}, {summary['ci_high']:.3f}]")
+    interval = f"[{summary['ci_low']:.3f}, {summary['ci_high']:.3f}]"
+    print(f"  sampled accuracy {summary['accuracy']:.3f} {interval}")
     return evaluation
 
 
@@ -94,13 +95,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         "seconds": round(time.perf_counter() - started, 1),
         "threads": torch.get_num_threads(),
     }
-    write_atomically(folder / "summary.json", lambda path: path.write_text(json.dumps(summary, indent=2)))
+    text = json.dumps(summary, indent=2)
+    write_atomically(folder / "summary.json", lambda path: path.write_text(text))
     print("4/4 Writing the report")
     report = write_report(folder)
     print(
         f"Held-out accuracy {summary['accuracy_before']:.3f} -> {summary['accuracy_after']:.3f} "
         f"(+{summary['difference']:.3f}, 95 % interval [{summary['ci_low']:.3f}, {summary['ci_high']:.3f}]) "
-        f"in {summary['seconds'] / 60:.1f} minutes and {summary['generated_tokens']:,} generated tokens.\nOpen {report}"
+        f"in {summary['seconds'] / 60:.1f} minutes, {summary['generated_tokens']:,} tokens generated.\nOpen {report}"
     )
 
 

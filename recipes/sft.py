@@ -119,7 +119,10 @@ def init_model(fields: dict[str, Any], tokenizer, dtype: str | None, seed: int):
 def in_length_buckets(traces, batch_size: int, seed: int, batches_per_pool: int = 16):
     """Reorder traces: within each pool of batches, sorted by length, cut into batches, and the batches shuffled."""
     rng = random.Random(seed)
-    lengths = [len(p[-1]["content"]) + len(c[-1]["content"]) for p, c in zip(traces["prompt"], traces["completion"])]
+    lengths = [
+        len(p[-1]["content"]) + len(c[-1]["content"])
+        for p, c in zip(traces["prompt"], traces["completion"], strict=True)
+    ]
     order = []
     for first in range(0, len(lengths), batch_size * batches_per_pool):
         pool = range(first, min(first + batch_size * batches_per_pool, len(lengths)))

@@ -60,7 +60,8 @@ class DUMPTrainer(GRPOTrainer):
         # docstyle-ignore
         "citation": textwrap.dedent("""\
             @article{wang2025dump,
-                title        = {{DUMP: Automated Distribution-Level Curriculum Learning for RL-based LLM Post-training}},
+                title        = {{DUMP: Automated Distribution-Level Curriculum Learning for RL-based LLM
+                                Post-training}},
                 author       = {Zhenting Wang and Guofeng Cui and Yu-Jhe Li and Kun Wan and Wentian Zhao},
                 year         = 2025,
                 eprint       = {arXiv:2504.09710},
@@ -72,7 +73,9 @@ class DUMPTrainer(GRPOTrainer):
         rows_by_arm = _rows_by_distribution(train_dataset, args.distribution_column)
         super().__init__(model, reward_funcs=reward_funcs, args=args, train_dataset=train_dataset, **kwargs)
         arms = list(rows_by_arm)
-        self.curriculum = make_curriculum(args.curriculum, arms, **{"seed": args.seed, **(args.curriculum_options or {})})
+        self.curriculum = make_curriculum(
+            args.curriculum, arms, **{"seed": args.seed, **(args.curriculum_options or {})}
+        )
         self._arm_rows = list(rows_by_arm.values())
         self._cycles = [
             ItemCycle(len(rows), seed=args.seed + index, shuffle=args.shuffle_dataset)
@@ -249,7 +252,9 @@ class DUMPTrainer(GRPOTrainer):
             try:
                 cycle.load_state_dict(cycle_state)
             except ValueError as error:
-                raise ValueError(f"{folder}: distribution {arm!r} is not the one of the checkpoint: {error}") from error
+                raise ValueError(
+                    f"{folder}: distribution {arm!r} is not the one of the checkpoint: {error}"
+                ) from error
         self._step = state["micro_step"]
         self._rollout_tokens = state["rollout_tokens"]
         self._last_group_metrics = state["last_group_metrics"]

@@ -7,7 +7,6 @@ and then moved into place.
 """
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ def write_state(folder: Path, state: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".{STATE_NAME}.tmp"
     temporary.write_text(json.dumps(state, allow_nan=False))
-    os.replace(temporary, folder / STATE_NAME)
+    temporary.replace(folder / STATE_NAME)
 
 
 def read_state(folder: Path) -> dict[str, Any]:
@@ -74,7 +73,7 @@ def write_rollouts(folder: Path, rank: int, batches: Sequence[dict[str, Any]]) -
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".rollouts_{rank}.tmp"
     save_file(tensors, temporary, metadata={SCALARS: json.dumps(scalars)})
-    os.replace(temporary, _buffer_path(folder, rank))
+    temporary.replace(_buffer_path(folder, rank))
 
 
 def read_rollouts(folder: Path, rank: int, device: torch.device) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The grpo recipe as its users run it: `metatune grpo --config FILE`, on one process and on two, killed and resumed."""
+"""The grpo recipe as users run it: `metatune grpo --config FILE`, on one process and on two, killed and resumed."""
 
 import json
 import os
@@ -137,8 +137,11 @@ def test_the_script_runs_under_accelerate_launch_with_held_out_evaluation(tmp_pa
     )
     root = Path(__file__).parents[2]
     output = subprocess.run(
-        [sys.executable, "-m", "accelerate.commands.launch", "--config_file", root / "recipes/accelerate/cpu2.yaml"]
-        + ["--main_process_port", "0", root / "recipes/grpo.py", "--config", path],
+        [
+            *(sys.executable, "-m", "accelerate.commands.launch"),
+            *("--config_file", root / "recipes/accelerate/cpu2.yaml", "--main_process_port", "0"),
+            *(root / "recipes/grpo.py", "--config", path),
+        ],
         env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,

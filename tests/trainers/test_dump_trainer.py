@@ -176,7 +176,10 @@ def test_an_infinite_reward_stops_the_run_and_names_the_reward(tmp_path):
     [
         ({}, (1, 5)),
         # Two generation blocks of four optimizer steps: checkpoints inside a block and at its end.
-        ({"max_steps": 8, "per_device_train_batch_size": 8, "steps_per_generation": 2, "num_iterations": 2}, range(1, 8)),
+        (
+            {"max_steps": 8, "per_device_train_batch_size": 8, "steps_per_generation": 2, "num_iterations": 2},
+            range(1, 8),
+        ),
         ({"compact_generation": True, "length_grouping": True, "gradient_accumulation_steps": 2}, (2, 3)),
     ],
 )
@@ -266,7 +269,10 @@ def test_options_that_contradict_each_other_are_refused(tmp_path, options, messa
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (Dataset.from_dict({"prompt": ["a"], "source": ["x"]}), r"no column 'distribution' .*\(columns: prompt, source\)"),
+        (
+            Dataset.from_dict({"prompt": ["a"], "source": ["x"]}),
+            r"no column 'distribution' .*\(columns: prompt, source\)",
+        ),
         (Dataset.from_dict({"prompt": ["a", "b"], "distribution": ["x", None]}), "row 1 .* has the distribution None"),
         (Dataset.from_dict({"prompt": [], "distribution": []}), "no distribution has any item"),
         (rows().to_iterable_dataset(), "load the dataset without streaming"),
