@@ -24,13 +24,15 @@ def vote(verifier: str, completion: str, info: Mapping[str, Any]) -> str | None:
         info (`Mapping`): what the verifier needs beside the reference.
     """
     if verifier == "math":
-        marked = re.fullmatch(r"\\boxed\{(.*)\}", final_answer(completion) or "", re.DOTALL)
-        return normalised_math(marked[1]) or None if marked else None
+        if not any(mark in completion for mark in ("\\boxed", "####")) and extract_answer(completion) is None:
+            return None
+        answer = (final_answer(completion) or "").strip()
+        boxed = re.fullmatch(r"\\boxed\{(.*)\}", answer, re.DOTALL)
+        return normalised_math(boxed[1] if boxed else answer) or None
     if verifier == "knights_and_knaves":
         roles = read_conclusion(completion, info["names"])
-        return (
-            ", ".join(f"{name}: {'knight' if roles[name] else 'knave'}" for name in sorted(roles)) if roles else None
-        )
+        kinds = [f"{name}: {'knight' if knight else 'knave'}" for name, knight in sorted((roles or {}).items())]
+        return ", ".join(kinds) or None
     return extract_answer(completion)
 
 

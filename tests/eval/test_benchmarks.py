@@ -53,7 +53,7 @@ def test_the_instruction_can_be_replaced_or_dropped(tmp_path):
     "row, message",
     [
         ({"quesion": "?", "answer": "#### 1"}, r"test\.jsonl, line 3: there is no column 'question'.*'quesion'"),
-        ({"question": "?", "answer": "1"}, r"test\.jsonl, line 3: .*no '####'"),
+        ({"question": "?", "answer": "1"}, r"test\.jsonl, line 3: .*'####'"),
         ({"question": "?", "answer": "####"}, r"test\.jsonl, line 3: .*'answer' is empty"),
     ],
 )
@@ -122,12 +122,8 @@ def test_held_out_items_are_the_distributions_test_parts():
 def test_a_limit_holds_for_every_distribution():
     items = [{"distribution": name, "key": i} for name in "ab" for i in range(3)]
     assert limited(items, None) == items
-    assert [(item["distribution"], item["key"]) for item in limited(items, 2)] == [
-        ("a", 0),
-        ("a", 1),
-        ("b", 0),
-        ("b", 1),
-    ]
+    kept = [(item["distribution"], item["key"]) for item in limited(items, 2)]
+    assert kept == [("a", 0), ("a", 1), ("b", 0), ("b", 1)]
     with pytest.raises(ValueError, match="limit"):
         limited(items, 0)
 

@@ -1,0 +1,280 @@
+"""The page of a run: `report.html`, one file that opens offline, and the pictures beside it.
+
+It is made of what the run's folder holds and says plainly what it does not hold:
+
+| piece | what it gives |
+|---|---|
+| `before/`, `after/` | saved evaluations: the table, the difference with its interval, completions side by side |
+| `summary.json` | the comparison as the run itself wrote it; computed from the evaluations when it is absent |
+| `metrics.jsonl` | the pictures of reward, accuracy and curriculum |
+| `completions/*.parquet` | completions of the last logged training step |
+| `recipe.yaml`, `config.json` | the recipe and the model's architecture |
+"""
+
+import base64
+import json
+import platform
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pyarrow
+import pyarrow.parquet
+
+from .evaluation import Completion, Evaluation, compare
+from .files import write_atomically
+from .plots import plot_before_after, plot_learning, plot_probabilities
+
+PACKAGES = ("metatune", "torch", "transformers", "trl", "accelerate", "datasets", "peft")
+TRAINING_ROWS = 4  # completions of the last training step that are shown
+MAX_CHARACTERS = 4000  # of a shown text; a longer one is cut, and says so
+
+
+@dataclass
+class Run:
+    """What was found in a run's folder.
+
+    Args:
+        folder (`Path`): the folder.
+        before (`Evaluation`, *optional*): the evaluation before training.
+        after (`Evaluation`, *optional*): the evaluation after it.
+        comparison (`dict`, *optional*): what [`~metatune.eval.compare`] returns for the two, with the run's totals.
+        metrics (`list[dict]`): lines of `metrics.jsonl`.
+        training (`list[dict]`): completions of the last logged training step.
+        missing (`list[str]`): what the report lacks, in words.
+    """
+
+    folder: Path
+    before: Evaluation | None = None
+    after: Evaluation | None = None
+    comparison: dict[str, Any] | None = None
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+    training: list[dict[str, Any]] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+
+
+def write_report(run_dir: str | Path) -> Path:
+    """Write `report.html` and its pictures into a run's folder.
+
+    Args:
+        run_dir (`str` or `Path`): what a training recipe or the quickstart wrote.
+
+    Returns:
+        `Path`: the page.
+
+    Raises:
+        ValueError: if the folder is missing, or holds nothing of a run.
+    """
+    run = read_run(Path(run_dir))
+    summaries = [None if side is None else side.summary() for side in (run.before, run.after)]
+    page = _template().render(
+        title=run.folder.resolve().name,
+        comparison=run.comparison,
+        rows=_table(*summaries, run.comparison),
+        summaries=summaries,
+        pictures=_draw_pictures(run, *summaries),
+        samples=_samples(run),
+        training=run.training,
+        recipe=_text(run.folder / "recipe.yaml"),
+        architecture=_text(run.folder / "config.json"),
+        settings={name: side.settings for name, side in (("before", run.before), ("after", run.after)) if side},
+        versions=_versions(),
+        missing=run.missing,
+    )
+    path = run.folder / "report.html"
+    write_atomically(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
+    return path
+
+
+def read_run(folder: Path) -> Run:
+    """Read the pieces of a run; see the head of this file.
+
+    Raises:
+        ValueError: if the folder is missing, or holds nothing of a run.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder; name the output_dir of a run")
+    pieces = ("metrics.jsonl", "before", "after", "completions")
+    if not any((folder / piece).exists() for piece in pieces):
+        raise ValueError(f"{folder}: not a run's folder, it holds none of {', '.join(pieces)}")
+    run = Run(folder)
+    run.before, run.after = (_evaluation(run, name) for name in ("before", "after"))
+    run.comparison = _comparison(run)
+    run.metrics = _metrics(run)
+    run.training = _training_completions(run)
+    if not (folder / "recipe.yaml").is_file():
+        run.missing.append("The recipe: there is no recipe.yaml in the folder.")
+    return run
+
+
+def _evaluation(run: Run, name: str) -> Evaluation | None:
+    if not (run.folder / name).is_dir():
+        run.missing.append(f"The evaluation {name} training: there is no folder {name}.")
+        return None
+    try:
+        return Evaluation.load(run.folder / name)
+    except ValueError as error:
+        run.missing.append(f"The evaluation {name} training: {error}.")
+        return None
+
+
+def _comparison(run: Run) -> dict[str, Any] | None:
+    text = _text(run.folder / "summary.json")
+    if text is not None:
+        try:
+            summary = json.loads(text)
+        except ValueError as error:
+            run.missing.append(f"The run's own summary: summary.json is not JSON ({error}).")
+        else:
+            keys = {"accuracy_before", "accuracy_after", "difference", "ci_low", "ci_high", "distributions"}
+            if isinstance(summary, dict) and keys <= summary.keys():
+                return summary
+            run.missing.append("The run's own summary: summary.json is not a comparison of two evaluations.")
+    if run.before is None or run.after is None:
+        return None
+    try:
+        return compare(run.before, run.after)
+    except ValueError as error:
+        run.missing.append(f"The comparison: {error}.")
+        return None
+
+
+def _metrics(run: Run) -> list[dict[str, Any]]:
+    text = _text(run.folder / "metrics.jsonl")
+    if text is None:
+        run.missing.append("What was logged during training: there is no metrics.jsonl.")
+        return []
+    rows = []
+    for number, line in enumerate(text.splitlines(), 1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if isinstance(row, dict):
+            rows.append(row)
+        else:  # the last line of a run that was killed while it wrote
+            run.missing.append(f"Line {number} of metrics.jsonl: it is not a JSON object and was left out.")
+    if not rows:
+        run.missing.append("What was logged during training: metrics.jsonl is empty.")
+    return rows
+
+
+def _training_completions(run: Run) -> list[dict[str, Any]]:
+    """Draw a few completions of the last logged step, at random."""
+    files = sorted((run.folder / "completions").glob("*.parquet"))
+    if not files:
+        run.missing.append("Completions of training: there is no completions/*.parquet (set log_completions: true).")
+        return []
+    try:
+        rows = pyarrow.parquet.read_table(files[-1]).to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        run.missing.append(f"Completions of training: {files[-1].name} cannot be read ({error}).")
+        return []
+    shown = random.Random(0).sample(rows, min(TRAINING_ROWS, len(rows)))
+    texts = ("prompt", "completion")
+    return [
+        {key: _cut(str(value)) if key in texts else value for key, value in row.items() if value is not None}
+        for row in shown
+    ]
+
+
+def _draw_pictures(run: Run, before: dict | None, after: dict | None) -> list[dict[str, str]]:
+    """Draw what can be drawn; each picture is inlined, with its alternative text."""
+    folder = run.folder
+    drawings: dict[str, tuple[str, Callable[[Path], None]]] = {}
+    if before is not None and after is not None and run.comparison is not None:
+        drawings["before_after.png"] = (
+            "Accuracy of every distribution before and after training",
+            lambda path: plot_before_after(before, after, run.comparison, path),
+        )
+    if run.metrics:
+        drawings["learning.png"] = (
+            "Training reward and held-out accuracy against rollout tokens",
+            lambda path: plot_learning(run.metrics, path, before=before, after=after),
+        )
+        drawings["curriculum.png"] = (
+            "Share of the prompts of every distribution over the steps",
+            lambda path: plot_probabilities(run.metrics, path),
+        )
+    pictures = []
+    for name, (text, draw) in drawings.items():
+        try:
+            draw(folder / name)
+        except ValueError as error:
+            run.missing.append(f"The picture {name}: {error}.")
+            continue
+        pictures.append({"name": name, "text": text, "data": base64.b64encode((folder / name).read_bytes()).decode()})
+    return pictures
+
+
+def _table(before: dict | None, after: dict | None, comparison: dict | None) -> list[dict[str, Any]]:
+    """One row a distribution, and last the mixture: its two summaries and the difference."""
+    sides = [side for side in (before, after) if side is not None]
+    names = dict.fromkeys(name for side in sides for name in side["distributions"])
+    rows = [
+        {
+            "name": name,
+            "before": before and before["distributions"].get(name),
+            "after": after and after["distributions"].get(name),
+            "change": comparison and comparison["distributions"].get(name),
+        }
+        for name in names
+    ]
+    mixture = {"name": "mixture", "before": before, "after": after, "change": comparison}
+    return [*rows, mixture] if sides else []
+
+
+def _samples(run: Run) -> list[dict[str, Any]]:
+    """Draw one problem of every distribution at random, with its first completion before and after."""
+    sides = {name: side for name, side in (("before", run.before), ("after", run.after)) if side is not None}
+    firsts = {
+        name: {(c.distribution, c.key): c for c in side.completions if c.sample == 0} for name, side in sides.items()
+    }
+    if not firsts:
+        return []
+    problems = list(next(iter(firsts.values())))
+    samples = []
+    for name in dict.fromkeys(distribution for distribution, _ in problems):
+        problem = random.Random(name).choice([problem for problem in problems if problem[0] == name])
+        shown: dict[str, Completion] = {side: first[problem] for side, first in firsts.items() if problem in first}
+        first = next(iter(shown.values()))
+        texts = {side: {"text": _cut(c.completion), "completion": c} for side, c in shown.items()}
+        samples.append({"name": name, "prompt": _cut(first.prompt), "reference": first.reference, "sides": texts})
+    return samples
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "not installed"
+    return versions
+
+
+def _cut(text: str) -> str:
+    dropped = len(text) - MAX_CHARACTERS
+    return text if dropped <= 0 else f"{text[:MAX_CHARACTERS]}\n[… {dropped} more characters]"
+
+
+def _text(path: Path) -> str | None:
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
+
+
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["number"] = lambda value, digits=3: "\N{EN DASH}" if value is None else f"{value:.{digits}f}"
+    environment.filters["signed"] = lambda value: f"{value:+.3f}".replace("-", "\N{MINUS SIGN}")
+    environment.filters["duration"] = lambda s: f"{s:.0f} s" if s < 120 else f"{s / 60:.1f} min"
+    return environment.get_template("report.html")
