@@ -20,6 +20,7 @@ from typing import Any
 
 SCRIPT = Path(__file__).with_name("grading_process.py")
 START_DEADLINE = 120.0  # seconds; importing SymPy from a cold disk on a busy machine takes long
+ORPHAN_SECONDS = 5.0  # after the deadline; a grader still at work then has lost its parent
 # Every BLAS thread reserves address space, which the memory limit counts.
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
@@ -90,7 +91,7 @@ class BoundedGrader:
 
     def _start(self) -> None:
         self._kill()
-        arguments = [self.grader, str(self.memory), str(self.deadline + 10)]
+        arguments = [self.grader, str(self.memory), str(self.deadline + ORPHAN_SECONDS)]
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", str(SCRIPT), *arguments],

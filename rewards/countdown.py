@@ -31,7 +31,21 @@ def evaluate_left_to_right(expression: str) -> int | None:
 
 
 def solutions(numbers: Sequence[int], target: int, operators: str) -> list[str]:
-    """List every expression that uses each number exactly once and reaches `target`, sorted, without duplicates."""
+    """
+    List every expression that uses each number exactly once and reaches `target`, sorted, without duplicates.
+
+    Args:
+        numbers (`Sequence[int]`): the given numbers, each within 0..99.
+        target (`int`): the value to reach.
+        operators (`str`): the permitted operators, out of `+-*`.
+
+    Raises:
+        ValueError: there are no numbers, or a number or an operator is none that an expression can have.
+    """
+    if not numbers or not all(0 <= number <= LARGEST for number in numbers):
+        raise ValueError(f"countdown: numbers must be within 0..{LARGEST} and at least one, got {list(numbers)}")
+    if set(operators) - set("+-*"):
+        raise ValueError(f"countdown: operators must be out of '+-*', got {operators!r}")
     return list(_solutions(tuple(sorted(numbers)), target, "".join(sorted(set(operators)))))
 
 

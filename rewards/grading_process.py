@@ -71,7 +71,8 @@ FUNCTIONS = "sin cos tan sec csc cot asin acos atan sinh cosh tanh exp log ln sq
 def harmless(answer: str) -> bool:
     """Tell whether `eval` can only compute: numbers, operators, one-letter names, known functions, runs of A to E.
 
-    Every oracle answer of the `EVALUATING` generators is of this form.
+    Every oracle answer of the `EVALUATING` generators is of this form, except integrals left unevaluated: to accept
+    `Integral(...)` would reward repeating the question.
     """
     foreign = re.search(r"[^\w\s.,+\-*/^()\[\]]|\.\s*[^\W\d]", answer)
     words = re.findall(r"[^\W\d]\w*", answer)

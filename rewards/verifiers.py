@@ -69,16 +69,23 @@ class CountdownVerifier:
 
     def score(self, completion: str, answer: str, info: dict[str, Any]) -> bool:
         """Check numbers, operators and value; whitespace around operators is allowed, leading zeros are not."""
+        numbers, target, operators = self._task(info)
         expression = re.sub(r"\s*([-+*])\s*", r"\1", extract_answer(completion) or "")
         return (
-            evaluate_left_to_right(expression) == info["target"]
-            and sorted(re.findall(r"\d+", expression)) == sorted(map(str, info["numbers"]))
-            and set(re.sub(r"\d", "", expression)) <= set(info["operators"])
+            evaluate_left_to_right(expression) == target
+            and sorted(re.findall(r"\d+", expression)) == sorted(map(str, numbers))
+            and set(re.sub(r"\d", "", expression)) <= set(operators)
         )
 
     def accepted_answers(self, answer: str, info: dict[str, Any]) -> list[str]:
         """List all solutions."""
-        return solutions(info["numbers"], info["target"], info["operators"])
+        return solutions(*self._task(info))
+
+    def _task(self, info: dict[str, Any]) -> tuple[list[int], int, str]:
+        try:
+            return info["numbers"], info["target"], info["operators"]
+        except KeyError as error:
+            raise ValueError(f"countdown: info lacks {error}; it needs numbers, target and operators") from error
 
 
 VERIFIERS: dict[str, Verifier] = {
