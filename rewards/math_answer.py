@@ -3,6 +3,9 @@
 What counts as the final answer, in this order: the last `\\boxed{...}`, what follows the last `####`, the last line
 `answer X`, and else what math-verify makes of the end of the text (a phrase like "the answer is", the last formula,
 the last number). Of several boxes only the last counts, so listing candidates does not help.
+
+A hang or a crash of math-verify makes the answer unscorable. Errors that math-verify itself takes for an unreadable
+formula (nesting too deep, a number too large for the memory limit) stay what it says: not equal to the reference.
 """
 
 import re
