@@ -111,9 +111,13 @@ class LocalEngine:
 
         Returns:
             `list[list[int]]` of length N: the completions' token ids, ending token included.
+
+        Raises:
+            ValueError: if a prompt is empty, or a completion could outgrow the model's positions.
         """
         completions: list[list[int]] = [[] for _ in prompt_ids]
         lengths = [len(ids) for ids in prompt_ids]
+        self._check_lengths(lengths, sampling.max_new_tokens)
         progress = tqdm(total=len(lengths), desc="generating", unit="completion", leave=False, disable=None)
         with progress, _evaluating(self.model), _own_random_state(self.model.device, sampling.seed):
             for rows in self._batches(lengths, sampling):
@@ -122,6 +126,19 @@ class LocalEngine:
                     completions[row] = ids
                 progress.update(len(rows))
         return completions
+
+    def _check_lengths(self, lengths: Sequence[int], max_new_tokens: int) -> None:
+        if 0 in lengths:
+            raise ValueError(f"prompt {lengths.index(0)} is empty: every prompt needs at least one token")
+        positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        longest = max(lengths, default=0)
+        if positions is not None and longest + max_new_tokens > positions:  # beyond them a model only babbles
+            room = positions - longest
+            advice = f"set max_new_tokens to at most {room}" if room > 0 else "the prompt does not fit at all"
+            raise ValueError(
+                f"a prompt of {longest} tokens and {max_new_tokens} new ones exceed the model's {positions} positions;"
+                f" {advice}"
+            )
 
     def _batches(self, lengths: Sequence[int], sampling: Sampling) -> Iterator[list[int]]:
         return batches(lengths, sampling.max_new_tokens, self.batch_size, self.batch_tokens)

@@ -81,9 +81,16 @@ def evaluate(
 def score(
     item: Mapping[str, Any], sample: int, text: str, ids: Sequence[int], eos_token_ids: frozenset[int]
 ) -> Completion:
-    """Score one completion of an item by the item's verifier; its verdict `None` stays `None`."""
-    info = json.loads(item["info"])
-    verdict = get_verifier(item["verifier"]).score(text, item["answer"], info)
+    """Score one completion of an item by the item's verifier; its verdict `None` stays `None`.
+
+    Raises:
+        ValueError: if the item is at fault, so that no completion of it could be scored.
+    """
+    info = json.loads(item["info"]) if item["info"] else {}
+    try:
+        verdict = get_verifier(item["verifier"]).score(text, item["answer"], info)
+    except ValueError as error:
+        raise ValueError(f"{item['distribution']}: the item {item['key']!r} cannot be scored: {error}") from error
     return Completion(
         distribution=item["distribution"],
         key=item["key"],

@@ -5,7 +5,9 @@ Definitions that hold everywhere in this package:
 - The accuracy of a *problem* is the mean over its scored completions; of a *distribution*, the mean over its problems;
   of a *mixture*, the mean over its distributions, each with equal weight.
 - An interval is the percentile bootstrap over problems. Completions of one problem are not independent, so they stay
-  together; a mixture is fixed by design, so problems are redrawn within their distribution.
+  together; a mixture is fixed by design, so problems are redrawn within their distribution. Where all problems agree
+  (an accuracy of 0 or 1) there is nothing to redraw, and the interval is a point: it cannot show what is rarer than
+  one problem in the sample.
 """
 
 from collections import Counter, defaultdict

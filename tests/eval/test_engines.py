@@ -1,4 +1,5 @@
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -103,10 +104,41 @@ def test_impossible_sampling_is_refused(options, message):
         Sampling(**options)
 
 
+def test_completions_that_outgrow_the_model_are_refused(model, tokenizer):
+    engine = LOCAL_ENGINES["compact"](model, tokenizer)
+    with pytest.raises(ValueError, match="512 positions; set max_new_tokens to at most 502"):
+        engine.generate([[7] * 10], Sampling(max_new_tokens=503))
+    with pytest.raises(ValueError, match="does not fit at all"):
+        engine.generate([[7] * 600], Sampling(max_new_tokens=1))
+    with pytest.raises(ValueError, match="prompt 1 is empty"):
+        engine.generate([[7], []], Sampling(max_new_tokens=1))
+
+
 def test_a_missing_vllm_names_its_extra(tokenizer, monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(ImportError, match=r"metatune\[vllm\]"):
         VLLMEngine("any", tokenizer)
+
+
+def test_vllm_gets_every_option_and_a_seed_for_each_completion(tokenizer, monkeypatch, tmp_path):
+    class LLM:
+        def __init__(self, **options):
+            self.options = options
+
+        def generate(self, prompts, requests):
+            seen.extend(zip(prompts, requests, strict=True))
+            return [SimpleNamespace(outputs=[SimpleNamespace(token_ids=(7, 1))]) for _ in prompts]
+
+    seen = []
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=LLM, SamplingParams=SimpleNamespace))
+    engine = load_engine("vllm", str(tmp_path), tokenizer, dtype="float32")
+    completions = engine.generate([[5], [5]], Sampling(max_new_tokens=3, temperature=0.5, top_p=0.9, seed=4))
+    assert completions == [[7, 1], [7, 1]]
+    assert [prompt for prompt, _ in seen] == [{"prompt_token_ids": [5]}] * 2
+    first, second = (request for _, request in seen)
+    assert (first.max_tokens, first.temperature, first.top_p, first.top_k) == (3, 0.5, 0.9, 0)
+    assert first.stop_token_ids == [tokenizer.eos_token_id]
+    assert first.seed != second.seed
 
 
 def test_an_unknown_engine_lists_the_known(tokenizer):

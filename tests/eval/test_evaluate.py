@@ -68,6 +68,12 @@ def test_a_verdict_that_cannot_be_had_is_none_not_false(tokenizer):
     assert evaluation.summary()["accuracy"] is None
 
 
+def test_an_item_that_cannot_be_scored_is_named(tokenizer):
+    broken = item(verifier="knights_and_knaves", info=json.dumps({"names": ["Zoey"], "solution": []}))
+    with pytest.raises(ValueError, match=r"sums: the item 'p' cannot be scored: .*solution"):
+        evaluate(Scripted(tokenizer, ["Zoey is a knight"]), tokenizer, [broken])
+
+
 def test_a_completion_without_an_ending_token_was_truncated(tokenizer):
     evaluation = evaluate(Scripted(tokenizer, ["7"], finished=False), tokenizer, [item()])
     assert evaluation.completions[0].truncated

@@ -1,0 +1,267 @@
+"""Evaluation: accuracy, pass@k and maj@k with bootstrap intervals.
+
+    metatune eval --model runs/quickstart --benchmark gsm8k --data data/gsm8k --num_samples 4
+    metatune eval --model starter --config FILE.yaml     # its `distributions:` are written as for `metatune grpo`
+    metatune eval --model Qwen/Qwen2.5-0.5B-Instruct --lm_eval_tasks arc_easy,hellaswag
+
+What is evaluated is a named `benchmark` (from the hub, or from `data`), the held-out parts of `distributions:`, or the
+`lm_eval_tasks` of standard suites, which go through lm-eval. `temperature: 0` decodes greedily, anything else samples.
+With `output_dir` it keeps `summary.json` and `completions.parquet` there.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from metatune.recipes.config import ConfigError, StrictParser, run
+
+STARTER = Path(__file__).parent / "starter"
+
+
+@dataclass
+class EvaluateArguments:
+    """
+    What to evaluate, on what, and how.
+
+    Args:
+        model (`str`):
+            Folder or hub name of the model, or `starter`.
+        benchmark (`str`, *optional*):
+            A named benchmark; see `metatune.eval.benchmarks`.
+        data (`str`, *optional*):
+            Local file or folder of the benchmark; the hub by default.
+        instruction (`str`, *optional*):
+            Text appended to every question in place of the benchmark's own; an empty one appends nothing.
+        distributions (`list[dict]`, *optional*):
+            Task distributions, whose held-out parts are evaluated; see `metatune.curricula.load_distributions`.
+        lm_eval_tasks (`list[str]`, *optional*):
+            Tasks of lm-eval, separated by spaces or commas; needs the extra `metatune[eval]`.
+        engine (`str`, *optional*, defaults to `"compact"`):
+            Generation engine; see `metatune.eval.engines`.
+        num_samples (`int`, *optional*, defaults to `1`):
+            Completions of each problem.
+        k (`list[int]`, *optional*):
+            The k's of pass@k and maj@k; powers of two up to `num_samples` by default.
+        temperature (`float`, *optional*, defaults to `1.0`):
+            0 decodes greedily.
+        top_p (`float`, *optional*, defaults to `1.0`):
+            Nucleus mass.
+        top_k (`int`, *optional*, defaults to `0`):
+            Number of likeliest tokens kept; 0 keeps all.
+        max_new_tokens (`int`, *optional*, defaults to `1024`):
+            Largest number of tokens of a completion.
+        batch_size (`int`, *optional*, defaults to `128`):
+            Completions decoded together.
+        limit (`int`, *optional*):
+            Number of problems of each distribution; all by default.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the sampling.
+        output_dir (`str`, *optional*):
+            Where to keep the summary and the completions.
+        dtype (`str`, *optional*, defaults to `"auto"`):
+            Precision of the weights; `auto` is the checkpoint's own.
+        device (`str`, *optional*):
+            Where to run; a GPU where there is one by default.
+        attn_implementation (`str`, *optional*):
+            Attention implementation of transformers.
+    """
+
+    model: str = field(metadata={"help": "Folder or hub name of the model, or starter."})
+    benchmark: str | None = field(default=None, metadata={"help": "gsm8k, math500, aime24 or knights_knaves."})
+    data: str | None = field(default=None, metadata={"help": "Local file or folder of the benchmark."})
+    instruction: str | None = field(default=None, metadata={"help": "Appended to every question of the benchmark."})
+    distributions: list[dict] | None = field(
+        default=None, metadata={"help": "Task distributions: {name, source, config, test_size, …}. YAML only."}
+    )
+    lm_eval_tasks: list[str] | None = field(default=None, metadata={"help": "Tasks of lm-eval, such as arc_easy."})
+    engine: str = field(
+        default="compact",
+        metadata={
+            "help": "Generation engine.",
+            "choices": ["compact", "transformers", "continuous_batching", "vllm"],
+        },
+    )
+    num_samples: int = field(default=1, metadata={"help": "Completions of each problem."})
+    k: list[int] | None = field(default=None, metadata={"help": "The k's of pass@k and maj@k."})
+    temperature: float = field(default=1.0, metadata={"help": "0 decodes greedily."})
+    top_p: float = field(default=1.0, metadata={"help": "Nucleus mass."})
+    top_k: int = field(default=0, metadata={"help": "Number of likeliest tokens kept; 0 keeps all."})
+    max_new_tokens: int = field(default=1024, metadata={"help": "Largest number of tokens of a completion."})
+    batch_size: int = field(default=128, metadata={"help": "Completions decoded together."})
+    limit: int | None = field(default=None, metadata={"help": "Number of problems of each distribution."})
+    seed: int = field(default=0, metadata={"help": "Seed of the sampling."})
+    output_dir: str | None = field(default=None, metadata={"help": "Where to keep summary and completions."})
+    dtype: str = field(
+        default="auto",
+        metadata={"help": "Precision of the weights.", "choices": ["auto", "bfloat16", "float16", "float32"]},
+    )
+    device: str | None = field(default=None, metadata={"help": "Where to run: cpu, cuda, cuda:1, …"})
+    attn_implementation: str | None = field(default=None, metadata={"help": "Attention implementation."})
+
+    def __post_init__(self):
+        self.lm_eval_tasks = [task for tasks in self.lm_eval_tasks or [] for task in tasks.split(",") if task]
+        if self.benchmark is not None and self.distributions is not None:
+            raise ValueError("give either `benchmark` or `distributions`, not both")
+        if not (self.benchmark or self.distributions or self.lm_eval_tasks):
+            raise ValueError("give what to evaluate on: `benchmark`, `distributions` or `lm_eval_tasks`")
+        if self.benchmark is None and (self.data is not None or self.instruction is not None):
+            raise ValueError("`data` and `instruction` belong to a `benchmark`, and none is given")
+        too_many = [k for k in self.k or [] if not 1 <= k <= self.num_samples]
+        if too_many:
+            raise ValueError(f"`k` {too_many[0]} must be between 1 and `num_samples`, {self.num_samples}")
+        if self.model == "starter":
+            self.model = str(STARTER)
+
+
+def load_items(args: EvaluateArguments) -> list[dict[str, Any]]:
+    """Load the items of the benchmark, or the distributions' held-out items."""
+    from metatune.eval.benchmarks import limited, load_benchmark, load_held_out
+
+    if args.distributions is not None:
+        items = load_held_out(args.distributions)
+    else:
+        items = load_benchmark(args.benchmark, args.data, instruction=args.instruction)
+    return limited(items, args.limit)
+
+
+def evaluate_items(args: EvaluateArguments) -> dict[str, Any]:
+    """Evaluate the model on the items and return the summary."""
+    from transformers import AutoTokenizer
+
+    from metatune.eval.engines import load_engine
+    from metatune.eval.evaluate import evaluate
+
+    try:
+        items = load_items(args)
+        tokenizer = AutoTokenizer.from_pretrained(args.model)
+        engine = load_engine(
+            args.engine,
+            args.model,
+            tokenizer,
+            batch_size=args.batch_size,
+            dtype=args.dtype,
+            device=args.device,
+            attn_implementation=args.attn_implementation,
+        )
+        evaluation = evaluate(
+            engine,
+            tokenizer,
+            items,
+            num_samples=args.num_samples,
+            max_new_tokens=args.max_new_tokens,
+            temperature=args.temperature,
+            top_p=args.top_p,
+            top_k=args.top_k,
+            seed=args.seed,
+            settings={name: getattr(args, name) for name in ("model", "benchmark", "engine", "dtype", "limit")},
+        )
+    except (ValueError, OSError, ImportError) as error:
+        raise ConfigError(" ".join(str(error).split())) from error
+    return evaluation.summary(args.k) if args.output_dir is None else evaluation.save(args.output_dir, args.k)
+
+
+def run_lm_eval(args: EvaluateArguments) -> dict[str, dict[str, Any]]:
+    """Evaluate the model with lm-eval and return its results by task."""
+    try:
+        import lm_eval
+    except ImportError as error:
+        raise ConfigError("lm_eval_tasks need lm-eval: pip install 'metatune[eval]'") from error
+    from metatune.eval.files import write_atomically
+
+    results = lm_eval.simple_evaluate(
+        model="vllm" if args.engine == "vllm" else "hf",
+        model_args={"pretrained": args.model, "dtype": args.dtype},
+        tasks=args.lm_eval_tasks,
+        batch_size=args.batch_size,
+        device=args.device,
+        limit=args.limit,
+        random_seed=args.seed,
+        numpy_random_seed=args.seed,
+        torch_random_seed=args.seed,
+        fewshot_random_seed=args.seed,
+    )["results"]
+    if args.output_dir is not None:
+        text = json.dumps(results, indent=2, default=str) + "\n"
+        write_atomically(Path(args.output_dir) / "lm_eval.json", lambda path: path.write_text(text))
+    return results
+
+
+def show_summary(summary: dict[str, Any]) -> None:
+    """Print the summary as a table: a row for every distribution, and last the mixture."""
+    from rich.table import Table
+
+    ks = sorted(int(key.removeprefix("pass@")) for key in summary if key.startswith("pass@"))
+    settings = summary["settings"]
+    how = "greedy" if settings["temperature"] == 0 else f"sampled at temperature {settings['temperature']:g}"
+    table = Table(title=f"{how}, {settings['num_samples']} a problem, {summary['confidence']:.0%} intervals")
+    table.add_column("distribution")
+    columns = ["problems", "accuracy", "interval", *(f"{name}@{k}" for k in ks if k > 1 for name in ("pass", "maj"))]
+    for column in [*columns, "tokens", "cut off", "unscorable"]:
+        table.add_column(column, justify="right")
+    rows = list(summary["distributions"].items())
+    if len(rows) > 1:
+        rows.append(("mixture", summary))
+    for number, (name, part) in enumerate(rows, 1):
+        interval = "–" if part["accuracy"] is None else f"{part['ci_low']:.3f} – {part['ci_high']:.3f}"  # noqa: RUF001
+        table.add_row(
+            name,
+            str(part["num_problems"]),
+            show_number(part["accuracy"]),
+            interval,
+            *(show_number(part[column]) for column in columns[3:]),
+            f"{part['mean_tokens']:.1f}",
+            f"{part['truncation_rate']:.1%}",
+            str(part["num_unscorable"]),
+            end_section=number == len(rows) - 1,
+        )
+    show(table)
+    print(f"{summary['generated_tokens']:,} tokens generated in {summary['seconds']:.1f} s")
+
+
+def show_lm_eval(results: dict[str, dict[str, Any]]) -> None:
+    """Print lm-eval's results: a row for every task and metric, with its standard error."""
+    from rich.table import Table
+
+    table = Table(title="lm-eval")
+    for column, side in (("task", "left"), ("metric", "left"), ("value", "right"), ("standard error", "right")):
+        table.add_column(column, justify=side)
+    for task, metrics in results.items():
+        for metric, value in metrics.items():
+            name, _, variant = metric.partition(",")
+            if isinstance(value, int | float) and not name.endswith("_stderr"):
+                error = metrics.get(f"{name}_stderr,{variant}")
+                table.add_row(task, metric, show_number(value), show_number(error if error != "N/A" else None))
+    show(table)
+
+
+def show_number(value: float | None) -> str:
+    """Write a number to three digits, and a dash where there is none."""
+    return "–" if value is None else f"{value:.3f}"  # noqa: RUF001
+
+
+def show(table) -> None:
+    """Print a table; into a file or a pipe in its full width."""
+    from rich.console import Console
+
+    console = Console()
+    (console if console.is_terminal else Console(width=160)).print(table)
+
+
+def main(args: EvaluateArguments) -> None:
+    """Evaluate, print a table, and keep the results where `output_dir` says."""
+    if args.benchmark is not None or args.distributions is not None:
+        show_summary(evaluate_items(args))
+    if args.lm_eval_tasks:
+        show_lm_eval(run_lm_eval(args))
+    if args.output_dir is not None:
+        print(f"Saved to {args.output_dir}")
+
+
+def make_parser(prog: str | None = None) -> StrictParser:
+    """Return the parser of this recipe's options."""
+    return StrictParser(EvaluateArguments, prog=prog)
+
+
+if __name__ == "__main__":
+    run(make_parser, main)
