@@ -1,11 +1,12 @@
 """Logic: who on the island is a knight (K, tells the truth) and who a knave (N, lies)?
 
-Each inhabitant makes one statement about two others, joined by `and`, `or` or `same` (are of the same kind). A trace
+Each inhabitant makes one statement about two of them, joined by `and`, `or` or `same` (are of the same kind). A trace
 tries one assignment after another and checks the statements in turn until one fails.
 """
 
 import itertools
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from .problem import Problem
@@ -58,12 +59,11 @@ class Logic:
             answers = [kinds for kinds in self._assignments() if self._first_failure(statements, kinds) is None]
             if len(answers) == 1:
                 break
-        said = " ; ".join(f"{NAMES[i]} says {self._written(s)}" for i, s in enumerate(statements))
         return Problem(
-            prompt=said,
+            prompt=self._said(statements),
             answer=answers[0],
             verifier="exact",
-            key=f"logic {said}",
+            key=f"logic {self._said(map(_in_order, statements))}",
             info={"statements": [list(s) for s in statements]},
         )
 
@@ -89,8 +89,18 @@ class Logic:
         i, j = rng.sample(range(self.people), 2)
         return rng.choice(CONNECTIVES), i, rng.choice("KN"), j, rng.choice("KN")
 
-    def _written(self, statement: Statement) -> str:
-        connective, i, kind_i, j, kind_j = statement
-        if connective == "same":
-            return f"{NAMES[i]} same {NAMES[j]}"
-        return f"{NAMES[i]} {kind_i} {connective} {NAMES[j]} {kind_j}"
+    def _said(self, statements: Iterable[Statement]) -> str:
+        return " ; ".join(f"{NAMES[i]} says {_written(s)}" for i, s in enumerate(statements))
+
+
+def _written(statement: Statement) -> str:
+    connective, i, kind_i, j, kind_j = statement
+    if connective == "same":
+        return f"{NAMES[i]} same {NAMES[j]}"
+    return f"{NAMES[i]} {kind_i} {connective} {NAMES[j]} {kind_j}"
+
+
+def _in_order(statement: Statement) -> Statement:
+    """Name the first of the two people first: every connective says the same either way round."""
+    connective, i, kind_i, j, kind_j = statement
+    return statement if i < j else (connective, j, kind_j, i, kind_i)
