@@ -105,7 +105,10 @@ def test_the_families_are_written_without_an_unknown_token(family, seed):
 def test_saving_and_loading_changes_nothing(tmp_path, loader):
     TOKENIZER.save_pretrained(tmp_path)
     loaded = loader.from_pretrained(tmp_path)
-    messages = [{"role": "user", "content": "make 3 from 1 2\n" + ALPHABET}, {"role": "assistant", "content": "x" * 200}]
+    messages = [
+        {"role": "user", "content": "make 3 from 1 2\n" + ALPHABET},
+        {"role": "assistant", "content": "x" * 200},
+    ]
     assert loaded.apply_chat_template(messages, return_dict=False) == chat(messages)
     assert loaded.decode(chat(messages)) == TOKENIZER.decode(chat(messages))
     assert loaded.get_vocab() == TOKENIZER.get_vocab()
