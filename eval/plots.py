@@ -4,7 +4,6 @@ Colours are shades of the colour-blind-safe set of Okabe and Ito: one hue for a 
 share what stands before their first `-`), from light to dark within it, and bands are labelled where they lie.
 """
 
-import colorsys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, PercentFormatter
 
 from .files import write_atomically
@@ -183,11 +183,16 @@ def palette(names: Sequence[str]) -> dict[str, RGB]:
         families.setdefault(name.split("-")[0], []).append(name)
     colours = {}
     for index, members in enumerate(families.values()):
-        hue, lightness, saturation = colorsys.rgb_to_hls(*to_rgb(HUES[index % len(HUES)]))
-        shades = np.linspace(0.74, max(0.24, lightness - 0.12), len(members)) if len(members) > 1 else [lightness]
-        for name, shade in zip(members, shades, strict=True):
-            colours[name] = colorsys.hls_to_rgb(hue, float(shade), saturation)
+        base = np.array(to_rgb(HUES[index % len(HUES)]))
+        for tone, name in zip(_tones(len(members)), members, strict=True):
+            towards = np.ones(3) if tone > 0 else np.zeros(3)
+            colours[name] = tuple(float(part) for part in base + abs(tone) * (towards - base))
     return {name: colours[name] for name in names}
+
+
+def _tones(count: int) -> np.ndarray:
+    """From light (above 0, the share of white) to dark (below 0, the share of black)."""
+    return np.linspace(0.55, -0.4, count) if count > 1 else np.zeros(1)
 
 
 def _accuracy_finding(evaluations: Sequence[Row], ends: Sequence[tuple[float, Mapping[str, Any]]]) -> str:
@@ -230,26 +235,24 @@ def _label_ends(
     axes: Axes, labels: Mapping[str, str], heights: Mapping[str, float], colours: Mapping[str, RGB]
 ) -> None:
     """Write names at the right of axes that reach from 0 to 1, pushed apart where they would overlap."""
-    gap = min(0.055, 0.98 / len(labels)) if labels else 0
-    placed = {}
-    for name in sorted(labels, key=heights.__getitem__):
-        placed[name] = max(heights[name], max(placed.values(), default=-1) + gap)
-    ceiling = 1.0
-    for name in reversed(placed):
-        ceiling = placed[name] = min(placed[name], ceiling)
-        ceiling -= gap
-    for name, height in placed.items():
-        axes.annotate(
-            labels[name],
-            xy=(1, heights[name]),
-            xytext=(1.045, height),
-            xycoords="axes fraction",
-            textcoords="axes fraction",
-            va="center",
-            fontsize=9.5,
-            annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": colours[name], "linewidth": 2, "shrinkA": 2, "shrinkB": 0},
-        )
+    names = sorted(labels, key=heights.__getitem__)
+    for name, height in zip(names, _spread([heights[name] for name in names]), strict=True):
+        line = {"transform": axes.transAxes, "clip_on": False, "color": colours[name], "linewidth": 2}
+        axes.add_line(Line2D([1.008, 1.022, 1.04, 1.05], [heights[name]] * 2 + [height] * 2, **line))
+        axes.text(1.06, height, labels[name], transform=axes.transAxes, va="center", fontsize=9.5)
+
+
+def _spread(heights: Sequence[float]) -> np.ndarray:
+    """Move ascending heights as little as possible until labels at them do not overlap: pool adjacent violators."""
+    gap = min(0.055, 1 / max(1, len(heights) - 1))
+    offsets = gap * np.arange(len(heights))
+    pools: list[list[float]] = []
+    for height in np.asarray(heights) - offsets:
+        pools.append([height])
+        while len(pools) > 1 and np.mean(pools[-2]) > np.mean(pools[-1]):
+            pools[-2:] = [pools[-2] + pools[-1]]
+    placed = np.concatenate([np.full(len(pool), np.mean(pool)) for pool in pools]) if pools else np.empty(0)
+    return np.clip(placed, 0, 1 - offsets[-1] if len(offsets) else 1) + offsets
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -259,7 +262,8 @@ def _figure(width: float, height: float) -> Figure:
 def _heading(axes: Axes, finding: str, caption: str) -> None:
     """Set the title, the caption below it, and the house style."""
     axes.set_title(finding, loc="left", fontsize=12.5, fontweight="bold", color=INK, pad=24)
-    axes.text(0, 1.025, caption, transform=axes.transAxes, fontsize=9.5, color=QUIET, va="bottom")
+    place = {"xy": (0, 1), "xycoords": "axes fraction", "xytext": (0, 7), "textcoords": "offset points"}
+    axes.annotate(caption, **place, fontsize=9.5, color=QUIET, va="bottom")
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color("#b5b5b5")
     axes.tick_params(color="#b5b5b5", labelcolor=INK)

@@ -55,7 +55,11 @@ def make_metrics(steps: int = 60) -> list[dict]:
         progress = 1 - math.exp(-3 * step / steps)
         levels = {name: low + (high - low) * progress for name, (low, high) in DISTRIBUTIONS.items()}
         weights = {name: math.exp(12 * p * (1 - p)) + rng.random() for name, p in levels.items()}
-        row = {"step": step, "reward": sum(levels.values()) / 6 + rng.gauss(0, 0.04), "rollout_tokens": tokens}
+        row = {
+            "step": step,
+            "reward": sum(levels.values()) / len(levels) + rng.gauss(0, 0.04),
+            "rollout_tokens": tokens,
+        }
         for name, weight in weights.items():
             row[f"curriculum/probability/{name}"] = weight / sum(weights.values())
             row[f"curriculum/learnability/{name}"] = weight / 10
@@ -64,7 +68,7 @@ def make_metrics(steps: int = 60) -> list[dict]:
         if step % 10 == 0 or step == last:
             evaluation = {"step": step, "rollout_tokens": tokens}
             evaluation |= {f"eval_accuracy/{name}": p + rng.gauss(0, 0.02) for name, p in levels.items()}
-            evaluation["eval_accuracy"] = sum(levels.values()) / 6
+            evaluation["eval_accuracy"] = mean
             rows.append(evaluation)
     return rows
 

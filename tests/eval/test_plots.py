@@ -2,6 +2,8 @@ import itertools
 import math
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
@@ -85,10 +87,21 @@ def test_labels_of_thin_bands_do_not_overlap(tmp_path, drawn):
         for s in (1, 2)
     ]
     plot_probabilities(rows, tmp_path / "curriculum.png")
-    heights = sorted(text.xyann[1] for text in drawn().axes[0].texts if hasattr(text, "xyann"))
+    heights = [text.get_position()[1] for text in drawn().axes[0].texts if text.get_text().startswith("countdown-")]
     assert len(heights) == 13
-    assert all(high - low > 0.04 for low, high in itertools.pairwise(heights))
+    assert all(high - low > 0.05 for low, high in itertools.pairwise(heights))
     assert heights[0] >= 0 and heights[-1] <= 1
+
+
+@given(st.lists(st.floats(0, 1), max_size=30))
+def test_spreading_labels_keeps_their_order_and_moves_only_the_crowded(heights):
+    heights = sorted(heights)
+    placed = module._spread(heights)
+    gap = min(0.055, 1 / max(1, len(heights) - 1))
+    assert all(high - low >= gap - 1e-9 for low, high in itertools.pairwise(placed))
+    assert all(-1e-9 <= height <= 1 + 1e-9 for height in placed)
+    if all(high - low >= gap for low, high in itertools.pairwise(heights)):
+        assert placed == pytest.approx(heights)
 
 
 def test_before_after_counts_what_certainly_got_better(tmp_path, drawn):
