@@ -55,11 +55,8 @@ def make_metrics(steps: int = 60) -> list[dict]:
         progress = 1 - math.exp(-3 * step / steps)
         levels = {name: low + (high - low) * progress for name, (low, high) in DISTRIBUTIONS.items()}
         weights = {name: math.exp(12 * p * (1 - p)) + rng.random() for name, p in levels.items()}
-        row = {
-            "step": step,
-            "reward": sum(levels.values()) / len(levels) + rng.gauss(0, 0.04),
-            "rollout_tokens": tokens,
-        }
+        mean = sum(levels.values()) / len(levels)
+        row = {"step": step, "reward": mean + rng.gauss(0, 0.04), "rollout_tokens": tokens}
         for name, weight in weights.items():
             row[f"curriculum/probability/{name}"] = weight / sum(weights.values())
             row[f"curriculum/learnability/{name}"] = weight / 10
