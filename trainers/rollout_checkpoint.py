@@ -91,12 +91,12 @@ def last_complete_checkpoint(output_dir: Path) -> Path | None:
 
     A run killed while it saves leaves a folder without the files that are written last; such a folder is passed over.
     """
-    folders = sorted(
-        (folder for folder in output_dir.glob("checkpoint-*") if folder.name.split("-")[-1].isdigit()),
-        key=lambda folder: int(folder.name.split("-")[-1]),
-        reverse=True,
-    )
-    return next((folder for folder in folders if _is_complete(folder)), None)
+    folders = {
+        int(step): folder
+        for folder in output_dir.glob("checkpoint-*")
+        if (step := folder.name.removeprefix("checkpoint-")).isdecimal()  # checkpoint-best-9 is no step of the run
+    }
+    return next((folders[step] for step in sorted(folders, reverse=True) if _is_complete(folders[step])), None)
 
 
 def _is_complete(folder: Path) -> bool:
