@@ -1,0 +1,198 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from metatune.trainers.length_grouping import group_by_length, trim_padding
+
+PROMPT_WIDTH, COMPLETION_WIDTH = 7, 9
+
+# The lengths (prompt, completion) of four micro-batches of three rows, far from sorted.
+LENGTHS = [
+    [(7, 2), (1, 9), (3, 1)],
+    [(2, 2), (6, 8), (1, 1)],
+    [(5, 3), (5, 3), (2, 7)],
+    [(1, 1), (4, 4), (7, 9)],
+]
+
+
+def make_batches(lengths, completion_width=COMPLETION_WIDTH) -> list[dict]:
+    """Build micro-batches as TRL pads them; the entries of a row carry its number, from 1 on."""
+    torch.manual_seed(0)
+    batches, number = [], 0
+    for step, rows in enumerate(lengths):
+        batch = {
+            "prompt_ids": torch.zeros(len(rows), PROMPT_WIDTH, dtype=torch.long),
+            "prompt_mask": torch.zeros(len(rows), PROMPT_WIDTH, dtype=torch.long),
+            "completion_ids": torch.zeros(len(rows), completion_width, dtype=torch.long),
+            "completion_mask": torch.zeros(len(rows), completion_width, dtype=torch.long),
+            "old_per_token_logps": torch.zeros(len(rows), completion_width, dtype=torch.float64),
+            "advantages": torch.zeros(len(rows), dtype=torch.float64),
+            "ref_per_token_logps": None,
+            "num_items_in_batch": torch.tensor(1000 + step),
+        }
+        for row, (prompt, completion) in enumerate(rows):
+            number += 1
+            batch["prompt_ids"][row, PROMPT_WIDTH - prompt :] = torch.randint(1, 50, (prompt,))
+            batch["prompt_mask"][row, PROMPT_WIDTH - prompt :] = 1
+            batch["completion_ids"][row, :completion] = torch.randint(1, 50, (completion,))
+            batch["completion_mask"][row, :completion] = 1
+            batch["old_per_token_logps"][row, :completion] = torch.rand(completion, dtype=torch.float64) - number
+            batch["advantages"][row] = number
+        batches.append(batch)
+    return batches
+
+
+def rows_of(batch: dict) -> list[tuple]:
+    """Return each row's entries without padding, so that rows of unequal widths compare."""
+    found = []
+    for row in range(len(batch["advantages"])):
+        prompt, completion = batch["prompt_mask"][row].bool(), batch["completion_mask"][row].bool()
+        found.append(
+            (
+                batch["advantages"][row].item(),
+                batch["prompt_ids"][row, prompt].tolist(),
+                batch["completion_ids"][row, completion].tolist(),
+                batch["old_per_token_logps"][row, completion].tolist(),
+            )
+        )
+    return found
+
+
+def total_lengths(batch: dict) -> list[int]:
+    return (batch["prompt_mask"].sum(-1) + batch["completion_mask"].sum(-1)).tolist()
+
+
+row_lengths = st.tuples(st.integers(1, PROMPT_WIDTH), st.integers(0, COMPLETION_WIDTH))
+
+
+@st.composite
+def blocks(draw):
+    """A generation block: micro-batches of one size, a whole number of optimizer steps, some rows without a token."""
+    rows, per_step, steps = draw(st.integers(1, 4)), draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    micro_batch = st.lists(row_lengths, min_size=rows, max_size=rows)
+    lengths = draw(st.lists(micro_batch, min_size=per_step * steps, max_size=per_step * steps))
+    return make_batches(lengths), per_step
+
+
+@given(blocks())
+def test_every_row_stays_in_its_step_with_all_of_its_entries(block):
+    batches, per_step = block
+    grouped = group_by_length(batches, per_step)
+    assert len(grouped) == len(batches)
+    for first in range(0, len(batches), per_step):
+        step = slice(first, first + per_step)
+        before = [row for batch in batches[step] for row in rows_of(batch)]
+        after = [row for batch in grouped[step] for row in rows_of(batch)]
+        assert sorted(before) == sorted(after)
+        assert [len(batch["advantages"]) for batch in grouped[step]] == [len(before) // per_step] * per_step
+
+
+@given(blocks())
+def test_rows_are_sorted_within_a_step_and_no_column_is_padding_alone(block):
+    batches, per_step = block
+    grouped = group_by_length(batches, per_step)
+    for first in range(0, len(grouped), per_step):
+        lengths = [length for batch in grouped[first : first + per_step] for length in total_lengths(batch)]
+        assert lengths == sorted(lengths)
+    for batch in grouped:
+        assert batch["prompt_mask"][:, 0].any()
+        assert batch["completion_mask"][:, -1].any() or batch["completion_mask"].shape[1] == 1
+        assert batch["prompt_ids"].shape == batch["prompt_mask"].shape
+        completion_shape = batch["completion_mask"].shape
+        assert batch["completion_ids"].shape == batch["old_per_token_logps"].shape == completion_shape
+
+
+@given(blocks())
+def test_the_batches_given_are_left_as_they_are(block):
+    batches, per_step = block
+    before = [[rows_of(batch), batch["completion_ids"].shape] for batch in batches]
+    group_by_length(batches, per_step)
+    assert [[rows_of(batch), batch["completion_ids"].shape] for batch in batches] == before
+
+
+def test_a_worked_example():
+    # One step of two micro-batches; total lengths 9, 10, 4 | 4, 14, 2, so the rows go 6, 3, 4 | 1, 2, 5.
+    first, second = group_by_length(make_batches(LENGTHS[:2]), 2)
+    assert first["advantages"].tolist() == [6, 3, 4]
+    assert second["advantages"].tolist() == [1, 2, 5]
+    assert (first["prompt_ids"].shape, first["completion_ids"].shape) == ((3, 3), (3, 2))
+    assert (second["prompt_ids"].shape, second["completion_ids"].shape) == ((3, 7), (3, 9))
+
+
+def test_entries_without_rows_stay_with_their_micro_batch():
+    grouped = group_by_length(make_batches(LENGTHS), 2)
+    assert [int(batch["num_items_in_batch"]) for batch in grouped] == [1000, 1001, 1002, 1003]
+    assert all(batch["ref_per_token_logps"] is None for batch in grouped)
+    batches = [{**batch, "beta": 0.1 * i} for i, batch in enumerate(make_batches(LENGTHS))]
+    assert [batch["beta"] for batch in group_by_length(batches, 2)] == [0.1 * i for i in range(4)]
+
+
+def test_one_number_per_row_is_not_taken_for_a_column():
+    batches = [{**batch, "importance_sampling_ratio": batch["advantages"][:, None]} for batch in make_batches(LENGTHS)]
+    for batch in group_by_length(batches, 4):
+        assert batch["importance_sampling_ratio"].tolist() == batch["advantages"][:, None].tolist()
+
+
+def test_a_completion_that_must_not_be_trained_on_survives():
+    batches = make_batches(LENGTHS[:2])
+    batches[0]["completion_mask"][1] = 0  # the second row, of 1 + 9 tokens: it counts as the shortest now
+    first, second = group_by_length(batches, 2)
+    assert first["advantages"].tolist() == [2, 6, 3]
+    assert second["advantages"].tolist() == [4, 1, 5]
+    assert first["completion_mask"].tolist() == [[0], [1], [1]]
+
+
+def test_a_batch_without_any_token_to_train_on_keeps_one_column():
+    (batch,) = make_batches([[(2, 0), (3, 0)]])
+    trimmed = trim_padding(batch)
+    assert trimmed["prompt_ids"].shape == (2, 3)
+    assert trimmed["completion_ids"].shape == trimmed["completion_mask"].shape == (2, 1)
+    assert trimmed["advantages"].tolist() == [1, 2]
+
+
+def test_a_hole_in_a_mask_is_kept():
+    (batch,) = make_batches([[(1, 5), (1, 2)]])
+    batch["completion_mask"][:, 1:3] = 0  # tokens of a tool's answer, say
+    trimmed = trim_padding(batch)
+    assert trimmed["completion_mask"].tolist() == [[1, 0, 0, 1, 1], [1, 0, 0, 0, 0]]
+    assert trimmed["completion_ids"].tolist() == batch["completion_ids"][:, :5].tolist()
+
+
+# ---- the point of it: the same step ----
+
+
+def step_loss_and_gradients(model, batches) -> tuple[float, list[torch.Tensor]]:
+    """Sum -exp(logp - old logp) * advantage over a step's tokens, and accumulate its gradient."""
+    model.zero_grad()
+    total = 0.0
+    for batch in batches:
+        ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
+        mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
+        width = batch["completion_ids"].shape[1]
+        logits = model(input_ids=ids, attention_mask=mask).logits[:, -width - 1 : -1]
+        logps = logits.log_softmax(-1).gather(-1, batch["completion_ids"][..., None]).squeeze(-1)
+        ratio = (logps - logps.detach() + 0.01 * batch["old_per_token_logps"]).exp()
+        loss = -(ratio * batch["advantages"][:, None] * batch["completion_mask"]).sum() / 100
+        loss.backward()
+        total += loss.item()
+    return total, [parameter.grad.clone() for parameter in model.parameters()]
+
+
+@pytest.mark.parametrize("masked_row", [False, True])
+@pytest.mark.parametrize("micro_batches_per_step", [1, 2, 4])
+def test_the_loss_and_the_gradient_of_a_step_are_unchanged(model, micro_batches_per_step, masked_row):
+    batches = make_batches(LENGTHS)
+    if masked_row:
+        batches[3]["completion_mask"][2] = 0
+    grouped = group_by_length(batches, micro_batches_per_step)
+    size = sum(batch["completion_ids"].numel() + batch["prompt_ids"].numel() for batch in grouped)
+    assert size < sum(batch["completion_ids"].numel() + batch["prompt_ids"].numel() for batch in batches)
+    for first in range(0, len(batches), micro_batches_per_step):
+        step = slice(first, first + micro_batches_per_step)
+        loss, gradients = step_loss_and_gradients(model, batches[step])
+        grouped_loss, grouped_gradients = step_loss_and_gradients(model, grouped[step])
+        assert grouped_loss == pytest.approx(loss, rel=1e-6)
+        assert max(gradient.abs().max() for gradient in gradients) > 0.01
+        for mine, theirs in zip(grouped_gradients, gradients, strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
