@@ -5,7 +5,7 @@
 Every method trains the same starter checkpoint with the same GRPO settings until it has generated the same number of
 rollout tokens; only the choice of prompts differs. `stock` is TRL's own `GRPOTrainer` on the pooled data.
 
-Two mixtures: `skewed` has three mastered, two learnable and five hopeless distributions, so that the choice can
+Two mixtures: `skewed` has three mastered, three learnable and six hopeless distributions, so that the choice can
 matter; in `flat` every distribution is learnable, so that it can hardly matter. Accuracy is the sampled held-out
 accuracy, mean over distributions. Tokens to target: where the line through the evaluations (mean of three neighbours)
 first crosses the target; a run that never does counts with its whole budget, which is stated. Intervals: percentile
@@ -29,7 +29,17 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = ROOT / "runs" / "benchmark_dump.jsonl"
-METHODS = ("stock", "uniform", "easy_to_hard", "pools", "sec", "dump", "dump_plus")
+# Name to curriculum and its options; `dump` counts prompts as the paper's text, `dump_completions` as its code does.
+METHODS = {
+    "stock": (None, {}),
+    "uniform": ("uniform", {}),
+    "easy_to_hard": ("easy_to_hard", {}),
+    "pools": ("pools", {}),
+    "sec": ("sec", {}),
+    "dump": ("dump", {}),
+    "dump_completions": ("dump", {"count": "completions"}),
+    "dump_plus": ("dump_plus", {}),
+}
 
 
 def _countdown(name: str, numbers: int, operators: str) -> dict:
@@ -50,8 +60,10 @@ MIXTURES = {
         _arithmetic(2),
         _arithmetic(3),
         _arithmetic(4),
-        _arithmetic(8),
         _countdown("countdown-3", 3, "+-"),
+        _countdown("countdown-4", 4, "+-"),
+        _countdown("countdown-3-times", 3, "+-*"),
+        _countdown("countdown-5", 5, "+-"),
         _countdown("countdown-5-times", 5, "+-*"),
         _countdown("countdown-6", 6, "+-"),
         _countdown("countdown-6-times", 6, "+-*"),
@@ -63,48 +75,72 @@ MIXTURES = {
         _arithmetic(8),
         _countdown("countdown-3", 3, "+-"),
         _countdown("countdown-4", 4, "+-"),
-        _logic(2),
         _logic(3),
+        _logic(4),
     ],
 }
+# Where the accuracy can move, more held-out problems; the mean over distributions weighs all the same.
+LEARNABLE = {"countdown-3-times", *(d["name"] for d in MIXTURES["flat"])}
 BUDGET = {"skewed": 240_000, "flat": 240_000}  # rollout tokens a run
 TARGET = {"skewed": 0.0, "flat": 0.0}
 GROUPS, GENERATIONS = 16, 8
-EVAL_EVERY, TEST_SIZE = 5, 64
-OPTIONS = {
-    "easy_to_hard": lambda mixture: {"total_prompts": int(BUDGET[mixture] / 35 / GENERATIONS)},
-}
-
-
-def _rollout_tokens(row: dict, previous: int) -> int:
-    """Tokens generated so far, from TRL's own log for the stock trainer."""
-    return row.get("rollout_tokens", previous + round(row["completions/mean_length"] * GROUPS * GENERATIONS))
+EVAL_EVERY, EVAL_SAMPLES = 10, 2
+LEARNING_RATE = float(os.environ.get("LR", 1e-4))
 
 
 def run_one(mixture: str, method: str, seed: int, budget: int) -> dict:
     """Train once and return the learning curve: rollout tokens and held-out accuracy at every evaluation."""
     import datasets
     import torch
-    from transformers import TrainerCallback
+    from transformers import AutoTokenizer, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
     from metatune.curricula import load_distributions
+    from metatune.eval.engines import CompactEngine
+    from metatune.eval.evaluate import evaluate
     from metatune.recipes.grpo import STARTER
     from metatune.rewards import correctness_reward
     from metatune.trainers import DUMPConfig, DUMPTrainer
 
     torch.set_num_threads(1)
     datasets.disable_progress_bars()
+    started = time.perf_counter()
+    distributions = load_distributions(
+        [
+            {**entry, "train_size": 1000, "test_size": 100 if entry["name"] in LEARNABLE else 20}
+            for entry in MIXTURES[mixture]
+        ]
+    )
+    held_out = datasets.concatenate_datasets([d.test for d in distributions])
+    tokenizer = AutoTokenizer.from_pretrained(STARTER)
+    curve, accuracies, prompts = [], [], {}
 
-    class StopAtBudget(TrainerCallback):
-        def on_log(self, args, state, control, logs=None, **kwargs):
-            if "completions/mean_length" in (logs or {}):
-                self.tokens = _rollout_tokens(logs, getattr(self, "tokens", 0))
-                if self.tokens >= budget and state.global_step % EVAL_EVERY == 0:
-                    control.should_training_stop = True
+    class HeldOut(TrainerCallback):
+        """Evaluates every few steps, the same way for every trainer, and stops at the budget."""
 
-    entries = [{**entry, "train_size": 1000, "test_size": TEST_SIZE} for entry in MIXTURES[mixture]]
-    distributions = load_distributions(entries)
+        tokens = 0
+
+        def on_log(self, args, state, control, logs=None, model=None, **kwargs):
+            if "completions/mean_length" in logs:
+                self.tokens += round(logs["completions/mean_length"] * GROUPS * GENERATIONS)
+                prompts.update({k.split("/")[-1]: v for k, v in logs.items() if k.startswith("curriculum/count/")})
+                if state.global_step % EVAL_EVERY == 0:
+                    self.evaluate(model)
+                    control.should_training_stop = self.tokens >= budget
+
+        def on_train_begin(self, args, state, control, model=None, **kwargs):
+            self.evaluate(model)
+
+        def evaluate(self, model):
+            evaluation = evaluate(
+                CompactEngine(model, tokenizer, 256), tokenizer, held_out, num_samples=EVAL_SAMPLES, max_new_tokens=96
+            )
+            by_distribution = {}
+            for (name, _), accuracy in evaluation.problem_accuracies().items():
+                by_distribution.setdefault(name, []).append(accuracy)
+            accuracies.append({name: float(np.mean(values)) for name, values in by_distribution.items()})
+            curve.append([self.tokens, float(np.mean(list(accuracies[-1].values())))])
+
     stock = method == "stock"
     common = {
         "output_dir": tempfile.mkdtemp(),
@@ -114,16 +150,11 @@ def run_one(mixture: str, method: str, seed: int, budget: int) -> dict:
         "gradient_accumulation_steps": GROUPS * GENERATIONS // 16,
         "num_generations": GENERATIONS,
         "max_completion_length": 96,
-        "learning_rate": 2e-4,
+        "learning_rate": LEARNING_RATE,
         "lr_scheduler_type": "constant_with_warmup",
         "warmup_steps": 5,
         "adam_beta2": 0.98,
         "logging_steps": 1,
-        "eval_strategy": "steps",
-        "eval_steps": EVAL_EVERY,
-        "eval_on_start": True,
-        "per_device_eval_batch_size": 256,
-        "num_generations_eval": 1,
         "save_strategy": "no",
         "report_to": "none",
         "disable_tqdm": True,
@@ -135,34 +166,28 @@ def run_one(mixture: str, method: str, seed: int, budget: int) -> dict:
     if stock:
         config = GRPOConfig(**common)
     else:
-        options = OPTIONS.get(method, lambda _: {})(mixture)
+        curriculum, options = METHODS[method]
+        if curriculum == "easy_to_hard":
+            options = {"total_prompts": BUDGET[mixture] // (32 * GENERATIONS)}
         config = DUMPConfig(
-            **common, curriculum=method, curriculum_options=options, compact_generation=True, length_grouping=True
+            **common, curriculum=curriculum, curriculum_options=options, compact_generation=True, length_grouping=True
         )
-    started = time.perf_counter()
     trainer = (GRPOTrainer if stock else DUMPTrainer)(
         model=str(STARTER),
         reward_funcs=correctness_reward,
         args=config,
         train_dataset=datasets.concatenate_datasets([d.train for d in distributions]),
-        eval_dataset=datasets.concatenate_datasets([d.test for d in distributions]),
-        callbacks=[StopAtBudget()],
+        callbacks=[HeldOut()],
     )
     trainer.train()
-    tokens, curve, share = 0, [], {}
-    for row in trainer.state.log_history:
-        if "completions/mean_length" in row:
-            tokens = _rollout_tokens(row, tokens)
-            share = {key.split("/")[-1]: value for key, value in row.items() if key.startswith("curriculum/count/")}
-        elif "eval_reward" in row:
-            curve.append([tokens, row.get("eval_accuracy", row["eval_reward"])])
     return {
         "mixture": mixture,
         "method": method,
         "seed": seed,
         "budget": budget,
         "curve": curve,
-        "prompts": share,
+        "accuracies": [accuracies[0], accuracies[-1]],
+        "prompts": prompts,
         "seconds": round(time.perf_counter() - started, 1),
     }
 
@@ -276,7 +301,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--first_seed", type=int, default=0, help="1000 and above are for tuning")
     parser.add_argument("--mixture", choices=[*MIXTURES, "both"], default="both")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument(
         "--quick", action="store_true", help="the same path in a few minutes: 1 seed, a tenth of the tokens"

@@ -7,16 +7,17 @@ Data is either `distributions:` (built-in families, reasoning-gym generators, fi
 any dataset that TRL's GRPO trainer takes with one more column, `distribution`. Everything else is TRL's `GRPOConfig`
 and `ModelConfig`. `curriculum: uniform` over one distribution is stock `GRPOTrainer`, bit for bit.
 
-Writes into `output_dir`: the trained model and its tokenizer, `checkpoint-*`, `metrics.jsonl` (one JSON object a log
-line) and, with `log_completions: true`, `completions/*.parquet`. `resume_from_checkpoint: true` goes on from the last
+Writes into `output_dir`: the trained model and its tokenizer, `checkpoint-*`, `recipe.yaml` (every option that is not
+a default), `metrics.jsonl` (one JSON object a log line) and, with `log_completions: true`, `completions/*.parquet`. `resume_from_checkpoint: true` goes on from the last
 checkpoint that was written to its end, with the same draws, rollouts and losses as a run that was never stopped.
 """
 
 import importlib
 import sys
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 
+import yaml
 from trl import ModelConfig, ScriptArguments
 
 from metatune.recipes.config import ConfigError, StrictParser, check_world_size, nearest, run
@@ -117,6 +118,20 @@ def check(script_args: GRPOScriptArguments, training_args: DUMPConfig, model_arg
         raise ConfigError(f"resume_from_checkpoint: no such folder: {asked}")
 
 
+def effective_recipe(*configs) -> str:
+    """Write the options that differ from their defaults as a recipe, wherever they came from."""
+    derived = {"generation_batch_size", "model_init_kwargs", "trust_remote_code"}  # settled from other options
+    values = {}
+    for config in configs:
+        for option in fields(config):
+            value = getattr(config, option.name, None)
+            default = option.default_factory() if option.default_factory is not MISSING else option.default
+            plain = isinstance(value, bool | int | float | str | list | dict)
+            if option.init and plain and value != default and option.name not in derived:
+                values[option.name] = getattr(value, "value", value)
+    return yaml.safe_dump(values, sort_keys=False)
+
+
 def main(script_args: GRPOScriptArguments, training_args: DUMPConfig, model_args: ModelConfig) -> None:
     """Train, and save the model and its tokenizer in `training_args.output_dir`."""
     from trl import get_peft_config, get_quantization_config
@@ -126,6 +141,7 @@ def main(script_args: GRPOScriptArguments, training_args: DUMPConfig, model_args
 
     check(script_args, training_args, model_args)
     check_world_size()
+    recipe = effective_recipe(script_args, training_args, model_args)
     starter = model_args.model_name_or_path == "starter"
     training_args.model_init_kwargs = {
         "revision": model_args.model_revision,
@@ -145,6 +161,9 @@ def main(script_args: GRPOScriptArguments, training_args: DUMPConfig, model_args
         peft_config=get_peft_config(model_args),
     )
     ProgressLine.replace_default(trainer)
+    if trainer.is_world_process_zero():
+        Path(training_args.output_dir).mkdir(parents=True, exist_ok=True)
+        (Path(training_args.output_dir) / "recipe.yaml").write_text(recipe)
     trainer.train(resume_from_checkpoint=checkpoint_to_resume(training_args))
     trainer.save_model(training_args.output_dir)
     trainer.accelerator.print(f"Saved to {training_args.output_dir}")

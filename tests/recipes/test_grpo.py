@@ -26,7 +26,7 @@ def recipe(folder: Path, **options) -> Path:
         "distributions": [
             {"name": "sums", "source": "arithmetic", "config": {"terms": 6}, "train_size": 40, "test_size": 8},
             {"name": "search", "source": "countdown", "config": {"numbers": 3}, "train_size": 40, "test_size": 8},
-            {"name": "island", "source": "logic", "config": {"people": 2}, "train_size": 40, "test_size": 8},
+            {"name": "island", "source": "logic", "config": {"people": 3}, "train_size": 40, "test_size": 8},
         ],
         "num_generations": 8,
         # With two processes a group of eight lies on both of them.
