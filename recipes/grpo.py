@@ -8,8 +8,9 @@ any dataset that TRL's GRPO trainer takes with one more column, `distribution`. 
 and `ModelConfig`. `curriculum: uniform` over one distribution is stock `GRPOTrainer`, bit for bit.
 
 Writes into `output_dir`: the trained model and its tokenizer, `checkpoint-*`, `recipe.yaml` (every option that is not
-a default), `metrics.jsonl` (one JSON object a log line) and, with `log_completions: true`, `completions/*.parquet`. `resume_from_checkpoint: true` goes on from the last
-checkpoint that was written to its end, with the same draws, rollouts and losses as a run that was never stopped.
+a default), `metrics.jsonl` (one JSON object a log line) and, with `log_completions: true`, `completions/*.parquet`.
+`resume_from_checkpoint: true` goes on from the last checkpoint that was written to its end, with the same draws,
+rollouts and losses as a run that was never stopped.
 """
 
 import importlib
