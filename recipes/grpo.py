@@ -14,6 +14,7 @@ rollouts and losses as a run that was never stopped.
 """
 
 import importlib
+import json
 import sys
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
@@ -119,6 +120,12 @@ def check(script_args: GRPOScriptArguments, training_args: DUMPConfig, model_arg
         raise ConfigError(f"resume_from_checkpoint: no such folder: {asked}")
 
 
+def is_finished(checkpoint: str) -> bool:
+    """Tell whether a checkpoint is its run's last; `Trainer` would train one step more from there."""
+    state = json.loads((Path(checkpoint) / "trainer_state.json").read_text())
+    return state["global_step"] >= state["max_steps"]
+
+
 def effective_recipe(*configs) -> str:
     """Write the options that differ from their defaults as a recipe, wherever they came from."""
     derived = {"generation_batch_size", "model_init_kwargs", "trust_remote_code"}  # settled from other options
@@ -165,7 +172,12 @@ def main(script_args: GRPOScriptArguments, training_args: DUMPConfig, model_args
     if trainer.is_world_process_zero():
         Path(training_args.output_dir).mkdir(parents=True, exist_ok=True)
         (Path(training_args.output_dir) / "recipe.yaml").write_text(recipe)
-    trainer.train(resume_from_checkpoint=checkpoint_to_resume(training_args))
+    checkpoint = checkpoint_to_resume(training_args)
+    if checkpoint is not None and is_finished(checkpoint):
+        trainer.accelerator.print(f"{checkpoint} is the end of its run: saving its model, training nothing")
+        trainer._load_from_checkpoint(checkpoint)
+    else:
+        trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(training_args.output_dir)
     trainer.accelerator.print(f"Saved to {training_args.output_dir}")
     if training_args.push_to_hub:

@@ -15,6 +15,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+# Processes on a CPU call their device `cpu:0`, `Trainer` loads the optimizer onto it, and torch knows only `cpu`.
+torch.serialization.register_package(
+    100, lambda storage: None, lambda storage, location: storage if location.startswith("cpu:") else None
+)
+
 STATE_NAME = "metatune_state.json"
 SCALARS = "scalars"
 

@@ -18,7 +18,7 @@ COMPARED = ("loss", "grad_norm", "reward", "rollout_tokens", *(f"curriculum/prob
 
 
 def recipe(folder: Path, **options) -> Path:
-    """Write a recipe of three generation blocks of two optimizer steps each, with a checkpoint at every step."""
+    """Write a recipe of six generation blocks of two optimizer steps each, with a checkpoint at every step."""
     values = {
         "model_name_or_path": "starter",
         "dtype": "float32",
@@ -34,7 +34,7 @@ def recipe(folder: Path, **options) -> Path:
         "gradient_accumulation_steps": 2,
         "steps_per_generation": 4,
         "max_completion_length": 48,
-        "max_steps": 6,
+        "max_steps": 12,
         "learning_rate": 1.0e-4,
         "compact_generation": True,
         "length_grouping": True,
@@ -107,7 +107,7 @@ def test_a_killed_run_goes_on_as_if_it_had_never_been_stopped(tmp_path, num_proc
     processes = ("--num_processes", str(num_processes))
     finish(start("--config", recipe(whole), *processes))
     expected = curve(whole)
-    assert [row[0] for row in expected] == [1, 2, 3, 4, 5, 6]
+    assert [row[0] for row in expected] == list(range(1, 13))
     assert any(row[2] > 0 for row in expected)
 
     interrupted = start("--config", recipe(killed), *processes)
@@ -122,6 +122,13 @@ def test_a_killed_run_goes_on_as_if_it_had_never_been_stopped(tmp_path, num_proc
     for first in range(0, len(prompts), 8):
         assert len(set(prompts[first : first + 8])) == 1
     assert (whole / "run" / "model.safetensors").exists()
+
+    if num_processes == 1:  # a run that is over is not trained further
+        trained = (whole / "run" / "model.safetensors").read_bytes()
+        output = finish(start("--config", whole / "recipe.yaml", "--resume_from_checkpoint", "true"))
+        assert "is the end of its run" in output
+        assert curve(whole) == expected
+        assert (whole / "run" / "model.safetensors").read_bytes() == trained
 
 
 @pytest.mark.slow
