@@ -1,6 +1,8 @@
 # Everything runs from one virtual environment that `make install` builds from nothing.
 PYTHON ?= python3
 VENV ?= .venv
+# `dev` is what the tests need; CI adds reasoning-gym, some of whose dependencies need a C compiler.
+EXTRAS ?= dev
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
@@ -12,7 +14,7 @@ install: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
 	touch $@
 
 quickstart: $(STAMP)
