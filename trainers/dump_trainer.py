@@ -155,6 +155,8 @@ class DUMPTrainer(GRPOTrainer):
         if self.model.training:
             logs.update({f"curriculum/{key}": value for key, value in self.curriculum.metrics().items()})
             logs.update(self._last_group_metrics)
+        # An evaluation would overwrite the step's file of training completions with its own last batch.
+        self.log_completions = self.args.log_completions and self.model.training
         super().log(logs, start_time)
 
     def _record_evaluation(self, inputs: list[dict[str, Any]]) -> None:

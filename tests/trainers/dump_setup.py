@@ -33,14 +33,14 @@ def tiny_model(seed: int = 0) -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
-def rows(num_items: int = 12, distributions: tuple[str, ...] = DISTRIBUTIONS) -> Dataset:
+def rows(num_items: int = 12, distributions: tuple[str, ...] = DISTRIBUTIONS, first: int = 0) -> Dataset:
     """Prompts whose reward, see `digits`, differs by distribution and by completion."""
     rng = random.Random(0)
     return Dataset.from_list(
         [
             {"prompt": [{"role": "user", "content": f"make {rng.randint(10, 99)} {item}"}], "distribution": name}
             for name in distributions
-            for item in range(num_items)
+            for item in range(first, first + num_items)
         ]
     )
 

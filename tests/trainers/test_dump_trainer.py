@@ -89,12 +89,13 @@ def test_a_group_reaches_the_arm_it_was_drawn_from(tmp_path):
 
 def test_evaluation_measures_each_distribution_and_never_feeds_the_curriculum(tmp_path):
     options = {"eval_strategy": "steps", "eval_steps": 2, "per_device_eval_batch_size": 5, "num_generations_eval": 1}
+    options |= {"log_completions": True, "num_completions_to_print": 0}
     trainer = DUMPTrainer(
         tiny_model(),
         reward_funcs=digits,
         args=config(tmp_path, **options),
         train_dataset=rows(),
-        eval_dataset=rows(num_items=5),
+        eval_dataset=rows(num_items=5, first=100),
         processing_class=build_tokenizer(),
     )
     trainer.train()
@@ -106,6 +107,12 @@ def test_evaluation_measures_each_distribution_and_never_feeds_the_curriculum(tm
         assert row["eval_accuracy/gamma"] == 0
         assert row["eval_reward"] == pytest.approx(row["eval_accuracy"])  # arms of equal size, all scored
     assert sum(trainer.curriculum.metrics()[f"count/{name}"] for name in DISTRIBUTIONS) == 6 * 4
+    tables = [pd.read_parquet(path) for path in sorted((tmp_path / "completions").glob("*.parquet"))]
+    trained_on = {prompt[0]["content"] for prompt in trainer.train_dataset["prompt"]}
+    for table in tables:  # an evaluation leaves the training completions of its step alone
+        assert len(table) == 16
+        assert {prompt[0]["content"] for prompt in table["prompt"]} <= trained_on
+    assert len(tables) == 6
 
 
 def test_every_log_line_has_every_distribution_and_completions_go_to_parquet(tmp_path):
