@@ -112,6 +112,8 @@ class DUMPTrainer(GRPOTrainer):
         return [dict(self.train_dataset[prompts[row // self.num_generations]]) for row in local]
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+        # Lengths are taken here: where truncated completions are masked out, the mask no longer tells them.
+        self._lengths = torch.tensor([len(ids) for ids in completion_ids_list], device=self.accelerator.device)
         self._rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         return self._rewards_per_func
 
@@ -133,7 +135,7 @@ class DUMPTrainer(GRPOTrainer):
                 f"({', '.join(self.reward_func_names)}) returned None or NaN. Look at its own errors; the run can be "
                 "resumed from its last checkpoint"
             )
-        local = torch.stack([outputs["advantages"].float(), outputs["completion_mask"].sum(-1).float()], dim=1)
+        local = torch.stack([outputs["advantages"].float(), self._lengths.float()], dim=1)
         advantages, tokens = self.accelerator.gather(local).unbind(dim=1)
         self._rollout_tokens += int(tokens.sum())
 

@@ -134,6 +134,14 @@ def test_every_log_line_has_every_distribution_and_completions_go_to_parquet(tmp
     assert {"prompt", "completion", "digits", "advantage", "step"} <= set(table.columns)
 
 
+def test_truncated_completions_count_as_generated_tokens_also_when_they_are_not_trained_on(tmp_path):
+    trainer = make(tmp_path, max_steps=1, mask_truncated_completions=True, length_grouping=True)
+    trainer.train()
+    row = training_log(trainer)[0]
+    assert row["completions/clipped_ratio"] > 0
+    assert row["rollout_tokens"] == pytest.approx(16 * row["completions/mean_length"])
+
+
 def test_an_arm_that_is_never_solved_teaches_nothing_but_is_still_tried(tmp_path):
     trainer = make(tmp_path, max_steps=12)
     trainer.train()

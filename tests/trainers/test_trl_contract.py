@@ -46,8 +46,8 @@ def test_only_the_listed_methods_are_overridden():
     [
         # The reward matrix that is kept is the gathered one.
         ("_calculate_rewards", ["gather(rewards_per_func)", "return rewards_per_func"]),
-        # Groups are contiguous, advantages are this rank's slice, and its rows carry the completion mask.
-        ("_generate_and_score_completions", ['"advantages": advantages', '"completion_mask": completion_mask']),
+        # Groups are contiguous and the advantages that come back are this rank's slice.
+        ("_generate_and_score_completions", ["advantages = advantages[process_slice]", '"advantages": advantages']),
         # The rollouts wait in `_buffered_inputs` and `_step` says which slice is next.
         ("_prepare_inputs", ["self._buffered_inputs[self._step % self.args.steps_per_generation]"]),
         ("training_step", ["self._step += 1"]),
