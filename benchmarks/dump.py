@@ -13,7 +13,8 @@ counts with its whole budget, and `reached` says how many did. Intervals: percen
 seed where two methods are compared.
 
 The mixtures and every hyperparameter were fixed on seed 1000; reported seeds are 0 and up.
-Finished runs are kept in runs/benchmark_dump.jsonl, so an interrupted benchmark goes on where it stopped.
+Finished runs are kept in benchmarks/results/dump_runs.jsonl, so an interrupted benchmark goes on where it stopped;
+delete the file after a change of the trainer, a curriculum or the starter.
 """
 
 import argparse
@@ -29,7 +30,7 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
-RUNS = ROOT / "runs" / "benchmark_dump.jsonl"
+RUNS = ROOT / "benchmarks" / "results" / "dump_runs.jsonl"
 # Name to curriculum and its options; `dump` counts prompts as the paper's text, `dump_completions` as its code does.
 METHODS = {
     "stock": (None, {}),
