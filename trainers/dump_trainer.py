@@ -38,6 +38,7 @@ from .dump_config import DUMPConfig
 from .generation import sample_completions
 from .length_grouping import group_by_length
 from .rollout_checkpoint import read_rollouts, read_state, write_rollouts, write_state
+from .throughput import Throughput
 
 
 class DUMPTrainer(GRPOTrainer):
@@ -81,6 +82,10 @@ class DUMPTrainer(GRPOTrainer):
             ItemCycle(len(rows), seed=args.seed + index, shuffle=args.shuffle_dataset)
             for index, rows in enumerate(self._arm_rows)
         ]
+        self._throughput = Throughput(self.accelerator.device, self.accelerator.gather)
+        self.add_callback(self._throughput)
+        if self.use_vllm:
+            self.vllm_generation.sync_weights = self._throughput.timed("sync", self.vllm_generation.sync_weights)
         self._rollout_tokens = 0
         self._rewards_per_func = None  # of the batch being scored: (all ranks' completions, reward functions)
         self._last_group_metrics: dict[str, float] = {}
@@ -114,7 +119,8 @@ class DUMPTrainer(GRPOTrainer):
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         # Lengths are taken here: where truncated completions are masked out, the mask no longer tells them.
         self._lengths = torch.tensor([len(ids) for ids in completion_ids_list], device=self.accelerator.device)
-        self._rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        with self._throughput.phase("score"):
+            self._rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         return self._rewards_per_func
 
     def _total_rewards(self) -> torch.Tensor:
@@ -157,6 +163,7 @@ class DUMPTrainer(GRPOTrainer):
         if self.model.training:
             logs.update({f"curriculum/{key}": value for key, value in self.curriculum.metrics().items()})
             logs.update(self._last_group_metrics)
+            logs.update(self._throughput.take())
         # An evaluation would overwrite the step's file of training completions with its own last batch.
         self.log_completions = self.args.log_completions and self.model.training
         super().log(logs, start_time)
@@ -186,13 +193,18 @@ class DUMPTrainer(GRPOTrainer):
                 self._buffered_inputs, min(self.args.gradient_accumulation_steps, self.args.steps_per_generation)
             )
             inputs = self._buffered_inputs[self._step % self.args.steps_per_generation]
+        if self.model.training:
+            self._throughput.add_trained(inputs)
         return inputs
 
-    def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, *args, **kwargs):
-        if not self.args.compact_generation:
-            return super()._generate_single_turn(
-                prompt_ids, images, multimodal_fields, num_generations, *args, **kwargs
-            )
+    def _generate_single_turn(self, prompt_ids, images, multimodal_fields, *args, **kwargs):
+        generate = self._generate_compactly if self.args.compact_generation else super()._generate_single_turn
+        with self._throughput.phase("generate"):
+            completion_ids, logprobs = generate(prompt_ids, images, multimodal_fields, *args, **kwargs)
+        self._throughput.add_generated(completion_ids)
+        return completion_ids, logprobs
+
+    def _generate_compactly(self, prompt_ids, images, multimodal_fields, *args, **kwargs):
         if images is not None or multimodal_fields:
             raise ValueError("compact_generation is for text only: set it to false for a model that reads images")
         with (
