@@ -65,8 +65,9 @@ def test_another_seed_gives_other_problems(name):
     [
         (lambda: Countdown(numbers=1), "countdown: numbers must be between 2 and 6, got 1"),
         (lambda: Countdown(numbers=7), "countdown: numbers must be between 2 and 6, got 7"),
-        (lambda: Countdown(operators=""), "countdown: operators must be out of '+-*', got ''"),
-        (lambda: Countdown(operators="+/"), "countdown: operators must be out of '+-*', got '+/'"),
+        (lambda: Countdown(operators=""), "countdown: operators must be out of '+-*', each once, got ''"),
+        (lambda: Countdown(operators="+/"), "countdown: operators must be out of '+-*', each once, got '+/'"),
+        (lambda: Countdown(operators="++"), "countdown: operators must be out of '+-*', each once, got '++'"),
         (lambda: Countdown(give_up=1.5), "countdown: give_up must be a chance between 0 and 1, got 1.5"),
         (lambda: Countdown(attempts=0), "countdown: attempts must be at least 1, got 0"),
         (lambda: Arithmetic(terms=1), "arithmetic: terms must be between 2 and 20, got 1"),
