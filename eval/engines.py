@@ -290,6 +290,8 @@ def load_engine(
     dtype: str = "auto",
     device: str | None = None,
     attn_implementation: str | None = None,
+    revision: str | None = None,
+    adapter: str | None = None,
 ) -> Engine:
     """Load a model from a folder or the hub into an engine.
 
@@ -301,16 +303,26 @@ def load_engine(
         dtype (`str`, *optional*, defaults to `"auto"`): precision; `auto` is the checkpoint's own.
         device (`str`, *optional*): where to run; a GPU where there is one by default. vLLM chooses its own.
         attn_implementation (`str`, *optional*): as for `from_pretrained`.
+        revision (`str`, *optional*): revision of `model` on the hub.
+        adapter (`str`, *optional*): folder of a PEFT adapter to put on `model`; unmerged, as it was trained.
 
     Raises:
-        ValueError: for an unknown name. ImportError: for `vllm` without vLLM.
+        ValueError: for an unknown name, or an adapter with `vllm`. ImportError: for `vllm` without vLLM.
     """
     if name == "vllm":
+        if adapter is not None:
+            raise ValueError(f"{adapter} is an adapter: for the engine vllm, merge it first with metatune merge")
         return VLLMEngine(model, tokenizer, dtype)
     if name not in LOCAL_ENGINES:
         raise ValueError(f"unknown engine {name!r}; choose from {', '.join(ENGINES)}")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, attn_implementation=attn_implementation)
+    loaded = AutoModelForCausalLM.from_pretrained(
+        model, revision=revision, dtype=dtype, attn_implementation=attn_implementation
+    )
+    if adapter is not None:
+        from peft import PeftModel
+
+        loaded = PeftModel.from_pretrained(loaded, adapter)
     return LOCAL_ENGINES[name](loaded.to(device), tokenizer, batch_size)
 
 

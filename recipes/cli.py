@@ -1,4 +1,4 @@
-"""The command `metatune`: `metatune sft|grpo|eval|report|doctor --config FILE.yaml [--any_field value]`.
+"""The command `metatune`: `metatune sft|grpo|eval|report|merge|doctor --config FILE.yaml [--any_field value]`.
 
 Works as `trl` does. A training recipe is read and checked here first, so that a mistake costs seconds and one line,
 and is then launched through `accelerate launch`; options of the launcher may stand anywhere on the command line or in
@@ -28,6 +28,7 @@ COMMANDS = {
     "grpo": Command("grpo", "train with GRPO over a curriculum of task distributions", launched=True),
     "eval": Command("evaluate", "measure accuracy, pass@k and maj@k with intervals"),
     "report": Command("report", "turn a run's folder into a page with pictures"),
+    "merge": Command("merge", "merge a LoRA adapter into its base model"),
     "doctor": Command("doctor", "show versions, devices, usable engines and a recipe's memory"),
 }
 

@@ -14,9 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from metatune.recipes.adapters import STARTER, Base, base_of, is_adapter
 from metatune.recipes.config import ConfigError, StrictParser, run
-
-STARTER = Path(__file__).parent / "starter"
 
 
 @dataclass
@@ -26,7 +25,7 @@ class EvaluateArguments:
 
     Args:
         model (`str`):
-            Folder or hub name of the model, or `starter`.
+            Folder or hub name of the model, or `starter`. A folder of a LoRA run is loaded onto its base model.
         benchmark (`str`, *optional*):
             A named benchmark; see `metatune.eval.benchmarks`.
         data (`str`, *optional*):
@@ -125,6 +124,11 @@ def load_items(args: EvaluateArguments) -> list[dict[str, Any]]:
     return limited(items, args.limit)
 
 
+def base_and_adapter(model: str) -> tuple[Base, str | None]:
+    """Return the whole model to load, and the adapter's folder if `model` is one."""
+    return (base_of(model), model) if is_adapter(model) else (Base(model, None), None)
+
+
 def evaluate_items(args: EvaluateArguments) -> dict[str, Any]:
     """Evaluate the model on the items and return the summary."""
     from transformers import AutoTokenizer
@@ -132,13 +136,16 @@ def evaluate_items(args: EvaluateArguments) -> dict[str, Any]:
     from metatune.eval.engines import load_engine
     from metatune.eval.evaluate import evaluate
 
+    base, adapter = base_and_adapter(args.model)
     try:
         items = load_items(args)
         tokenizer = AutoTokenizer.from_pretrained(args.model)
         engine = load_engine(
             args.engine,
-            args.model,
+            base.name,
             tokenizer,
+            revision=base.revision,
+            adapter=adapter,
             batch_size=args.batch_size,
             dtype=args.dtype,
             device=args.device,
@@ -169,9 +176,16 @@ def run_lm_eval(args: EvaluateArguments) -> dict[str, dict[str, Any]]:
         raise ConfigError("lm_eval_tasks need lm-eval: pip install 'metatune[eval]'") from error
     from metatune.eval.files import write_atomically
 
+    base, adapter = base_and_adapter(args.model)
+    options = {"pretrained": base.name, "dtype": args.dtype}
+    options |= {} if base.revision is None else {"revision": base.revision}
+    if adapter is not None:
+        if args.engine == "vllm":
+            raise ConfigError(f"{adapter} is an adapter: for the engine vllm, merge it first with metatune merge")
+        options |= {"peft": adapter, "tokenizer": adapter}
     results = lm_eval.simple_evaluate(
         model="vllm" if args.engine == "vllm" else "hf",
-        model_args={"pretrained": args.model, "dtype": args.dtype},
+        model_args=options,
         tasks=args.lm_eval_tasks,
         batch_size=args.batch_size,
         device=args.device,

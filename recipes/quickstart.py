@@ -24,9 +24,12 @@ def evaluate_checkpoint(model: Path, items, samples: int, max_new_tokens: int, s
 
     from metatune.eval.engines import load_engine
     from metatune.eval.evaluate import evaluate
+    from metatune.recipes.evaluate import base_and_adapter
 
     tokenizer = AutoTokenizer.from_pretrained(model)
-    engine = load_engine("compact", str(model), tokenizer, dtype="float32", device="cpu", batch_size=256)
+    base, adapter = base_and_adapter(str(model))
+    options = {"dtype": "float32", "device": "cpu", "batch_size": 256, "revision": base.revision, "adapter": adapter}
+    engine = load_engine("compact", base.name, tokenizer, **options)
     evaluation = evaluate(
         engine,
         tokenizer,

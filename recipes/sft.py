@@ -16,6 +16,7 @@ from typing import Any
 
 from trl import ModelConfig, ScriptArguments, SFTConfig
 
+from metatune.recipes.adapters import check_adapter_options, record_base
 from metatune.recipes.config import ConfigError, StrictParser, check_world_size, nearest, run
 
 
@@ -72,6 +73,7 @@ def check(script_args: SFTScriptArguments, training_args: SFTConfig, model_args:
     """Raise [`ConfigError`] for options that contradict each other."""
     if (model_args.model_name_or_path is None) == (script_args.init_config is None):
         raise ConfigError("give either `model_name_or_path` or `init_config`")
+    check_adapter_options(model_args)
     if script_args.distributions is not None and training_args.eval_strategy != "no":
         raise ConfigError("`distributions` give no evaluation split; set eval_strategy to 'no' and use metatune eval")
     if script_args.init_config is not None:
@@ -183,6 +185,7 @@ def main(script_args: SFTScriptArguments, training_args: SFTConfig, model_args: 
         quantization_config=get_quantization_config(model_args),
         peft_config=get_peft_config(model_args),
     )
+    record_base(trainer.model, model_args)
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     trainer.save_model(training_args.output_dir)
     trainer.accelerator.print(f"Saved to {training_args.output_dir}")

@@ -1,0 +1,88 @@
+"""Merge a LoRA adapter into its base model: a whole checkpoint, for any tool that knows nothing of adapters.
+
+    metatune merge --model runs/lora --output_dir runs/lora-merged
+    metatune merge --model runs/lora/checkpoint-200 --output_dir merged --dtype bfloat16
+
+The weights are merged in float32 and rounded once, at the end. The folder gets the model (safetensors), the tokenizer
+with its chat template, and the generation configuration.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from metatune.recipes.adapters import base_of
+from metatune.recipes.config import ConfigError, StrictParser, run
+
+
+@dataclass
+class MergeArguments:
+    """
+    What to merge, and where to.
+
+    Args:
+        model (`str`):
+            Folder of the adapter: the `output_dir` of a run with `use_peft: true`, or a checkpoint of it.
+        output_dir (`str`):
+            Folder of the merged model; new or empty.
+        dtype (`str`, *optional*, defaults to `"auto"`):
+            Precision of the merged weights; `auto` is the base model's own.
+    """
+
+    model: str = field(metadata={"help": "Folder of a LoRA run, or of a checkpoint of it."})
+    output_dir: str = field(metadata={"help": "Folder of the merged model; new or empty."})
+    dtype: str = field(
+        default="auto",
+        metadata={"help": "Precision of the weights.", "choices": ["auto", "bfloat16", "float16", "float32"]},
+    )
+
+
+def merge(adapter: str, dtype: str = "auto"):
+    """Load an adapter onto its base and merge it.
+
+    Args:
+        adapter (`str`): folder of the adapter.
+        dtype (`str`, *optional*, defaults to `"auto"`): precision of the result; `auto` is the base's own.
+
+    Returns:
+        `tuple[PreTrainedModel, PreTrainedTokenizerBase]`: the merged model, on the CPU, and its tokenizer.
+
+    Raises [`ConfigError`] if the folder holds no adapter, or its base cannot be loaded.
+    """
+    import torch
+    from peft import PeftModel
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    base = base_of(adapter)
+    try:
+        config = AutoConfig.from_pretrained(base.name, revision=base.revision)
+        model = AutoModelForCausalLM.from_pretrained(base.name, revision=base.revision, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{adapter}: its base model {base.name} cannot be loaded: {reason}") from error
+    own_tokenizer = (Path(adapter) / "tokenizer_config.json").is_file()
+    tokenizer = AutoTokenizer.from_pretrained(adapter if own_tokenizer else base.name)
+    merged = PeftModel.from_pretrained(model, adapter).merge_and_unload(safe_merge=True)
+    return merged.to((config.dtype or torch.float32) if dtype == "auto" else getattr(torch, dtype)), tokenizer
+
+
+def main(args: MergeArguments) -> None:
+    """Merge, and save the result."""
+    folder = Path(args.output_dir)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"output_dir: {folder} is not empty; name a new folder")
+    model, tokenizer = merge(args.model, args.dtype)
+    try:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    except OSError as error:
+        raise ConfigError(f"output_dir: {folder} cannot be written: {error}") from error
+    print(f"Saved to {folder}")
+
+
+def make_parser(prog: str | None = None) -> StrictParser:
+    """Return the parser of this recipe's options."""
+    return StrictParser(MergeArguments, prog=prog)
+
+
+if __name__ == "__main__":
+    run(make_parser, main)
