@@ -1,0 +1,25 @@
+"""An adapter of the starter with random weights, as a LoRA run would leave it."""
+
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import ModelConfig
+
+from metatune.recipes.adapters import STARTER, record_base
+
+
+def save_adapter(folder: Path, **options):
+    """Save the adapter and the tokenizer in `folder` and return the model with the adapter on it."""
+    torch.manual_seed(0)
+    base = AutoModelForCausalLM.from_pretrained(STARTER, dtype=torch.float32)
+    options = {"r": 4, "target_modules": ["q_proj", "v_proj", "down_proj"], **options}
+    model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", **options)).eval()
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:  # zero at first, which would leave the base as it is
+            torch.nn.init.normal_(parameter, std=0.05)
+    record_base(model, ModelConfig(model_name_or_path="starter"))
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(STARTER).save_pretrained(folder)
+    return model
