@@ -15,7 +15,7 @@ import base64
 import json
 import platform
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -29,6 +29,8 @@ from .evaluation import Completion, Evaluation, compare
 from .files import write_atomically
 from .plots import plot_before_after, plot_learning, plot_probabilities
 
+PHASES = ("generate", "sync", "score", "forward_backward")  # `time/…` of a log line; they add up to `time/step`
+RATES = {"rollout": "generate", "trained": "forward_backward"}  # tokens a second are counted over this phase
 PACKAGES = ("metatune", "torch", "transformers", "trl", "accelerate", "datasets", "peft")
 TRAINING_ROWS = 4  # completions of the last training step that are shown
 MAX_CHARACTERS = 4000  # of a shown text; a longer one is cut, and says so
@@ -77,6 +79,7 @@ def write_report(run_dir: str | Path) -> Path:
         rows=_table(*summaries, run.comparison),
         summaries=summaries,
         pictures=_draw_pictures(run, *summaries),
+        times=time_spent(run.metrics),
         samples=_samples(run),
         training=run.training,
         recipe=_text(run.folder / "recipe.yaml"),
@@ -209,6 +212,36 @@ def _draw_pictures(run: Run, before: dict | None, after: dict | None) -> list[di
             continue
         pictures.append({"name": name, "text": text, "data": base64.b64encode((folder / name).read_bytes()).decode()})
     return pictures
+
+
+def time_spent(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Sum up where the time of the steps went, `None` where no line has it.
+
+    Args:
+        metrics (`Sequence[Mapping]`): lines of `metrics.jsonl`; see `metatune.trainers.throughput` for their keys.
+
+    Returns:
+        `dict`: `step`, seconds a step; `phases`, the same of each phase that occurred; `rates`, tokens a second over
+        the whole run; `memory`, the peak in GiB; `hit_rate`, the mean of vLLM's prefix cache or `None`.
+    """
+    lines = [line for line in metrics if line.get("time/step")]
+    if not lines:
+        return None
+    seconds = {phase: sum(line.get(f"time/{phase}", 0.0) for line in lines) for phase in PHASES}
+    tokens = {
+        name: sum(
+            line.get(f"throughput/{name}_tokens_per_second", 0.0) * line.get(f"time/{of}", 0.0) for line in lines
+        )
+        for name, of in RATES.items()
+    }
+    hits = [line[key] for line in lines if (key := "vllm/prefix_cache_hit_rate") in line]
+    return {
+        "step": sum(line["time/step"] for line in lines) / len(lines),
+        "phases": {phase: spent / len(lines) for phase, spent in seconds.items() if spent},
+        "rates": {name: tokens[name] / seconds[of] for name, of in RATES.items() if seconds[of]},
+        "memory": max(line.get("memory/peak_gib", 0.0) for line in lines),
+        "hit_rate": sum(hits) / len(hits) if hits else None,
+    }
 
 
 def _table(before: dict | None, after: dict | None, comparison: dict | None) -> list[dict[str, Any]]:

@@ -3,8 +3,9 @@
     metatune merge --model runs/lora --output_dir runs/lora-merged
     metatune merge --model runs/lora/checkpoint-200 --output_dir merged --dtype bfloat16
 
-The weights are merged in float32 and rounded once, at the end. The folder gets the model (safetensors), the tokenizer
-with its chat template, and the generation configuration.
+An adapter of a language model becomes a language model, one of `metatune reward` a reward model. The weights are
+merged in float32 and rounded once, at the end. The folder gets the model (safetensors), the tokenizer with its chat
+template, and the generation configuration.
 """
 
 from dataclasses import dataclass, field
@@ -49,19 +50,24 @@ def merge(adapter: str, dtype: str = "auto"):
     Raises [`ConfigError`] if the folder holds no adapter, or its base cannot be loaded.
     """
     import torch
-    from peft import PeftModel
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from peft import PeftConfig, PeftModel
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
     base = base_of(adapter)
+    auto_class, options = AutoModelForCausalLM, {"revision": base.revision, "dtype": torch.float32}
+    if PeftConfig.from_pretrained(adapter).task_type == "SEQ_CLS":  # a reward model: the adapter holds its head
+        auto_class, options = AutoModelForSequenceClassification, {**options, "num_labels": 1}
     try:
         config = AutoConfig.from_pretrained(base.name, revision=base.revision)
-        model = AutoModelForCausalLM.from_pretrained(base.name, revision=base.revision, dtype=torch.float32)
+        model = auto_class.from_pretrained(base.name, **options)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"{adapter}: its base model {base.name} cannot be loaded: {reason}") from error
     own_tokenizer = (Path(adapter) / "tokenizer_config.json").is_file()
     tokenizer = AutoTokenizer.from_pretrained(adapter if own_tokenizer else base.name)
     merged = PeftModel.from_pretrained(model, adapter).merge_and_unload(safe_merge=True)
+    if merged.config.pad_token_id is None:  # a reward model finds the end of a text by it
+        merged.config.pad_token_id = tokenizer.pad_token_id
     return merged.to((config.dtype or torch.float32) if dtype == "auto" else getattr(torch, dtype)), tokenizer
 
 

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import pytest
 
 from metatune.eval import Evaluation
-from metatune.eval.report import write_report
+from metatune.eval.report import time_spent, write_report
 
 from .run_folder import DISTRIBUTIONS, make_run_folder
 
@@ -152,3 +152,26 @@ def test_every_distribution_has_an_example_and_a_row(run):
     assert page.tags.count("tr") == 1 + len(DISTRIBUTIONS) + 1
     headings = [text for text in page.text if text in DISTRIBUTIONS]
     assert len(headings) == 2 * len(DISTRIBUTIONS), "a row of the table and a heading"
+
+
+def test_the_page_says_where_the_time_went(run):
+    assert time_spent([{"reward": 1.0}]) is None
+    made = {"time/step": 2.0, "time/generate": 1.0, "time/sync": 0.5, "time/score": 0.0, "time/forward_backward": 0.5}
+    made |= {"throughput/rollout_tokens_per_second": 3000.0, "throughput/trained_tokens_per_second": 4000.0}
+    made |= {"memory/peak_gib": 1.5, "vllm/prefix_cache_hit_rate": 0.75}
+    reused = {"time/step": 1.0, "time/generate": 0.0, "time/score": 0.0, "time/forward_backward": 1.0}
+    reused |= {"throughput/trained_tokens_per_second": 1000.0, "memory/peak_gib": 1.25}
+    times = time_spent([made, reused, {"eval_accuracy": 0.5}])
+    assert times["step"] == 1.5
+    assert times["phases"] == {"generate": 0.5, "sync": 0.25, "forward_backward": 0.75}
+    assert times["rates"] == {"rollout": 3000, "trained": 2000}
+    assert (times["memory"], times["hit_rate"]) == (1.5, 0.75)
+
+    assert "Where the time went" not in write_report(run).read_text()
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(made) + "\n")
+    page = write_report(run).read_text()
+    assert "<td>forward, backward</td><td>0.500</td><td>25.0 %</td>" in page
+    assert (
+        "3,000 rollout tokens/s, 4,000 trained tokens/s, peak memory 1.50 GiB, prefix cache hit rate 75.0 %." in page
+    )

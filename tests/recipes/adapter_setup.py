@@ -4,18 +4,21 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from trl import ModelConfig
 
 from metatune.recipes.adapters import STARTER, record_base
 
 
-def save_adapter(folder: Path, **options):
+def save_adapter(folder: Path, task_type: str = "CAUSAL_LM", **options):
     """Save the adapter and the tokenizer in `folder` and return the model with the adapter on it."""
     torch.manual_seed(0)
-    base = AutoModelForCausalLM.from_pretrained(STARTER, dtype=torch.float32)
+    if task_type == "SEQ_CLS":
+        base = AutoModelForSequenceClassification.from_pretrained(STARTER, dtype=torch.float32, num_labels=1)
+    else:
+        base = AutoModelForCausalLM.from_pretrained(STARTER, dtype=torch.float32)
     options = {"r": 4, "target_modules": ["q_proj", "v_proj", "down_proj"], **options}
-    model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", **options)).eval()
+    model = get_peft_model(base, LoraConfig(task_type=task_type, **options)).eval()
     for name, parameter in model.named_parameters():
         if "lora_B" in name:  # zero at first, which would leave the base as it is
             torch.nn.init.normal_(parameter, std=0.05)

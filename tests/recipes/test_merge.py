@@ -3,7 +3,7 @@ import shutil
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from metatune.eval.engines import LOCAL_ENGINES, Sampling, load_engine
 from metatune.recipes import cli, evaluate, merge
@@ -54,6 +54,17 @@ def test_the_merged_model_has_the_logits_of_base_and_adapter(tmp_path, options, 
     assert not any("adapter" in name or name.endswith(".bin") for name in files)
     with pytest.raises(ConfigError, match="it holds a whole model"):
         base_of(tmp_path / "merged")
+
+
+def test_a_reward_models_adapter_becomes_a_reward_model(tmp_path):
+    model = save_adapter(tmp_path / "lora", task_type="SEQ_CLS")
+    torch.manual_seed(1)  # the head that the merge starts from is another one
+    merge.main(merge.MergeArguments(str(tmp_path / "lora"), str(tmp_path / "merged")))
+    merged = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
+    scores = logits(merged, tokenizer)
+    assert scores[0].shape == (1, 1)
+    assert furthest(scores, logits(model, tokenizer)) < 1e-5
 
 
 def test_another_dtype_is_rounded_once(adapter, tmp_path):
