@@ -1,4 +1,4 @@
-"""The command `metatune`: `metatune sft|grpo|eval|report|merge|doctor --config FILE.yaml [--any_field value]`.
+"""The command `metatune`: `metatune sft|grpo|reward|eval|report|merge|doctor --config FILE.yaml [--any_field value]`.
 
 Works as `trl` does. A training recipe is read and checked here first, so that a mistake costs seconds and one line,
 and is then launched through `accelerate launch`; options of the launcher may stand anywhere on the command line or in
@@ -26,6 +26,7 @@ class Command:
 COMMANDS = {
     "sft": Command("sft", "warm-start a model on demonstrations, or make one from nothing", launched=True),
     "grpo": Command("grpo", "train with GRPO over a curriculum of task distributions", launched=True),
+    "reward": Command("reward", "train a reward model on preference pairs", launched=True),
     "eval": Command("evaluate", "measure accuracy, pass@k and maj@k with intervals"),
     "report": Command("report", "turn a run's folder into a page with pictures"),
     "merge": Command("merge", "merge a LoRA adapter into its base model"),
@@ -45,8 +46,9 @@ options:
   --help     this text; `metatune COMMAND --help` lists every field of a command
   --version  the version of metatune
 
-A field of the recipe can be given on the command line too, and wins there. sft and grpo also take the options of
-`accelerate launch` (--num_processes 2, …) and --accelerate_config with a file or one of the names ddp, zero2, cpu2."""
+A field of the recipe can be given on the command line too, and wins there. sft, grpo and reward also take the options
+of `accelerate launch` (--num_processes 2, …) and --accelerate_config with a file or one of the names ddp, zero1,
+zero2, zero3, zero3_offload, zero3_two_nodes, cpu2."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

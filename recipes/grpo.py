@@ -7,25 +7,32 @@ Data is either `distributions:` (built-in families, reasoning-gym generators, fi
 any dataset that TRL's GRPO trainer takes with one more column, `distribution`. Everything else is TRL's `GRPOConfig`
 and `ModelConfig`. `curriculum: uniform` over one distribution is stock `GRPOTrainer`, bit for bit.
 
-Writes into `output_dir`: the trained model and its tokenizer, `checkpoint-*`, `recipe.yaml` (every option that is not
-a default), `metrics.jsonl` (one JSON object a log line) and, with `log_completions: true`, `completions/*.parquet`.
+Writes into `output_dir`: the trained model (its adapter with `use_peft: true`) and its tokenizer, `checkpoint-*`,
+`recipe.yaml` (every option that is not a default), `metrics.jsonl` (one JSON object a log line) and, with
+`log_completions: true`, `completions/*.parquet`.
 `resume_from_checkpoint: true` goes on from the last checkpoint that was written to its end, with the same draws,
 rollouts and losses as a run that was never stopped.
 """
 
 import importlib
-import json
 import sys
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import yaml
 from trl import ModelConfig, ScriptArguments
 
+from metatune.recipes.adapters import STARTER, adapter_error, check_adapter_options, record_base  # noqa: F401
 from metatune.recipes.config import ConfigError, StrictParser, check_world_size, nearest, run
+from metatune.recipes.run_folder import (
+    check_checkpoint,
+    checkpoint_to_resume,
+    effective_recipe,
+    model_init_kwargs,
+    model_to_load,
+    train_and_save,
+)
+from metatune.recipes.sharding import shard_small_parameters
 from metatune.trainers import DUMPConfig
-
-STARTER = Path(__file__).parent / "starter"
 
 
 @dataclass
@@ -96,48 +103,12 @@ def load_reward(name: str):
         raise ConfigError(f"reward_funcs: '{name}' cannot be imported: {error}") from error
 
 
-def checkpoint_to_resume(training_args: DUMPConfig) -> str | None:
-    """Resolve `resume_from_checkpoint`: a folder, or true for the run's last complete checkpoint."""
-    from metatune.trainers.rollout_checkpoint import last_complete_checkpoint
-
-    asked = training_args.resume_from_checkpoint
-    if not asked:
-        return None
-    if asked is not True:
-        return asked
-    found = last_complete_checkpoint(Path(training_args.output_dir))
-    if found is None:
-        print(f"No complete checkpoint in {training_args.output_dir} yet: starting from the beginning.")
-    return None if found is None else str(found)
-
-
 def check(script_args: GRPOScriptArguments, training_args: DUMPConfig, model_args: ModelConfig) -> None:
     """Raise [`ConfigError`] for what can be told before any process is launched."""
     if model_args.model_name_or_path is None:
         raise ConfigError("give `model_name_or_path`: a folder, a hub name, or starter")
-    asked = training_args.resume_from_checkpoint
-    if asked and asked is not True and not Path(asked).is_dir():
-        raise ConfigError(f"resume_from_checkpoint: no such folder: {asked}")
-
-
-def is_finished(checkpoint: str) -> bool:
-    """Tell whether a checkpoint is its run's last; `Trainer` would train one step more from there."""
-    state = json.loads((Path(checkpoint) / "trainer_state.json").read_text())
-    return state["global_step"] >= state["max_steps"]
-
-
-def effective_recipe(*configs) -> str:
-    """Write the options that differ from their defaults as a recipe, wherever they came from."""
-    derived = {"generation_batch_size", "model_init_kwargs", "trust_remote_code"}  # settled from other options
-    values = {}
-    for config in configs:
-        for option in fields(config):
-            value = getattr(config, option.name, None)
-            default = option.default_factory() if option.default_factory is not MISSING else option.default
-            plain = isinstance(value, bool | int | float | str | list | dict)
-            if option.init and plain and value != default and option.name not in derived:
-                values[option.name] = getattr(value, "value", value)
-    return yaml.safe_dump(values, sort_keys=False)
+    check_adapter_options(model_args)
+    check_checkpoint(training_args)
 
 
 def main(script_args: GRPOScriptArguments, training_args: DUMPConfig, model_args: ModelConfig) -> None:
@@ -146,42 +117,32 @@ def main(script_args: GRPOScriptArguments, training_args: DUMPConfig, model_args
 
     from metatune.recipes.callbacks import MetricsLog, ProgressLine
     from metatune.trainers import DUMPTrainer
+    from metatune.trainers.rollout_checkpoint import last_complete_checkpoint
 
     check(script_args, training_args, model_args)
     check_world_size()
     recipe = effective_recipe(script_args, training_args, model_args)
-    starter = model_args.model_name_or_path == "starter"
-    training_args.model_init_kwargs = {
-        "revision": model_args.model_revision,
-        "attn_implementation": model_args.attn_implementation,
-        "dtype": model_args.dtype,
-        **(training_args.model_init_kwargs or {}),
-    }
+    shard_small_parameters(training_args)
+    training_args.model_init_kwargs = model_init_kwargs(training_args, model_args)
     train_dataset, eval_dataset = load_data(script_args, with_evaluation=training_args.eval_strategy != "no")
-    trainer = DUMPTrainer(
-        model=str(STARTER) if starter else model_args.model_name_or_path,
-        reward_funcs=[load_reward(name) for name in script_args.reward_funcs or ["correctness"]],
-        args=training_args,
-        train_dataset=train_dataset,
-        eval_dataset=eval_dataset,
-        callbacks=[MetricsLog()],
-        quantization_config=get_quantization_config(model_args),
-        peft_config=get_peft_config(model_args),
-    )
+    reward_funcs = [load_reward(name) for name in script_args.reward_funcs or ["correctness"]]
+    try:
+        trainer = DUMPTrainer(
+            model=model_to_load(model_args),
+            reward_funcs=reward_funcs,
+            args=training_args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            callbacks=[MetricsLog()],
+            quantization_config=get_quantization_config(model_args),
+            peft_config=get_peft_config(model_args),
+        )
+    except ValueError as error:
+        raise adapter_error(error) or error from error
+    record_base(trainer.model, model_args)
     ProgressLine.replace_default(trainer)
-    if trainer.is_world_process_zero():
-        Path(training_args.output_dir).mkdir(parents=True, exist_ok=True)
-        (Path(training_args.output_dir) / "recipe.yaml").write_text(recipe)
-    checkpoint = checkpoint_to_resume(training_args)
-    if checkpoint is not None and is_finished(checkpoint):
-        trainer.accelerator.print(f"{checkpoint} is the end of its run: saving its model, training nothing")
-        trainer._load_from_checkpoint(checkpoint)
-    else:
-        trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model(training_args.output_dir)
-    trainer.accelerator.print(f"Saved to {training_args.output_dir}")
-    if training_args.push_to_hub:
-        trainer.push_to_hub(dataset_name=script_args.dataset_name)
+    checkpoint = checkpoint_to_resume(training_args, last_complete_checkpoint)
+    train_and_save(trainer, recipe, checkpoint, script_args.dataset_name)
 
 
 def make_parser(prog: str | None = None) -> StrictParser:

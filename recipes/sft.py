@@ -6,7 +6,8 @@
 Data is either `distributions:` (built-in families, whose imperfect demonstrators write `demonstrations` traces of
 training problems; held-out problems never appear) or `dataset_name`, any dataset that TRL's SFT trainer takes. The
 model is either `model_name_or_path` or `init_config:`, the fields of a transformers configuration to initialise at
-random. Ends with the model (safetensors) and its tokenizer in `output_dir`.
+random. Writes into `output_dir`: the model (safetensors) and its tokenizer, `checkpoint-*`, `recipe.yaml` and
+`metrics.jsonl`. `resume_from_checkpoint: true` goes on from the last checkpoint that was written to its end.
 """
 
 import json
@@ -18,6 +19,15 @@ from trl import ModelConfig, ScriptArguments, SFTConfig
 
 from metatune.recipes.adapters import check_adapter_options, record_base
 from metatune.recipes.config import ConfigError, StrictParser, check_world_size, nearest, run
+from metatune.recipes.run_folder import (
+    check_checkpoint,
+    checkpoint_to_resume,
+    effective_recipe,
+    model_init_kwargs,
+    model_to_load,
+    train_and_save,
+)
+from metatune.recipes.sharding import shard_small_parameters
 
 
 @dataclass
@@ -74,6 +84,7 @@ def check(script_args: SFTScriptArguments, training_args: SFTConfig, model_args:
     if (model_args.model_name_or_path is None) == (script_args.init_config is None):
         raise ConfigError("give either `model_name_or_path` or `init_config`")
     check_adapter_options(model_args)
+    check_checkpoint(training_args)
     if script_args.distributions is not None and training_args.eval_strategy != "no":
         raise ConfigError("`distributions` give no evaluation split; set eval_strategy to 'no' and use metatune eval")
     if script_args.init_config is not None:
@@ -157,19 +168,18 @@ def main(script_args: SFTScriptArguments, training_args: SFTConfig, model_args: 
     """Train, and save the model and its tokenizer in `training_args.output_dir`."""
     from trl import SFTTrainer, get_peft_config, get_quantization_config
 
+    from metatune.recipes.callbacks import MetricsLog
+
     check(script_args, training_args, model_args)
     check_world_size()
+    recipe = effective_recipe(script_args, training_args, model_args)
+    shard_small_parameters(training_args)
     tokenizer = None if script_args.tokenizer is None else load_tokenizer(script_args.tokenizer)
     if script_args.init_config is not None:
         model = init_model(script_args.init_config, tokenizer, model_args.dtype, training_args.seed)
     else:
-        model = model_args.model_name_or_path
-        training_args.model_init_kwargs = {
-            "revision": model_args.model_revision,
-            "attn_implementation": model_args.attn_implementation,
-            "dtype": model_args.dtype,
-            **(training_args.model_init_kwargs or {}),
-        }
+        model = model_to_load(model_args)
+        training_args.model_init_kwargs = model_init_kwargs(training_args, model_args)
     data = load_data(script_args)
     if script_args.length_buckets:
         split = script_args.dataset_train_split
@@ -182,15 +192,12 @@ def main(script_args: SFTScriptArguments, training_args: SFTConfig, model_args: 
         train_dataset=data[script_args.dataset_train_split],
         eval_dataset=data[script_args.dataset_test_split] if training_args.eval_strategy != "no" else None,
         processing_class=tokenizer,
+        callbacks=[MetricsLog()],
         quantization_config=get_quantization_config(model_args),
         peft_config=get_peft_config(model_args),
     )
     record_base(trainer.model, model_args)
-    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
-    trainer.save_model(training_args.output_dir)
-    trainer.accelerator.print(f"Saved to {training_args.output_dir}")
-    if training_args.push_to_hub:
-        trainer.push_to_hub(dataset_name=script_args.dataset_name)
+    train_and_save(trainer, recipe, checkpoint_to_resume(training_args), script_args.dataset_name)
 
 
 def make_parser(prog: str | None = None) -> StrictParser:

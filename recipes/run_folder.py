@@ -1,0 +1,127 @@
+"""What every training recipe does around its trainer: the model's options, the run's folder, resuming, the end."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import MISSING, fields
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import Trainer, TrainingArguments
+from trl import ModelConfig
+
+from metatune.recipes.adapters import STARTER
+from metatune.recipes.config import ConfigError
+from metatune.recipes.sharding import ShardingReport
+
+RESUME_FILES = (  # what a checkpoint holds beside the model
+    *("optimizer.*", "scheduler.*", "scaler.*", "rng_state*", "trainer_state.json"),
+    *("metatune_state.json", "rollouts_*", "latest", "zero_to_fp32.py"),
+)
+
+
+def model_to_load(model_args: ModelConfig) -> str:
+    """Return the folder or hub name of the model to train; `starter` is this package's own checkpoint."""
+    return str(STARTER) if model_args.model_name_or_path == "starter" else model_args.model_name_or_path
+
+
+def model_init_kwargs(training_args: TrainingArguments, model_args: ModelConfig) -> dict[str, Any]:
+    """Return the options for `from_pretrained`: those of `model_args` beneath the recipe's `model_init_kwargs`."""
+    return {
+        "revision": model_args.model_revision,
+        "attn_implementation": model_args.attn_implementation,
+        "dtype": model_args.dtype,
+        **(training_args.model_init_kwargs or {}),
+    }
+
+
+def effective_recipe(*configs) -> str:
+    """Write the options that differ from their defaults as a recipe, wherever they came from."""
+    derived = {"generation_batch_size", "model_init_kwargs", "trust_remote_code"}  # settled from other options
+    values = {}
+    for config in configs:
+        for option in fields(config):
+            value = getattr(config, option.name, None)
+            default = option.default_factory() if option.default_factory is not MISSING else option.default
+            plain = isinstance(value, bool | int | float | str | list | dict)
+            if option.init and plain and value != default and option.name not in derived:
+                values[option.name] = getattr(value, "value", value)
+    return yaml.safe_dump(values, sort_keys=False)
+
+
+def check_checkpoint(training_args: TrainingArguments) -> None:
+    """Raise [`ConfigError`] if `resume_from_checkpoint` names a folder that is not there."""
+    asked = training_args.resume_from_checkpoint
+    if asked and asked is not True and not Path(asked).is_dir():
+        raise ConfigError(f"resume_from_checkpoint: no such folder: {asked}")
+
+
+def last_whole_checkpoint(output_dir: Path) -> Path | None:
+    """Return a run's newest checkpoint that `Trainer` wrote to its end, or `None`; its own search takes torn ones."""
+    folders = {
+        int(step): folder
+        for folder in output_dir.glob("checkpoint-*")
+        if (step := folder.name.removeprefix("checkpoint-")).isdecimal()
+    }
+    for step in sorted(folders, reverse=True):
+        try:
+            json.loads((folders[step] / "trainer_state.json").read_text())  # the file that is written last
+            return folders[step]
+        except (OSError, ValueError):
+            continue
+    return None
+
+
+def checkpoint_to_resume(
+    training_args: TrainingArguments, find_last: Callable[[Path], Path | None] = last_whole_checkpoint
+) -> str | None:
+    """Resolve `resume_from_checkpoint`: a folder, or true for the run's last whole checkpoint.
+
+    Args:
+        training_args (`TrainingArguments`): `resume_from_checkpoint` and `output_dir` are read.
+        find_last (`Callable`, *optional*): finds the last whole checkpoint of a folder, for trainers that know more
+            about their checkpoints than `Trainer` does.
+    """
+    asked = training_args.resume_from_checkpoint
+    if not asked:
+        return None
+    if asked is not True:
+        return asked
+    found = find_last(Path(training_args.output_dir))
+    if found is None:
+        print(f"No complete checkpoint in {training_args.output_dir} yet: starting from the beginning.")
+    return None if found is None else str(found)
+
+
+def is_finished(checkpoint: str) -> bool:
+    """Tell whether a checkpoint is its run's last; `Trainer` would train one step more from there."""
+    state = json.loads((Path(checkpoint) / "trainer_state.json").read_text())
+    return state["global_step"] >= state["max_steps"]
+
+
+def save_finished(checkpoint: Path, output_dir: Path) -> None:
+    """Copy the model of a run's last checkpoint to where the run would have saved it, without what resuming needs."""
+    for file in checkpoint.iterdir():
+        if file.is_file() and not any(fnmatch(file.name, pattern) for pattern in RESUME_FILES):
+            shutil.copy2(file, output_dir / file.name)
+
+
+def train_and_save(trainer: Trainer, recipe: str, checkpoint: str | None, dataset_name: str | None) -> None:
+    """Train, from `checkpoint` if there is one, and save the model, its tokenizer and `recipe` in `output_dir`."""
+    output_dir = Path(trainer.args.output_dir)
+    if trainer.is_world_process_zero():
+        output_dir.mkdir(parents=True, exist_ok=True)
+        (output_dir / "recipe.yaml").write_text(recipe)
+    if checkpoint is not None and is_finished(checkpoint):
+        trainer.accelerator.print(f"{checkpoint} is the end of its run: saving its model, training nothing")
+        if trainer.is_world_process_zero():
+            save_finished(Path(checkpoint), output_dir)
+        return
+    trainer.add_callback(ShardingReport())
+    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model(str(output_dir))
+    trainer.accelerator.print(f"Saved to {output_dir}")
+    if trainer.args.push_to_hub:
+        trainer.push_to_hub(dataset_name=dataset_name)
