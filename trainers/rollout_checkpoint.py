@@ -83,11 +83,12 @@ def write_rollouts(folder: Path, rank: int, batches: Sequence[dict[str, Any]]) -
 
 def read_rollouts(folder: Path, rank: int, device: torch.device) -> list[dict[str, Any]]:
     """Read what `write_rollouts` wrote for this rank, onto `device`."""
-    with safe_open(_buffer_path(folder, rank), framework="pt", device=str(device)) as file:
+    with safe_open(_buffer_path(folder, rank), framework="pt") as file:
         batches = json.loads(file.metadata()[SCALARS])
         for key in file.keys():  # noqa: SIM118, a safetensors file is no dict
             index, name = key.split("/", 1)
-            batches[int(index)][name] = file.get_tensor(key)
+            # safetensors itself does not know `cpu:0`, which is what processes on a CPU call their device
+            batches[int(index)][name] = file.get_tensor(key).to(device)
     return batches
 
 
