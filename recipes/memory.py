@@ -6,9 +6,14 @@ activation, n processes, and ZeRO stage z:
     weights     w P                        / n if z = 3
     gradients   w T                        / n if z ≥ 2
     optimizer   2 w T  (AdamW's moments)   / n if z ≥ 1
-                (4 + 8) T                  under DeepSpeed with half-precision weights: a float32 copy and its moments
+                (4 + 4 + 8) T              under DeepSpeed with half-precision weights: float32 copies of weights and
+                                           gradients, and the moments (DeepSpeed's own count, `zero.stage_1_and_2`)
     autocast    2 P                        half-precision copies of float32 weights under bf16 or fp16 training
-    reference   w P                        a frozen copy of the model, if the loss asks for one (GRPO with beta > 0)
+    gathered    w min(P, 10^9)             z = 3: parameters in use at a time (`stage3_max_live_parameters`)
+    reference   w P                        / n if z = 3; a frozen copy, if the loss asks for one (GRPO with beta > 0)
+
+DeepSpeed can offload the optimizer to the machine's memory, with the gradients, and under ZeRO-3 the weights too; they
+then count as `host` and not on the device.
 
 For B sequences of S tokens in a micro-batch, through L layers with hidden size h, intermediate size i, attention width
 a (heads × head size) and key-value width k (key-value heads × head size), what a gated Transformer block (Llama, Qwen,
@@ -16,25 +21,33 @@ Mistral) keeps for its backward pass, attention without stored score matrices (s
 
     activations e B S L (6 h + 3 a + 2 k + 4 i)          without gradient checkpointing
                 e B S L h                                with it: each block's input
-    recomputed  e B S (6 h + 3 a + 2 k + 4 i)            with it: one block in full, after the logits are gone
-    logits      (2 e + 4) B C V                          C positions with a loss, vocabulary V: logits, their float32
-                                                         log-softmax and their gradient
+    recomputed  e B S (6 h + 3 a + 2 k + 4 i)            with it: one block in full, after the head's memory is gone
+    head        4 h (B C + V) + min(B C, 4096) (32768 e + t min(V, 32768))
 
-For R sequences generated at once, prompt and completion G tokens together:
+The head is TRL's, which never holds the logits of all C positions with a loss over the vocabulary V: float32 gradients
+of the hidden states and, unless frozen, of the head's weights, and one tile of logits; t is 0 on a GPU, where a kernel
+works in place, and 28 on a CPU, where seven float32 tensors of the tile's shape are alive at once.
 
-    kv cache    2 w R G L k                               none with vLLM, which takes its own share of the device
+For R sequences generated at once by transformers, prompt and completion G tokens together:
 
-Training and generation take turns, so that
+    kv cache    2 w R G L k                               plus w P if z = 3 and the weights are gathered to generate
 
-    peak = weights + gradients + optimizer + reference + max(training, kv cache)
-    training = autocast + activations + max(logits, recomputed)
+vLLM in the same process (colocate) takes a share of the device that its options fix, and in sleep mode gives it back
+while the model is trained:
 
-The measured peak of a step of small Llama models in float32, with and without gradient checkpointing, is 0.65 to 1.05
-of this, the closer the larger the batch. Not counted: the device's context, fragmentation, temporary buffers of single
-operations, datasets, and, on a CPU, the Python process itself (about 1 GB with torch and TRL).
+    peak = weights + gradients + optimizer + reference + max(training, rollout)       rollout: kv cache, or the share
+    training = gathered + autocast + activations + max(head, recomputed)              plus the share without sleep
+
+The measured peak of a step of small Llama models in float32 on a CPU, with and without gradient checkpointing, is 0.94
+to 1.02 of this. Not counted: the device's context (about 1 GiB), communication buffers, fragmentation, temporary
+buffers of single operations, datasets, and, on a CPU, the Python process itself (about 1 GB with torch and TRL).
+Nothing here has been compared with a GPU.
 """
 
 from dataclasses import asdict, dataclass
+
+LIVE_PARAMETERS = 10**9  # DeepSpeed's default
+TILE_TOKENS, TILE_VOCABULARY = 4096, 32768  # TRL's tiles of logits (trl.kernels.chunked_logprob, trl.trainer.utils)
 
 
 @dataclass(frozen=True)
@@ -71,7 +84,7 @@ class Workload:
         activation_bytes (`int`): bytes an activation e.
         batch (`int`): sequences in a micro-batch B.
         length (`int`): tokens in a sequence S.
-        loss_positions (`int`): positions of a sequence whose logits are computed C.
+        loss_positions (`int`): positions of a sequence that the head scores C; 0 if the loss has no head.
         generated (`int`, *optional*, defaults to `0`): sequences generated at once R; 0 if another engine does it.
         generated_length (`int`, *optional*, defaults to `0`): tokens of prompt and completion G.
         gradient_checkpointing (`bool`, *optional*, defaults to `False`): recompute blocks in the backward pass.
@@ -79,6 +92,12 @@ class Workload:
         processes (`int`, *optional*, defaults to `1`): number of processes n.
         deepspeed (`bool`, *optional*, defaults to `False`): DeepSpeed keeps the optimizer.
         zero_stage (`int`, *optional*, defaults to `0`): ZeRO stage z.
+        gather_to_generate (`bool`, *optional*, defaults to `True`): under ZeRO-3, gather all weights to generate.
+        offload_optimizer (`bool`, *optional*, defaults to `False`): optimizer and gradients in the machine's memory.
+        offload_parameters (`bool`, *optional*, defaults to `False`): weights in the machine's memory (ZeRO-3).
+        engine_share (`int`, *optional*, defaults to `0`): bytes of the device that vLLM takes.
+        engine_sleeps (`bool`, *optional*, defaults to `False`): vLLM gives its share back while the model is trained.
+        on_gpu (`bool`, *optional*, defaults to `False`): TRL's head runs its GPU kernels.
     """
 
     weight_bytes: int
@@ -93,32 +112,46 @@ class Workload:
     processes: int = 1
     deepspeed: bool = False
     zero_stage: int = 0
+    gather_to_generate: bool = True
+    offload_optimizer: bool = False
+    offload_parameters: bool = False
+    engine_share: int = 0
+    engine_sleeps: bool = False
+    on_gpu: bool = False
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes by purpose on one process; `peak` is the most that is held at one time."""
+    """Bytes by purpose on one process; `peak` is the most its device holds at one time, `host` is beside it."""
 
     weights: int
     gradients: int
     optimizer: int
-    autocast: int
     reference: int
+    gathered: int
+    autocast: int
     activations: int
     recomputed: int
-    logits: int
+    head: int
     kv_cache: int
+    engine: int
+    engine_sleeps: bool
+    host: int
 
     @property
     def peak(self) -> int:
         """The larger of training and generation, which take turns."""
         static = self.weights + self.gradients + self.optimizer + self.reference
-        training = self.autocast + self.activations + max(self.logits, self.recomputed)
-        return static + max(training, self.kv_cache)
+        training = self.gathered + self.autocast + self.activations + max(self.head, self.recomputed)
+        if self.engine and not self.engine_sleeps:
+            return static + training + self.engine
+        return static + max(training, self.kv_cache, self.engine)
 
     def as_dict(self) -> dict[str, int]:
-        """Return every figure by name, `peak` last."""
-        return {**asdict(self), "peak": self.peak}
+        """Return every figure in bytes by name, `peak` and then `host` last."""
+        figures = asdict(self)
+        host, _ = figures.pop("host"), figures.pop("engine_sleeps")
+        return {**figures, "peak": self.peak, "host": host}
 
 
 def estimate(model: ModelShape, work: Workload) -> Estimate:
@@ -127,23 +160,44 @@ def estimate(model: ModelShape, work: Workload) -> Estimate:
     def shard(total: int, from_stage: int) -> int:
         return -(-total // work.processes) if work.zero_stage >= from_stage else total
 
-    w, e = work.weight_bytes, work.activation_bytes
-    optimizer_bytes = 12 if work.deepspeed and w < 4 else 2 * w
+    w, e, stage_3 = work.weight_bytes, work.activation_bytes, work.zero_stage == 3
+    weights = shard(w * model.parameters, 3)
+    gradients = shard(w * model.trainable, 2)
+    optimizer = shard((16 if work.deepspeed and w < 4 else 2 * w) * model.trainable, 1)
+    host = (optimizer if work.offload_optimizer else 0) + (weights if work.offload_parameters else 0)
+
     attention = 3 * model.attention_width + 2 * model.key_value_width
     block = 6 * model.hidden + attention + 4 * model.intermediate
     kept = model.layers * (model.hidden if work.gradient_checkpointing else block)
     token_bytes = e * work.batch * work.length
+    cache = 2 * w * work.generated * work.generated_length * model.layers * model.key_value_width
+    gathers = stage_3 and work.gather_to_generate and work.generated > 0
     return Estimate(
-        weights=shard(w * model.parameters, 3),
-        gradients=shard(w * model.trainable, 2),
-        optimizer=shard(optimizer_bytes * model.trainable, 1),
-        autocast=e * model.parameters if e < w else 0,
+        weights=0 if work.offload_parameters else weights,
+        gradients=0 if work.offload_optimizer else gradients,
+        optimizer=0 if work.offload_optimizer else optimizer,
         reference=shard(w * model.parameters, 3) if work.reference_model else 0,
+        gathered=w * min(model.parameters, LIVE_PARAMETERS) if stage_3 else 0,
+        autocast=e * model.parameters if e < w else 0,
         activations=token_bytes * kept,
         recomputed=token_bytes * block if work.gradient_checkpointing else 0,
-        logits=(2 * e + 4) * work.batch * work.loss_positions * model.vocabulary,
-        kv_cache=2 * w * work.generated * work.generated_length * model.layers * model.key_value_width,
+        head=head_bytes(model, work),
+        kv_cache=cache + (w * model.parameters if gathers else 0),
+        engine=work.engine_share,
+        engine_sleeps=work.engine_sleeps,
+        host=host,
     )
+
+
+def head_bytes(model: ModelShape, work: Workload) -> int:
+    """Estimate what TRL's fused head holds in its backward pass."""
+    positions = work.batch * work.loss_positions
+    if positions == 0:
+        return 0
+    head_gradient = model.vocabulary if model.trainable == model.parameters else 0
+    copies = 0 if work.on_gpu else 28 * min(model.vocabulary, TILE_VOCABULARY)
+    tile = min(positions, TILE_TOKENS) * (work.activation_bytes * TILE_VOCABULARY + copies)
+    return 4 * model.hidden * (positions + head_gradient) + tile
 
 
 def shape_of(config, peft_config=None) -> ModelShape:

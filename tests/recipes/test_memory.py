@@ -1,10 +1,13 @@
 """The memory formulas: worked examples by hand, and a real training step."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from peft import LoraConfig
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
+from trl.trainer.utils import add_fused_lm_head
 
 from metatune.recipes.memory import ModelShape, Workload, estimate, shape_of
 
@@ -34,37 +37,90 @@ def test_float32_by_hand():
     assert result.optimizer == 8000
     assert result.autocast == result.reference == result.recomputed == 0
     assert result.activations == 4 * 2 * 5 * 2 * BLOCK == 11520
-    assert result.logits == 12 * 2 * 3 * 32 == 2304
+    assert result.head == 4 * 8 * (6 + 32) + 6 * (4 * 32768 + 28 * 32)  # gradients, and one tile of logits
     assert result.kv_cache == 2 * 4 * 6 * 7 * 2 * 4 == 2688
-    assert result.peak == 16000 + 11520 + 2304
+    assert result.peak == 16000 + 11520 + result.head
     assert result.as_dict()["peak"] == result.peak
 
 
 def test_mixed_precision_keeps_half_copies_of_the_weights():
     result = estimate(SHAPE, Workload(4, 2, batch=1, length=1, loss_positions=1))
     assert (result.weights, result.optimizer, result.autocast) == (4000, 8000, 2000)
-    assert result.logits == 8 * 32
+    assert result.head == 4 * 8 * (1 + 32) + 2 * 32768 + 28 * 32
+
+
+def test_the_head_works_in_place_on_a_gpu_and_in_tiles():
+    """Doubling the batch beyond a tile's 4096 tokens adds only the gradients of the hidden states."""
+    work = Workload(4, 2, batch=8, length=1024, loss_positions=1024, on_gpu=True)
+    one, two = estimate(SHAPE, work), estimate(SHAPE, replace(work, batch=16))
+    assert one.head == 4 * 8 * (8192 + 32) + 4096 * 2 * 32768
+    assert two.head - one.head == 4 * 8 * 8192
+    assert estimate(SHAPE, replace(work, loss_positions=0)).head == 0
 
 
 def test_checkpointing_keeps_the_inputs_and_one_block():
     result = estimate(SHAPE, Workload(4, 4, batch=2, length=5, loss_positions=3, gradient_checkpointing=True))
     assert result.activations == 4 * 10 * 2 * 8
     assert result.recomputed == 4 * 10 * BLOCK
-    assert result.peak == 16000 + result.activations + max(result.logits, result.recomputed)
+    assert result.peak == 16000 + result.activations + max(result.head, result.recomputed)
 
 
 @pytest.mark.parametrize(
     ("stage", "weights", "gradients", "optimizer"),
-    [(0, 2000, 2000, 12000), (1, 2000, 2000, 3000), (2, 2000, 500, 3000), (3, 500, 500, 3000)],
+    [(0, 2000, 2000, 16000), (1, 2000, 2000, 4000), (2, 2000, 500, 4000), (3, 500, 500, 4000)],
 )
 def test_zero_stages_share_among_four(stage, weights, gradients, optimizer):
     work = Workload(2, 2, batch=1, length=1, loss_positions=1, processes=4, deepspeed=True, zero_stage=stage)
     result = estimate(SHAPE, work)
     assert (result.weights, result.gradients, result.optimizer) == (weights, gradients, optimizer)
+    assert result.gathered == (2000 if stage == 3 else 0)  # all 1000 parameters may be in use at a time
+
+
+@pytest.mark.parametrize(("stage", "offload"), [(2, False), (2, True), (3, True)])
+def test_model_states_are_those_of_deepspeed_s_own_estimate(stage, offload):
+    """DeepSpeed's formulas, without the factor 1.5 that it adds for buffers."""
+    if stage == 2:
+        module = pytest.importorskip("deepspeed.runtime.zero.stage_1_and_2")
+        host, device = module.estimate_zero2_model_states_mem_needs(
+            SHAPE.parameters, num_gpus_per_node=4, cpu_offload=offload, additional_buffer_factor=1
+        )
+    else:
+        module = pytest.importorskip("deepspeed.runtime.zero.stage3")
+        host, device, _ = module.estimate_zero3_model_states_mem_needs(
+            SHAPE.parameters, 0, num_gpus_per_node=4, additional_buffer_factor=1
+        )
+    work = Workload(2, 2, 1, 1, 1, processes=4, deepspeed=True, zero_stage=stage, offload_optimizer=offload)
+    result = estimate(SHAPE, replace(work, offload_parameters=offload and stage == 3))
+    assert result.weights + result.gradients + result.optimizer == device
+    if offload:
+        assert 4 * result.host == host
+
+
+def test_offloading_moves_states_to_the_host():
+    work = Workload(2, 2, 1, 1, 1, processes=4, deepspeed=True, zero_stage=3)
+    here = estimate(SHAPE, work)
+    away = estimate(SHAPE, replace(work, offload_optimizer=True, offload_parameters=True))
+    assert away.host == here.weights + here.optimizer and away.weights == away.gradients == away.optimizer == 0
+    assert here.host == 0 and away.peak < here.peak
+
+
+def test_vllm_asleep_takes_turns_with_training_and_awake_does_not():
+    work = Workload(4, 4, batch=2, length=5, loss_positions=3)
+    alone = estimate(SHAPE, work)
+    small, large = 1000, 10**9
+    assert estimate(SHAPE, replace(work, engine_share=small, engine_sleeps=True)).peak == alone.peak
+    assert estimate(SHAPE, replace(work, engine_share=large, engine_sleeps=True)).peak == 16000 + large
+    assert estimate(SHAPE, replace(work, engine_share=small)).peak == alone.peak + small
+
+
+def test_zero_3_gathers_the_weights_to_generate():
+    work = Workload(2, 2, 1, 1, 1, generated=6, generated_length=7, processes=4, deepspeed=True, zero_stage=3)
+    spread = estimate(SHAPE, replace(work, gather_to_generate=False)).kv_cache
+    assert estimate(SHAPE, work).kv_cache == spread + 2000
 
 
 def test_a_long_generation_sets_the_peak():
-    result = estimate(SHAPE, Workload(4, 4, 1, 1, 1, generated=100, generated_length=100, reference_model=True))
+    result = estimate(SHAPE, Workload(4, 4, 1, 1, 1, generated=900, generated_length=900, reference_model=True))
     assert result.peak == 4000 * 5 + result.kv_cache
 
 
@@ -94,27 +150,28 @@ def measured_peak(step) -> int:
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("layers", [3, 6])
 def test_estimate_against_a_real_step(vocabulary, checkpointing, layers):
-    """One AdamW step of a tiny Llama model: measured over estimated lies in [0.67, 1.1]."""
+    """One AdamW step of a tiny Llama model under TRL's head: measured over estimated lies in [0.92, 1.05]."""
     config = llama(vocab_size=vocabulary, num_hidden_layers=layers, use_cache=False)
     model = AutoModelForCausalLM.from_config(config).train()
+    add_fused_lm_head(model, outputs=("log_probs", "entropy"))  # as GRPOTrainer
     if checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     optimizer = torch.optim.AdamW(model.parameters())
-    ids = torch.zeros(16, 128, dtype=torch.long)
+    ids = torch.zeros(8, 64, dtype=torch.long)
 
     def step():
-        model(input_ids=ids, labels=ids).loss.backward()
+        model(input_ids=ids, labels=ids, fused_lm_head=True).loss.backward()
         optimizer.step()
 
     step()  # the optimizer's states exist from here on
     optimizer.zero_grad()
-    work = Workload(4, 4, batch=16, length=128, loss_positions=128, gradient_checkpointing=checkpointing)
+    work = Workload(4, 4, batch=8, length=64, loss_positions=64, gradient_checkpointing=checkpointing)
     result = estimate(shape_of(config), work)
     states = sum(value.nbytes for state in optimizer.state.values() for value in state.values() if value.ndim)
     assert result.optimizer == states
     assert result.weights == sum(parameter.nbytes for parameter in model.parameters())
     expected = result.peak - result.weights - result.optimizer
-    assert 0.67 <= measured_peak(step) / expected <= 1.1
+    assert 0.92 <= measured_peak(step) / expected <= 1.05
 
 
 def test_kv_cache_against_a_real_one():

