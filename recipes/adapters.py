@@ -6,6 +6,7 @@ be installed anywhere. metatune's commands find it again here; for other tools t
 """
 
 import json
+import warnings
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -83,6 +84,8 @@ def record_base(model: Any, model_args: Any) -> None:
     """
     name = model_args.model_name_or_path
     starter = name == "starter" or (name is not None and Path(name).resolve() == STARTER.resolve())
+    # PEFT looks the name up at every save, to see whether the vocabulary has grown; the starter's never does.
+    warnings.filterwarnings("ignore", "Could not find a config file in starter")
     for adapter in getattr(model, "peft_config", {}).values():
         adapter.base_model_name_or_path = "starter" if starter else name
         adapter.revision = None if model_args.model_revision == "main" else model_args.model_revision

@@ -159,9 +159,13 @@ def finish(process: subprocess.Popen, code: int = 0) -> str:
     return output
 
 
-def logged(folder: Path) -> list[tuple]:
+def log_lines(folder: Path) -> list[dict]:
     lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
-    return [tuple(row.get(key) for key in ("step", "loss", "grad_norm", "reward")) for row in lines if "loss" in row]
+    return [line for line in lines if "loss" in line]
+
+
+def logged(folder: Path) -> list[tuple]:
+    return [tuple(row.get(key) for key in ("step", "loss", "grad_norm", "reward")) for row in log_lines(folder)]
 
 
 @pytest.mark.slow
@@ -173,6 +177,10 @@ def test_two_processes_train_an_adapter_are_killed_resumed_evaluated_and_merged(
     expected = logged(whole)
     assert [row[0] for row in expected] == [1, 2, 3, 4, 5, 6]
     assert any(row[2] > 0 for row in expected)
+    counted = 0
+    for row in log_lines(whole):  # the throughput counts the tokens of both processes
+        counted += row.get("throughput/rollout_tokens_per_second", 0) * row["time/generate"]
+        assert counted == pytest.approx(row["rollout_tokens"], rel=1e-3)
 
     interrupted = start("grpo", "--config", recipe(killed), *two)
     deadline = time.monotonic() + LIMIT
