@@ -21,12 +21,14 @@ class Command:
     module: str
     summary: str
     launched: bool = False
+    foreign_options: bool = False  # most are another program's: passed on, not parsed here
 
 
 COMMANDS = {
     "sft": Command("sft", "warm-start a model on demonstrations, or make one from nothing", launched=True),
     "grpo": Command("grpo", "train with GRPO over a curriculum of task distributions", launched=True),
     "reward": Command("reward", "train a reward model on preference pairs", launched=True),
+    "vllm-serve": Command("vllm_serve", "serve a model with vLLM for `vllm_mode: server`", foreign_options=True),
     "eval": Command("evaluate", "measure accuracy, pass@k and maj@k with intervals"),
     "report": Command("report", "turn a run's folder into a page with pictures"),
     "merge": Command("merge", "merge a LoRA adapter into its base model"),
@@ -36,7 +38,7 @@ COMMANDS = {
 
 def usage() -> str:
     """Return the text of `metatune --help`."""
-    rows = "\n".join(f"  {name:8}{command.summary}" for name, command in COMMANDS.items())
+    rows = "\n".join(f"  {name:12}{command.summary}" for name, command in COMMANDS.items())
     return f"""usage: metatune COMMAND --config FILE.yaml [--any_field value] [--accelerate_config NAME|FILE]
 
 commands:
@@ -81,6 +83,8 @@ def dispatch(argv: list[str]) -> int:
     name, *args = argv
     if name not in COMMANDS:
         raise ConfigError(f"unknown command '{name}'{nearest(name, COMMANDS)} See metatune --help")
+    if COMMANDS[name].foreign_options:
+        return import_module(f".{COMMANDS[name].module}", __package__).main(args)
     path = config_path(args)
     if path is not None:
         read_recipe(path)  # a missing or broken file is told before anything heavy is imported

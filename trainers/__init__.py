@@ -1,6 +1,18 @@
-"""Trainers: TRL's, each with one method added."""
+"""Trainers: TRL's, each with one method added. Loaded when used: vLLM's processes read a module of this package."""
 
-from .dump_config import DUMPConfig
-from .dump_trainer import DUMPTrainer
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .dump_config import DUMPConfig
+    from .dump_trainer import DUMPTrainer
 
 __all__ = ["DUMPConfig", "DUMPTrainer"]
+
+
+def __getattr__(name: str):
+    from importlib import import_module
+
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = "dump_config" if name.endswith("Config") else "dump_trainer"
+    return getattr(import_module(f".{module}", __name__), name)

@@ -27,6 +27,12 @@ class DUMPConfig(GRPOConfig):
             Sort the rows of each optimizer step by length before they are split into micro-batches, and cut the
             padding that a micro-batch has in every row. The same gradient up to rounding, in less time; it helps
             where `gradient_accumulation_steps` is above 1.
+        vllm_server_timeout (`float`, *optional*, defaults to `100.0`):
+            Seconds to wait for the vLLM server at the start (TRL's default is 240). A large model needs more to load:
+            start the server first, or raise this.
+        vllm_weight_transfer (`str`, *optional*, defaults to `"auto"`):
+            How weights reach a vLLM server: `"nccl"`, `"gloo"` (either side may be a CPU), or `"auto"`, which is gloo
+            where the model is trained on a CPU and NCCL elsewhere.
     """
 
     _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "curriculum_options"]
@@ -48,6 +54,14 @@ class DUMPConfig(GRPOConfig):
         metadata={"help": "Read a repeated prompt once and drop completions as they end (transformers engine)."},
     )
 
+    vllm_server_timeout: float = field(
+        default=100.0,
+        metadata={"help": "Seconds to wait for the vLLM server at the start; a model of many GB needs more."},
+    )
+    vllm_weight_transfer: str = field(
+        default="auto",
+        metadata={"help": "How weights reach a vLLM server: nccl, gloo, or auto (gloo on a CPU, else nccl)."},
+    )
     length_grouping: bool = field(
         default=False,
         metadata={"help": "Sort the rows of an optimizer step by length and cut the padding of each micro-batch."},
@@ -55,6 +69,8 @@ class DUMPConfig(GRPOConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.vllm_weight_transfer not in ("auto", "nccl", "gloo"):
+            raise ValueError(f"vllm_weight_transfer is auto, nccl or gloo, not {self.vllm_weight_transfer!r}")
         if self.length_grouping and self.loss_type == "bnpo":
             raise ValueError(
                 "length_grouping would change the bnpo loss, which divides by each micro-batch's own tokens: use "

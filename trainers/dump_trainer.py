@@ -22,6 +22,7 @@ What deviates from the paper or its released code, and why:
 import math
 import textwrap
 from collections import defaultdict
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,8 @@ class DUMPTrainer(GRPOTrainer):
     def __init__(self, model, reward_funcs=None, args: DUMPConfig | None = None, train_dataset=None, **kwargs):
         args = DUMPConfig() if args is None else args
         rows_by_arm = _rows_by_distribution(train_dataset, args.distribution_column)
-        super().__init__(model, reward_funcs=reward_funcs, args=args, train_dataset=train_dataset, **kwargs)
+        with self._rollout_engine(args):
+            super().__init__(model, reward_funcs=reward_funcs, args=args, train_dataset=train_dataset, **kwargs)
         arms = list(rows_by_arm)
         self.curriculum = make_curriculum(
             args.curriculum, arms, **{"seed": args.seed, **(args.curriculum_options or {})}
@@ -90,6 +92,15 @@ class DUMPTrainer(GRPOTrainer):
         self._rewards_per_func = None  # of the batch being scored: (all ranks' completions, reward functions)
         self._last_group_metrics: dict[str, float] = {}
         self._eval_rewards: dict[str, list[float]] = defaultdict(list)
+
+    @staticmethod
+    def _rollout_engine(args: DUMPConfig):
+        """Return the context in which TRL constructs its trainer, so that its vLLM engine also runs on a CPU."""
+        if not args.use_vllm:
+            return nullcontext()
+        from .vllm_rollouts import installed_in_trl
+
+        return installed_in_trl(args.vllm_weight_transfer)
 
     # ---- drawing and learning: around TRL's own generation, scoring and advantages ----
 
@@ -202,6 +213,8 @@ class DUMPTrainer(GRPOTrainer):
         with self._throughput.phase("generate"):
             completion_ids, logprobs = generate(prompt_ids, images, multimodal_fields, *args, **kwargs)
         self._throughput.add_generated(completion_ids)
+        if self.use_vllm and (counters := self.vllm_generation.prefix_cache_counters()) is not None:
+            self._throughput.set_prefix_cache(counters)
         return completion_ids, logprobs
 
     def _generate_compactly(self, prompt_ids, images, multimodal_fields, *args, **kwargs):

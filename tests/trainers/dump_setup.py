@@ -14,7 +14,7 @@ from metatune.trainers import DUMPConfig
 DISTRIBUTIONS = ("alpha", "beta", "gamma")
 
 
-def tiny_model(seed: int = 0) -> LlamaForCausalLM:
+def tiny_model(seed: int = 0, tied: bool = True) -> LlamaForCausalLM:
     """A random model whose completions end after some ten tokens."""
     tokenizer = build_tokenizer()
     torch.manual_seed(seed)
@@ -25,7 +25,7 @@ def tiny_model(seed: int = 0) -> LlamaForCausalLM:
         num_hidden_layers=2,
         num_attention_heads=2,
         num_key_value_heads=2,
-        tie_word_embeddings=True,
+        tie_word_embeddings=tied,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=None,
