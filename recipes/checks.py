@@ -9,6 +9,7 @@ from http.client import HTTPException
 from importlib.util import find_spec
 from pathlib import Path
 from urllib.error import HTTPError
+from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 from .machine import why_no_deepspeed, why_no_vllm
@@ -141,13 +142,17 @@ def server_problems(training, model: str, timeout: float = 3.0) -> list[str]:
     """Ask the vLLM server of a recipe for its health, its model, and whether weights can be sent to it.
 
     Args:
-        training (`GRPOConfig`): names the server.
+        training (`DUMPConfig`): names the server.
         model (`str`): the model to be trained.
         timeout (`float`, *optional*, defaults to `3.0`): seconds to wait for each answer.
     """
     url = training.vllm_server_base_url or f"http://{training.vllm_server_host}:{training.vllm_server_port}"
     url = url.rstrip("/")
-    start = f"start it with: metatune vllm-serve {model} --port {url.rpartition(':')[2].partition('/')[0]}"
+    address = urlsplit(url)
+    host = "" if address.hostname in ("localhost", "127.0.0.1") else " --host 0.0.0.0"
+    start = f"start it with: metatune vllm-serve --model {model} --port {address.port or 80}{host}"
+    gloo = training.vllm_weight_transfer == "gloo" or (training.vllm_weight_transfer == "auto" and training.use_cpu)
+    wanted = "gloo" if gloo else "nccl"
 
     def get(path: str) -> dict:
         with urlopen(url + path, timeout=timeout) as answer:
@@ -171,4 +176,9 @@ def server_problems(training, model: str, timeout: float = 3.0) -> list[str]:
         transfer = None
     except (OSError, HTTPException, ValueError, LookupError):
         return []  # told by TRL at the first synchronization
-    return [] if transfer else [f"the vLLM server at {url} cannot take weights; {start}"]
+    if transfer is None:
+        return [f"the vLLM server at {url} cannot take weights; {start}"]
+    backend = transfer.get("backend")
+    if backend != wanted:
+        return [f"the vLLM server at {url} takes weights over {backend}, this run sends them over {wanted}; {start}"]
+    return []

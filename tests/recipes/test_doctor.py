@@ -22,6 +22,7 @@ from metatune.recipes.examine import workload_of
 from metatune.recipes.machine import engines, package_versions
 from metatune.recipes.memory import ModelShape, Workload
 from metatune.recipes.target import GIB, Hardware, Launch, launch_of
+from metatune.trainers import DUMPConfig
 
 TINY = {
     "hidden_size": 64,
@@ -209,7 +210,7 @@ def test_options_of_the_launch_are_the_recipe_s(sft, grpo):
     assert doctor(sft, "--max_length", 32)["workload"]["length"] == 32
     assert doctor(sft, "--num_processes", 4)["workload"]["processes"] == 4
     assert doctor(sft, "--num_machines", 2, "--num_processes", 4)["launch"]["machines"] == 2
-    with pytest.raises(ConfigError, match="did you mean .--max_length"):
+    with pytest.raises(ConfigError, match=r"did you mean .--max_length"):
         doctor(sft, "--max_lenght", 32)
     with pytest.raises(ConfigError, match="unknown key 'max_lenght'"):
         doctor(grpo("max_lenght: 3"))
@@ -392,11 +393,15 @@ def server():
 
 def test_the_vllm_server_is_asked(server, tmp_path):
     url, answers = server
-    training = GRPOConfig(output_dir=str(tmp_path), use_cpu=True, vllm_server_base_url=url)
+    training = DUMPConfig(
+        output_dir=str(tmp_path), use_cpu=True, vllm_server_base_url=url, vllm_weight_transfer="nccl"
+    )
     assert server_problems(training, "org/model") == server_problems(training, "alias") == []
     (problem,) = server_problems(training, "org/other")
     assert "serves alias, the recipe trains org/other" in problem
-    assert problem.endswith(f"metatune vllm-serve org/other --port {url.rpartition(':')[2]}")
+    assert problem.endswith(f"metatune vllm-serve --model org/other --port {url.rpartition(':')[2]}")
+    training.vllm_weight_transfer = "auto"  # gloo on a CPU
+    assert "over nccl, this run sends them over gloo" in server_problems(training, "alias")[0]
     answers["/server_info"]["vllm_config"]["weight_transfer_config"] = None
     assert "cannot take weights" in server_problems(training, "alias")[0]
     del answers["/server_info"]  # a server without its development endpoints
