@@ -6,7 +6,6 @@ be installed anywhere. metatune's commands find it again here; for other tools t
 """
 
 import json
-import warnings
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -57,7 +56,7 @@ def base_of(adapter: str | Path) -> Base:
 
 
 def check_adapter_options(model_args: Any) -> None:
-    """Raise [`ConfigError`] for LoRA options that would go unused, and for an adapter where a whole model belongs.
+    """Raise [`ConfigError`] for unused LoRA options, and for an adapter in place of a base or without one.
 
     Args:
         model_args ([`~trl.ModelConfig`]): the model's options.
@@ -68,6 +67,8 @@ def check_adapter_options(model_args: Any) -> None:
             if is_lora and getattr(model_args, option.name) != option.default:
                 raise ConfigError(f"`{option.name}` is given, but nothing uses it without `use_peft: true`")
     name = model_args.model_name_or_path
+    if model_args.use_peft and name is None:
+        raise ConfigError("`use_peft: true` needs `model_name_or_path`: an adapter without its base is of no use")
     if name is not None and is_adapter(name):
         raise ConfigError(
             f"model_name_or_path: {name} holds an adapter; make a whole model of it first: "
@@ -84,11 +85,12 @@ def record_base(model: Any, model_args: Any) -> None:
     """
     name = model_args.model_name_or_path
     starter = name == "starter" or (name is not None and Path(name).resolve() == STARTER.resolve())
-    # PEFT looks the name up at every save, to see whether the vocabulary has grown; the starter's never does.
-    warnings.filterwarnings("ignore", "Could not find a config file in starter")
     for adapter in getattr(model, "peft_config", {}).values():
-        adapter.base_model_name_or_path = "starter" if starter else name
         adapter.revision = None if model_args.model_revision == "main" else model_args.model_revision
+        adapter.base_model_name_or_path = str(STARTER) if starter else name
+        if starter:  # in the file alone: PEFT itself looks its base up at every save, and on the hub if it is no path
+            written = adapter.to_dict
+            adapter.to_dict = lambda written=written: {**written(), "base_model_name_or_path": "starter"}
 
 
 def adapter_error(error: ValueError) -> ConfigError | None:

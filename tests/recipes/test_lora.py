@@ -89,6 +89,11 @@ def test_an_adapter_is_no_model_to_start_from(tmp_path):
         check_adapter_options(ModelConfig(model_name_or_path=str(tmp_path / "lora")))
 
 
+def test_an_adapter_needs_a_base_that_is_kept():
+    with pytest.raises(ConfigError, match="`use_peft: true` needs `model_name_or_path`"):
+        check_adapter_options(ModelConfig(use_peft=True))
+
+
 def test_modules_that_a_model_lacks_are_one_line(tmp_path):
     with pytest.raises(ValueError) as caught:
         save_adapter(tmp_path, target_modules=["q_prj"])
