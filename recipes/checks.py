@@ -14,7 +14,7 @@ from urllib.request import urlopen
 
 from .machine import why_no_deepspeed, why_no_vllm
 from .memory import ModelShape, Workload
-from .target import GIB, Hardware, Launch
+from .target import Hardware, Launch, readable
 
 
 def engine_problems(training, config, shape: ModelShape, launch: Launch, share: int, length: int) -> list[str]:
@@ -50,8 +50,8 @@ def engine_problems(training, config, shape: ModelShape, launch: Launch, share: 
     cache = 2 * 2 * limit * shape.layers * shape.key_value_width // parallel
     if weights + cache > share:
         problems.append(
-            f"vLLM's share, {share / GIB:.1f} GiB, does not hold its copy of the weights ({weights / GIB:.1f} GiB) "
-            f"and one sequence of {limit} tokens ({cache / GIB:.1f} GiB): raise vllm_gpu_memory_utilization or lower "
+            f"vLLM's share, {readable(share)}, does not hold its copy of the weights ({readable(weights)}) "
+            f"and one sequence of {limit} tokens ({readable(cache)}): raise vllm_gpu_memory_utilization or lower "
             "vllm_max_model_length"
         )
     return problems
@@ -121,11 +121,11 @@ def disk_report(training, shape: ModelShape, work: Workload, hardware: Hardware)
     """Compare what the run will write with the free disk: problems and notes."""
     size, count = checkpoint_bytes(training, shape, work)
     final = shape.trainable * work.weight_bytes
-    total = size * (count or 1) + final
-    written = f"{count} checkpoint(s) of {size / GIB:.1f} GiB" if count is not None else f"{size / GIB:.1f} GiB each"
-    notes = [f"disk: {total / GIB:.1f} GiB in {training.output_dir}, {written} and the model"]
+    total = size * (1 if count is None else count) + final
+    written = f"{'any number of' if count is None else count} checkpoint(s) of {readable(size)}"
+    notes = [f"disk: {readable(total)} in {training.output_dir}, {written} and the model"]
     if count is None:
-        notes = [f"disk: every checkpoint takes {written.split(' each')[0]} and all are kept: set save_total_limit"]
+        notes = [f"disk: every checkpoint takes {readable(size)} and all are kept: set save_total_limit"]
     if hardware.told:
         return [], notes
     folder = Path(training.output_dir).absolute()
@@ -133,7 +133,7 @@ def disk_report(training, shape: ModelShape, work: Workload, hardware: Hardware)
     if total <= free:
         return [], notes
     return [
-        f"disk: {written} and the model need {total / GIB:.1f} GiB, {folder} has {free / GIB:.1f} GiB free: lower "
+        f"disk: {written} and the model need {readable(total)}, {folder} has {readable(free)} free: lower "
         "save_total_limit, set save_only_model, or choose another output_dir"
     ], []
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from metatune.recipes.config import ConfigError, StrictParser, config_path, run
 from metatune.recipes.machine import devices, engines, package_versions
-from metatune.recipes.target import GIB
+from metatune.recipes.target import GIB, readable
 
 RECIPES = ("grpo", "sft", "reward")
 
@@ -119,11 +119,6 @@ def diagnose(args: DoctorArguments, recipe_args: list[str] | None = None) -> dic
     from metatune.recipes.examine import examine
 
     return report | {"recipe": examine(args, recipe_args, found, rows)}
-
-
-def readable(amount: int) -> str:
-    """Write a number of bytes in GiB or MiB."""
-    return f"{amount / GIB:.2f} GiB" if amount >= GIB else f"{amount / 2**20:.1f} MiB"
 
 
 def render(report: dict[str, Any]) -> str:

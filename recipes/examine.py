@@ -109,10 +109,9 @@ def workload_of(
         return Workload(**pairs, length=training.max_length or prompt_length, loss_positions=0)
     length = prompt_length + training.max_completion_length
     colocate = training.use_vllm and training.vllm_mode == "colocate"
-    device = hardware.gpu_memory if on_gpu else (hardware.memory or 0) // launch.processes_per_machine
-    share = int(training.vllm_gpu_memory_utilization * device)
-    if not on_gpu and "VLLM_CPU_KVCACHE_SPACE" in os.environ:
-        share = int(os.environ["VLLM_CPU_KVCACHE_SPACE"]) * GIB
+    share = int(training.vllm_gpu_memory_utilization * hardware.gpu_memory)
+    if not on_gpu:  # vLLM's cache there, with the default of `metatune.trainers.vllm_rollouts`
+        share = int(os.environ.get("VLLM_CPU_KVCACHE_SPACE", "2")) * GIB
     return Workload(
         **shared,
         length=length,
@@ -203,6 +202,8 @@ def examine(args, recipe_args: Sequence[str], found: dict[str, Any], packages: l
         if not on_gpu:  # the share is the cache; the engine's weights are beside it
             work = replace(work, engine_share=work.engine_share + work.weight_bytes * shape.parameters)
     result |= memory_verdict(shape, work, launch, hardware, on_gpu)
+    if on_gpu and 0.9 * result["available"] < result["needed"] <= result["available"]:
+        result["notes"].append("tight: context, buffers and fragmentation are not counted, keep a tenth of a GPU free")
     full, notes = disk_report(training, shape, work, hardware)
     problems += full
     result["notes"] += notes

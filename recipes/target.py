@@ -103,3 +103,8 @@ def paired(options: Sequence[str]) -> dict[str, Any]:
         else:
             values[name] = option
     return values
+
+
+def readable(amount: int) -> str:
+    """Write a number of bytes in GiB or MiB."""
+    return f"{amount / GIB:.2f} GiB" if amount >= GIB else f"{amount / 2**20:.1f} MiB"

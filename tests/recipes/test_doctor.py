@@ -339,7 +339,7 @@ def test_vllm_on_a_cpu_wants_heads_of_32(grpo, monkeypatch, tmp_path):
 
 
 def test_checkpoints_are_held_against_the_disk(grpo, monkeypatch, tmp_path):
-    assert doctor(grpo())["notes"][0].startswith("disk: ")
+    assert doctor(grpo())["notes"][0].endswith("0 checkpoint(s) of 1.1 MiB and the model")
     usage = namedtuple("Usage", "free")
     monkeypatch.setattr(checks.shutil, "disk_usage", lambda path: usage(100))
     path = grpo(f"save_strategy: steps\nsave_steps: 10\nmax_steps: 100\noutput_dir: {tmp_path}/not/yet")
@@ -447,3 +447,11 @@ def run_doctor(*args):
     command = [sys.executable, "-m", "metatune.recipes.cli", "doctor", *map(str, args)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     return subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment, cwd=Path.cwd())
+
+
+def test_a_tight_fit_is_noted(grpo):
+    path = grpo("use_cpu: false")
+    needed = doctor(path, "--gpus", 1, "--gpu_memory", 79)["needed"] / GIB
+    tight, roomy = (doctor(path, "--gpus", 1, "--gpu_memory", needed * factor) for factor in (1.05, 1.2))
+    assert tight["ready"] and "tight: context" in " ".join(tight["notes"])
+    assert roomy["ready"] and "tight: context" not in " ".join(roomy["notes"])
