@@ -34,8 +34,10 @@ def command(args: Sequence[str], on_cpu: bool) -> list[str]:
     Raises:
         ConfigError: if no model is named, or the recipe does not roll out on a server.
     """
-    args = [f"--{arg[2:].replace('_', '-')}" if arg.startswith("--") and "=" not in arg else arg for arg in args]
     path = config_path(args)
+    if path is not None:
+        args = [arg for arg in args if arg not in ("--config", path, f"--config={path}")]
+    args = [word for arg in args for word in words(arg)]
     defaults = {
         "--host": "127.0.0.1",
         "--weight-transfer-config": json.dumps({"backend": "gloo" if on_cpu else "nccl"}),
@@ -45,9 +47,8 @@ def command(args: Sequence[str], on_cpu: bool) -> list[str]:
     if on_cpu:
         defaults |= {"--dtype": "float32", "--block-size": "32", "--enforce-eager": None}
     if path is not None:
-        args = [arg for arg in args if arg not in ("--config", path, f"--config={path}")]
         defaults |= options_of_recipe(path)
-    given = {arg.split("=")[0] for arg in args}
+    given = set(args)
     for option, value in defaults.items():
         if option not in given:
             args += [option] if value is None else [option, value]
@@ -57,6 +58,14 @@ def command(args: Sequence[str], on_cpu: bool) -> list[str]:
         index = args.index("--model") + 1
         args[index:] = [str(STARTER) if args[index] == "starter" else args[index], *args[index + 1 :]]
     return ["-m", SERVER, *args]
+
+
+def words(arg: str) -> list[str]:
+    """Write `--some_option=value` as vLLM's `--some-option value`; a value stays as it is."""
+    if not arg.startswith("--"):
+        return [arg]
+    option, equals, value = arg.partition("=")
+    return [option.replace("_", "-"), *([value] if equals else [])]
 
 
 def options_of_recipe(path: str) -> dict[str, str]:

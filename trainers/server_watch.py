@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import requests
+import httpx
 
 PATIENCE = 90.0  # seconds without an answer
 REFUSALS = 4  # in a row: nobody listens there any more
@@ -30,12 +30,12 @@ class VLLMServerError(RuntimeError):
 def probe(base_url: str) -> str | None:
     """Return `None` if the server at `base_url` is well, else what is wrong: `refused` if nobody listens there."""
     try:
-        response = requests.get(f"{base_url}/health", timeout=ANSWER)
-    except requests.exceptions.ConnectTimeout:
+        response = httpx.get(f"{base_url}/health", timeout=ANSWER)
+    except httpx.ConnectTimeout:
         return f"no answer within {ANSWER:.0f} s"
-    except requests.exceptions.ReadTimeout:
+    except httpx.ReadTimeout:
         return f"connected, but no answer within {ANSWER:.0f} s"
-    except requests.exceptions.RequestException:
+    except httpx.HTTPError:
         return "refused"
     return None if response.status_code == 200 else f"its engine is dead or ill (HTTP {response.status_code})"
 
@@ -63,7 +63,7 @@ def check_model(base_url: str, model: str) -> None:
     Raises:
         VLLMServerError: if it serves another: it would take the weights and answer with another tokenizer or shape.
     """
-    served = requests.get(f"{base_url}/v1/models", timeout=ANSWER).json()["data"]
+    served = httpx.get(f"{base_url}/v1/models", timeout=ANSWER).json()["data"]
     names = {name for entry in served for name in (entry["id"], entry.get("root"))}
     folder = Path(model)
     if model in names or any(name and Path(name).resolve() == folder.resolve() for name in names):

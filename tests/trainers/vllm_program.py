@@ -2,8 +2,8 @@
 
     python -m tests.trainers.vllm_program FOLDER [--mode colocate] [--port 8000] [--untied] [--lora] [--steps 2] …
 
-`before` and `after` compare the engine with the model being trained, before the first step and after the last, where the
-weights have been sent once more; `moved` compares the engine, then, with the first weights.
+`before` and `after` compare the engine with the model being trained, before the first step and after the last, where
+the weights have been sent once more; `…_first_weights` compare it with the model as it was at first.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from metatune.trainers import DUMPTrainer
 
 from .dump_setup import config, digits, rows, tiny_model
 
-PROMPT = [3, 10, 11, 12, 13, 14, 15, 16, 17, 18]
+PROMPT = [3, *range(10, 80)]  # longer than two blocks of the prefix cache, so that a stale one would show
 
 
 def save_model(folder: Path, tied: bool) -> str:
@@ -37,7 +37,9 @@ def engine_logprobs(trainer: DUMPTrainer) -> tuple[list[int], torch.Tensor]:
     keep = generation.temperature, generation.max_completion_length
     generation.temperature, generation.max_completion_length = 1.0, 8
     torch.manual_seed(0)
-    _, completions, logprobs, _ = generation.generate([PROMPT] * trainer.num_generations, None, trainer.num_generations)
+    _, completions, logprobs, _ = generation.generate(
+        [PROMPT] * trainer.num_generations, None, trainer.num_generations
+    )
     generation.temperature, generation.max_completion_length = keep
     return completions[0], torch.tensor([entry[0] for entry in logprobs[0]])
 
@@ -56,6 +58,10 @@ class Compare(TrainerCallback):
         self.first = AutoModelForCausalLM.from_pretrained(first_weights, dtype=torch.float32)
         self.differences: dict[str, float] = {}
         self.trainer: DUMPTrainer | None = None
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if "loss" in logs:
+            print(f"step {state.global_step}", flush=True)  # tells a test that kills how far the run is
 
     def measure(self, name: str, model) -> None:
         completion, logprobs = engine_logprobs(self.trainer)
@@ -83,6 +89,8 @@ def main() -> None:
     parser.add_argument("--untied", action="store_true")
     parser.add_argument("--lora", action="store_true")
     parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--save_steps", type=int, default=1000)
+    parser.add_argument("--learning_rate", type=float, default=1e-2)
     args = parser.parse_args()
     rank = PartialState(cpu=True).process_index
     model = args.folder / "model"
@@ -96,7 +104,9 @@ def main() -> None:
         args=config(
             args.folder / "run",
             max_steps=args.steps,
-            learning_rate=1e-2,
+            save_strategy="steps",
+            save_steps=args.save_steps,
+            learning_rate=args.learning_rate,
             use_vllm=True,
             vllm_mode=args.mode,
             vllm_server_base_url=f"http://127.0.0.1:{args.port}",
