@@ -8,7 +8,7 @@
 | `compact` | [`~metatune.trainers.generation.sample_completions`] | small models; the default |
 | `transformers` | `model.generate`, left padded | anything transformers loads |
 | `continuous_batching` | `model.generate_batch` | GPUs, lengths that differ widely |
-| `vllm` | offline `vllm.LLM`, from a path | GPUs; needs the extra `metatune[vllm]` |
+| `vllm` | offline `vllm.LLM`, from a path | GPUs; needs the extra `metatune[vllm]` (or its CPU build) |
 
 Every engine samples with exactly the options of [`Sampling`]: defaults in a checkpoint's `generation_config.json`
 (a temperature, a repetition penalty) are not taken over, so that engines can be compared. Sampling never moves the
@@ -23,6 +23,7 @@ from typing import Protocol
 import torch
 from tqdm.auto import tqdm
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     ContinuousBatchingConfig,
     GenerationConfig,
@@ -31,6 +32,7 @@ from transformers import (
 )
 
 from ..trainers.generation import sample_completions
+from ..trainers.vllm_cpu import engine_options
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,7 +250,10 @@ class VLLMEngine:
                 "engine vllm needs vLLM: pip install 'metatune[vllm]', or choose --engine transformers"
             ) from error
         self._vllm = vllm
-        self._llm = vllm.LLM(model=model, dtype=dtype)
+        options = {"dtype": dtype}
+        if not torch.cuda.is_available():
+            options = engine_options(AutoConfig.from_pretrained(model).dtype if dtype == "auto" else dtype)
+        self._llm = vllm.LLM(model=model, **options)
         try:
             generation_config = GenerationConfig.from_pretrained(model)
         except OSError:  # a checkpoint without one: the tokenizer names the ending token

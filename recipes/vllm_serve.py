@@ -19,6 +19,7 @@ from importlib.util import find_spec
 
 from metatune.recipes.config import ConfigError, config_path, read_recipe
 from metatune.recipes.run_folder import STARTER
+from metatune.trainers.vllm_cpu import engine_options
 
 # The module and not the command `vllm`: that asks for a distribution of this very name, which the CPU build is not.
 SERVER = "vllm.entrypoints.openai.api_server"
@@ -45,7 +46,8 @@ def command(args: Sequence[str], on_cpu: bool) -> list[str]:
         "--max-logprobs": "-1",
     }
     if on_cpu:
-        defaults |= {"--dtype": "float32", "--block-size": "32", "--enforce-eager": None}
+        for name, value in engine_options("float32").items():
+            defaults[f"--{name.replace('_', '-')}"] = None if value is True else str(value)
     if path is not None:
         defaults |= options_of_recipe(path)
     given = set(args)
@@ -95,11 +97,7 @@ def main(args: Sequence[str]) -> int:
         raise ConfigError("vLLM is not installed: pip install 'metatune[vllm]', or see the README for its CPU build")
     import torch
 
-    on_cpu = not torch.cuda.is_available()
-    line = command(args, on_cpu)
+    line = command(args, on_cpu=not torch.cuda.is_available())
     os.environ["VLLM_SERVER_DEV_MODE"] = "1"  # the endpoints that take weights
-    if on_cpu:
-        os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
-        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, *line])

@@ -21,6 +21,8 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 
+from .vllm_cpu import pack_tied_head
+
 TIMEOUT = timedelta(seconds=90)
 
 
@@ -47,17 +49,6 @@ def broadcast(group: torch.distributed.ProcessGroupGloo, tensor: torch.Tensor) -
     options = torch.distributed.BroadcastOptions()
     options.rootRank = 0
     group.broadcast([tensor], options).wait()
-
-
-def pack_tied_head(model: torch.nn.Module) -> None:
-    """Pack a tied output head anew after its weights were loaded.
-
-    vLLM's CPU backend computes with a packed copy of each matrix. Loading packs a layer's copy anew when its own
-    weight arrives, but a tied head has none: without this it goes on answering with the first weights.
-    """
-    for layer in model.modules():
-        if type(layer).__name__ == "ParallelLMHead" and hasattr(layer, "cpu_linear"):
-            layer.quant_method.process_weights_after_loading(layer)
 
 
 @dataclass

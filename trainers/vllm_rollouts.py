@@ -13,7 +13,6 @@ TRL's trainer has no factory for its engine: the name it uses is replaced while 
 """
 
 import atexit
-import os
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -27,9 +26,10 @@ from trl.generation.vllm_client import VLLMClient
 from trl.generation.vllm_generation import VLLMGeneration
 from trl.trainer import grpo_trainer
 
-from .gloo_weight_transfer import broadcast, open_group, pack_tied_head
+from .gloo_weight_transfer import broadcast, open_group
 from .server_watch import check_model, check_port, wait_for_server, watched
 from .throughput import prefix_cache_counters, prefix_cache_counters_of_server
+from .vllm_cpu import engine_options, pack_tied_head
 
 
 class GlooVLLMClient(VLLMClient):
@@ -109,10 +109,8 @@ class Rollouts(VLLMGeneration):
 
     def _init_vllm(self) -> None:
         options = {"disable_log_stats": False}  # or the prefix cache's hits are not counted
-        if self.on_cpu:  # compiling takes a minute and gains nothing on models that fit a CPU
-            os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
-            os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")  # GiB; a share of the memory would be taken else
-            options |= {"dtype": self.model.dtype, "enforce_eager": True, "block_size": 32}
+        if self.on_cpu:
+            options |= engine_options(self.model.dtype)
         client = GlooVLLMClient if self.gloo else VLLMClient
         with (
             patch.object(vllm_generation, "LLM", partial(vllm_generation.LLM, **options)),

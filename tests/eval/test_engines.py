@@ -1,4 +1,8 @@
+import json
+import os
+import subprocess
 import sys
+from importlib.util import find_spec
 from types import SimpleNamespace
 
 import pytest
@@ -139,6 +143,34 @@ def test_vllm_gets_every_option_and_a_seed_for_each_completion(tokenizer, monkey
     assert (first.max_tokens, first.temperature, first.top_p, first.top_k) == (3, 0.5, 0.9, 0)
     assert first.stop_token_ids == [tokenizer.eos_token_id]
     assert first.seed != second.seed
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")
+def test_a_real_vllm_completes_greedily_as_transformers_does():
+    """In a process of its own: an engine takes over the process it is in."""
+    program = """
+import json, sys
+from transformers import AutoTokenizer
+from metatune.curricula import load_distributions
+from metatune.eval.engines import Sampling, load_engine
+from metatune.recipes.run_folder import STARTER
+tokenizer = AutoTokenizer.from_pretrained(STARTER)
+entry = {"name": "a", "source": "arithmetic", "config": {"terms": 3}, "train_size": 1, "test_size": 16}
+prompts = load_distributions([entry])[0].test["prompt"]
+ids = [tokenizer.apply_chat_template(p, add_generation_prompt=True, return_dict=False) for p in prompts]
+sampling = Sampling(max_new_tokens=40, temperature=0.0)
+completions = [load_engine(name, str(STARTER), tokenizer).generate(ids, sampling) for name in ("compact", "vllm")]
+print(json.dumps(completions))
+"""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=280, env=environment
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    ours, vllm = json.loads(result.stdout.strip().splitlines()[-1])
+    assert len(ours) == 16 and all(ours)
+    assert vllm == ours
 
 
 def test_an_unknown_engine_lists_the_known(tokenizer):
