@@ -21,6 +21,7 @@ import yaml
 from trl.scripts.utils import TrlParser
 
 from .conform import conform, describe, nearest
+from .failures import record, tell, write_failure
 
 EXPECTED_PROCESSES = "METATUNE_EXPECTED_PROCESSES"
 
@@ -254,9 +255,28 @@ def check_world_size() -> None:
 
 
 def run(make_parser: Callable[[], StrictParser], main: Callable[..., None]) -> None:
-    """Run a recipe that was launched as a script; a [`ConfigError`] becomes one line and exit code 2."""
+    """Run a recipe that was launched as a script.
+
+    A [`ConfigError`] becomes one line and exit code 2, a write that failed (a full disk) one line and exit code 1; any
+    other error keeps its traceback. Under `metatune` the launcher prints the line, once for all processes.
+    """
+    configs = ()
     try:
-        main(*make_parser().parse_args_and_config())
+        configs = make_parser().parse_args_and_config()
+        main(*configs)
     except ConfigError as error:
-        print(f"metatune: error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        end(str(error), 2)
+    except Exception as error:
+        output_dir = next((config.output_dir for config in configs if hasattr(config, "output_dir")), None)
+        message = write_failure(error, output_dir)
+        if message is None:
+            record(f"{type(error).__name__}: {error}")
+            raise
+        end(message, 1)
+
+
+def end(message: str, code: int) -> NoReturn:
+    """Tell an error, or leave that to the launcher, and exit."""
+    if not record(message):
+        tell(message)
+    raise SystemExit(code)

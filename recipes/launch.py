@@ -7,6 +7,7 @@ every process checks the number again ([`check_world_size`]).
 
 import argparse
 import os
+import socket
 import subprocess
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -15,6 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from .config import EXPECTED_PROCESSES, ConfigError, StrictParser, launch_options, nearest
+from .failures import LAUNCHED, cause_of, describe_exit, one_line, tell
 
 ACCELERATE_FOLDER = Path(__file__).with_name("accelerate")
 
@@ -139,6 +141,7 @@ def plan(launch_args: Sequence[str], module: str, recipe_args: Sequence[str], us
         os.environ["ACCELERATE_USE_CPU"] = "false" if deepspeed else "true"  # true would turn DeepSpeed into DDP
     if args.num_machines == 1 and args.main_process_port is None:
         args.main_process_port = getattr(defaults, "main_process_port", None) or 0  # 0: any free port
+    refuse_port_in_use(args)
     if defaults is None:  # said here, or accelerate prints a paragraph about its defaults
         args.mixed_precision, args.dynamo_backend = args.mixed_precision or "no", args.dynamo_backend or "no"
         args.use_cpu = on_cpu
@@ -163,17 +166,47 @@ def _raise_config_error(message: str) -> None:
     raise ConfigError(f"launcher: {message}")
 
 
+def refuse_port_in_use(args: argparse.Namespace) -> None:
+    """Raise [`ConfigError`] if the port that the processes are to meet on is taken; accelerate would take another."""
+    port = int(args.main_process_port or 0)
+    if port == 0 or int(args.machine_rank or 0) != 0:
+        return
+    with socket.socket() as meeting_point:
+        meeting_point.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            meeting_point.bind(("", port))
+        except OSError as error:
+            advice = ", or 0 for any free one" if args.num_machines == 1 else " on every machine"
+            raise ConfigError(
+                f"--main_process_port {port}: {os.strerror(error.errno)}; give another port{advice}"
+            ) from None
+
+
 def start(args: argparse.Namespace) -> int:
-    """Run `accelerate launch` and return the exit code of the first process that failed, else 0."""
+    """Run `accelerate launch` and return the exit code of the process that failed first, else 0.
+
+    Whatever ends the run is told in one line, the last one on stderr.
+    """
     from accelerate.commands.launch import launch_command
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     os.environ[EXPECTED_PROCESSES] = str(args.num_processes)
+    os.environ[LAUNCHED] = "1"
     try:
         launch_command(args)
-    except subprocess.CalledProcessError as error:
+    except subprocess.CalledProcessError as error:  # one process, which tells its errors itself
+        if error.returncode < 0:
+            tell(describe_exit(error.returncode, "", "the process"))
         return error.returncode if error.returncode > 0 else 1
     except ChildFailedError as error:
-        _, failure = error.get_first_failure()
+        rank, failure = cause_of(error.failures)
+        mistake = failure.exitcode == 2  # a ConfigError, which is the same on every process
+        message = one_line(failure.message)
+        process = f"rank {rank} of {args.num_processes}"
+        tell(message if mistake else describe_exit(failure.exitcode, failure.message, process))
         return failure.exitcode if failure.exitcode > 0 else 1
+    except SignalException as error:
+        tell(f"stopped by {error.sigval.name}; go on from the last checkpoint: --resume_from_checkpoint true")
+        return 128 + error.sigval
     return 0

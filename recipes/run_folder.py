@@ -118,10 +118,12 @@ def train_and_save(trainer: Trainer, recipe: str, checkpoint: str | None, datase
         trainer.accelerator.print(f"{checkpoint} is the end of its run: saving its model, training nothing")
         if trainer.is_world_process_zero():
             save_finished(Path(checkpoint), output_dir)
-        return
-    trainer.add_callback(ShardingReport())
-    trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model(str(output_dir))
-    trainer.accelerator.print(f"Saved to {output_dir}")
-    if trainer.args.push_to_hub:
-        trainer.push_to_hub(dataset_name=dataset_name)
+    else:
+        trainer.add_callback(ShardingReport())
+        trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.save_model(str(output_dir))
+        trainer.accelerator.print(f"Saved to {output_dir}")
+        if trainer.args.push_to_hub:
+            trainer.push_to_hub(dataset_name=dataset_name)
+    trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.end_training()  # a process that exits with its connections open may be aborted there

@@ -1,0 +1,106 @@
+"""How a run ends that cannot go on: the cause in one line, the last one on stderr.
+
+A process writes its error into the file that torchrun gives it ([`record`]); the launcher reads the errors of all
+processes and tells the one that the others followed from ([`cause_of`]). A process without such a launcher tells it
+itself ([`tell`]).
+"""
+
+import errno
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+LAUNCHED = "METATUNE_LAUNCHED"  # set by `metatune` for the processes it starts
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+FULL_TEXTS = ("os error 28)", "os error 122)", "os error 27)")  # the same errors as safetensors writes them
+TORN_TEXTS = ("PytorchStreamWriter failed", "unexpected pos")  # torch.save, for whatever reason it could not write
+LOST_PEER_TEXTS = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "DistBackendError")
+
+
+def tell(message: str) -> None:
+    """Print an error on stderr as one line."""
+    print(f"metatune: error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+
+
+class RecordedError(Exception):
+    """An error's one line, as torchrun takes it."""
+
+
+def record(message: str) -> bool:
+    """Leave this process's error to the launcher; tells whether the launcher is one that will print it."""
+    if "TORCHELASTIC_ERROR_FILE" not in os.environ:
+        return False
+    from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+    get_error_handler().record_exception(RecordedError(message))
+    return LAUNCHED in os.environ
+
+
+def write_failure(error: BaseException, output_dir: str | None) -> str | None:
+    """Return one line for an error that a full disk, a quota or a torn write caused, `None` for any other error.
+
+    Args:
+        error (`BaseException`): what ended the run; what it was raised from is looked at as well.
+        output_dir (`str`, *optional*): where the run writes; the error itself does not always say.
+    """
+    while error is not None:
+        text = str(error)
+        full = (isinstance(error, OSError) and error.errno in FULL) or any(part in text for part in FULL_TEXTS)
+        if full or any(part in text for part in TORN_TEXTS):
+            path = getattr(error, "filename", None) or output_dir or "."
+            above = [Path(path).absolute(), *Path(path).absolute().parents]
+            folder = next(parent for parent in above if parent.is_dir())
+            free = shutil.disk_usage(folder).free / 2**20
+            cause = "no space left" if full or free < 1 else "could not be written"
+            return (
+                f"{path}: {cause} ({free:.0f} MiB free on that disk): earlier checkpoints are whole; make room or set "
+                "save_total_limit, then go on with --resume_from_checkpoint true"
+            )
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def cause_of(failures: Mapping[int, Any]) -> tuple[int, Any]:
+    """Choose among the processes that failed the one that the others followed from.
+
+    Args:
+        failures (`Mapping[int, ProcessFailure]`): torchrun's record of each failed process, by rank.
+
+    Returns:
+        `tuple[int, ProcessFailure]`: a process killed by a signal comes before one that failed by itself, and one
+        that only lost its connection to another comes last.
+    """
+
+    def order(rank: int) -> tuple:
+        failure = failures[rank]
+        lost_peer = any(part in one_line(failure.message) for part in LOST_PEER_TEXTS)
+        by_itself = failure.exitcode >= 0 or failure.exitcode == -signal.SIGTERM  # SIGTERM: torchrun ends the others
+        return by_itself, lost_peer, failure.timestamp, rank
+
+    rank = min(failures, key=order)
+    return rank, failures[rank]
+
+
+def one_line(message: str | dict) -> str:
+    """Return what a process recorded, as one line of at most 500 characters."""
+    text = message["message"] if isinstance(message, dict) else message
+    return " ".join(text.removeprefix(f"{RecordedError.__name__}: ").split())[:500]
+
+
+def describe_exit(code: int, message: str | dict, process: str) -> str:
+    """Return the line for a process that failed.
+
+    Args:
+        code (`int`): its exit code; negative for a signal.
+        message (`str` or `dict`): what it recorded.
+        process (`str`): what to call it.
+    """
+    if code < 0:
+        name = signal.Signals(-code).name
+        likely = ", most likely because memory ran out (see dmesg)" if -code == signal.SIGKILL else ""
+        return f"{process} was killed ({name}){likely}; go on from the last checkpoint: --resume_from_checkpoint true"
+    return f"{process} failed (exit code {code}): {one_line(message)}"
