@@ -45,6 +45,8 @@ def load_data(script_args: ScriptArguments, with_evaluation: bool):
             kind = FILE_FORMATS.get(Path(name).suffix)
             if kind is None:
                 raise ConfigError(f"dataset_name: {name}: not one of {', '.join(FILE_FORMATS)}")
+            if not Path(name).stat().st_size:
+                raise ConfigError(f"dataset_name: {name} is empty")
             splits = datasets.load_dataset(kind, data_files={script_args.dataset_train_split: name})
         else:
             splits = datasets.load_dataset(name, name=script_args.dataset_config)

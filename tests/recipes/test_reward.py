@@ -1,0 +1,134 @@
+"""The reward recipe: what data it takes, what it says of data it cannot use, and that a model learns from it."""
+
+import json
+
+import pytest
+from datasets import Dataset
+from trl import ScriptArguments
+
+from metatune.recipes import cli
+from metatune.recipes.config import ConfigError
+from metatune.recipes.reward import load_data
+
+from .launches import REWARD, log_rows, metatune, succeed, write_pairs, write_recipe
+
+PAIR = {"chosen": "yes", "rejected": "no"}
+
+
+def load(path, with_evaluation=False, **options):
+    return load_data(ScriptArguments(dataset_name=str(path), **options), with_evaluation)
+
+
+def write_rows(path, *rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_pairs_come_from_jsonl_and_parquet_files(tmp_path):
+    lines = write_pairs(tmp_path / "pairs.jsonl", number=5)
+    training, held_out = load(lines)
+    assert len(training) == 5 and held_out is None
+    training.to_parquet(tmp_path / "pairs.parquet")
+    assert load(tmp_path / "pairs.parquet")[0].to_list() == training.to_list()
+
+
+def test_a_folder_has_its_own_test_split(tmp_path):
+    write_rows(tmp_path / "train.jsonl", PAIR, PAIR)
+    write_rows(tmp_path / "test.jsonl", PAIR)
+    training, held_out = load(tmp_path, with_evaluation=True)
+    assert (len(training), len(held_out)) == (2, 1)
+
+
+def test_pairs_that_are_tokenized_already(tmp_path):
+    rows = [{"chosen_ids": [1, 2], "rejected_ids": [1, 3]}]
+    Dataset.from_list(rows).to_parquet(tmp_path / "pairs.parquet")
+    assert load(tmp_path / "pairs.parquet")[0].to_list() == rows
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (
+            [{"chosen": "a", "rejcted": "b"}],
+            "no column 'rejected'; did you mean 'rejcted'? (columns: chosen, rejcted)",
+        ),
+        ([{"text": "a"}], "has no column 'chosen'"),
+        ([PAIR, {"chosen": "a", "rejected": None}], "row 2 has no 'rejected'"),
+        ([PAIR, {"chosen": "a"}], "row 2 has no 'rejected'"),
+    ],
+)
+def test_pairs_that_are_not_whole_name_the_file_and_the_row(tmp_path, rows, message):
+    path = write_rows(tmp_path / "pairs.jsonl", *rows)
+    with pytest.raises(ConfigError) as raised:
+        load(path)
+    assert str(path) in str(raised.value) and message in str(raised.value)
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text("{")
+    for path in (broken, write_rows(tmp_path / "empty.jsonl"), write_rows(tmp_path / "pairs.txt", PAIR)):
+        with pytest.raises(ConfigError, match=path.name):
+            load(path)
+    with pytest.raises(ConfigError, match="has no split 'test'"):
+        load(write_pairs(tmp_path / "pairs.jsonl"), with_evaluation=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model_name_or_path": None}, "give `model_name_or_path`"),
+        ({"dataset_name": None}, "give `dataset_name`"),
+        ({"resume_from_checkpoint": "nowhere"}, "resume_from_checkpoint: no such folder: nowhere"),
+        ({"lora_r": 4}, "`lora_r` is given, but nothing uses it without `use_peft: true`"),
+        ({"center_reward_coefficient": 0.1}, "did you mean 'center_rewards_coefficient'?"),
+    ],
+)
+def test_mistakes_are_one_line_before_any_launch(tmp_path, capsys, options, message):
+    values = {**REWARD, "dataset_name": str(write_pairs(tmp_path / "pairs.jsonl")), **options}
+    values = {key: value for key, value in values.items() if value is not None}
+    recipe = write_recipe(tmp_path / "recipe.yaml", values, output_dir=str(tmp_path / "run"))
+    assert cli.main(["reward", "--config", str(recipe)]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_reward_model_learns_its_pairs(tmp_path, lora):
+    from transformers import AutoTokenizer
+
+    from metatune.recipes.adapters import STARTER
+
+    pairs = write_pairs(tmp_path / "pairs.jsonl", number=8)
+    options = {"max_steps": 40, "per_device_train_batch_size": 8, "save_strategy": "no"}
+    if lora:
+        options |= {"use_peft": True, "lora_target_modules": ["q_proj", "v_proj"], "learning_rate": 1e-2}
+    run = tmp_path / "run"
+    succeed(
+        metatune(
+            "reward",
+            "--config",
+            write_recipe(tmp_path / "recipe.yaml", REWARD, dataset_name=str(pairs), output_dir=str(run), **options),
+        )
+    )
+    rows = log_rows(run)
+    assert rows[-1]["accuracy"] == 1.0 and rows[-1]["loss"] < 0.3 < rows[0]["loss"]
+    assert (run / "recipe.yaml").is_file()
+    assert len(AutoTokenizer.from_pretrained(run)) == len(AutoTokenizer.from_pretrained(STARTER))
+
+    # The saved model prefers what it was trained to prefer: head and adapter are both there.
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForSequenceClassification
+
+    base = STARTER if lora else run
+    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, dtype=torch.float32)
+    model = PeftModel.from_pretrained(model, run) if lora else model
+    tokenizer = AutoTokenizer.from_pretrained(run)
+    for pair in map(json.loads, pairs.read_text().splitlines()):
+        scores = [
+            model(**tokenizer.apply_chat_template(pair["prompt"] + pair[answer], return_tensors="pt")).logits.item()
+            for answer in ("chosen", "rejected")
+        ]
+        assert scores[0] > scores[1]
