@@ -21,7 +21,7 @@ import yaml
 from trl.scripts.utils import TrlParser
 
 from .conform import conform, describe, nearest
-from .failures import record, tell, write_failure
+from .failures import known_cause, record, tell
 
 EXPECTED_PROCESSES = "METATUNE_EXPECTED_PROCESSES"
 
@@ -257,8 +257,9 @@ def check_world_size() -> None:
 def run(make_parser: Callable[[], StrictParser], main: Callable[..., None]) -> None:
     """Run a recipe that was launched as a script.
 
-    A [`ConfigError`] becomes one line and exit code 2, a write that failed (a full disk) one line and exit code 1; any
-    other error keeps its traceback. Under `metatune` the launcher prints the line, once for all processes.
+    A [`ConfigError`] becomes one line and exit code 2, a write that failed (a full disk) or a lost vLLM server one
+    line and exit code 1; any other error keeps its traceback. Under `metatune` the launcher prints the line, once for
+    all processes.
     """
     configs = ()
     try:
@@ -268,7 +269,7 @@ def run(make_parser: Callable[[], StrictParser], main: Callable[..., None]) -> N
         end(str(error), 2)
     except Exception as error:
         output_dir = next((config.output_dir for config in configs if hasattr(config, "output_dir")), None)
-        message = write_failure(error, output_dir)
+        message = known_cause(error, output_dir)
         if message is None:
             record(f"{type(error).__name__}: {error}")
             raise

@@ -40,15 +40,19 @@ def record(message: str) -> bool:
     return LAUNCHED in os.environ
 
 
-def write_failure(error: BaseException, output_dir: str | None) -> str | None:
-    """Return one line for an error that a full disk, a quota or a torn write caused, `None` for any other error.
+def known_cause(error: BaseException, output_dir: str | None) -> str | None:
+    """Return one line for an error that a lost vLLM server, a full disk, a quota or a torn write caused, else `None`.
 
     Args:
         error (`BaseException`): what ended the run; what it was raised from is looked at as well.
         output_dir (`str`, *optional*): where the run writes; the error itself does not always say.
     """
+    from metatune.trainers.server_watch import VLLMServerError
+
     while error is not None:
         text = str(error)
+        if isinstance(error, VLLMServerError):
+            return text
         full = (isinstance(error, OSError) and error.errno in FULL) or any(part in text for part in FULL_TEXTS)
         if full or any(part in text for part in TORN_TEXTS):
             path = getattr(error, "filename", None) or output_dir or "."

@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from metatune.recipes.failures import cause_of, describe_exit, one_line, write_failure
+from metatune.recipes.failures import cause_of, describe_exit, known_cause, one_line
+from metatune.trainers.server_watch import VLLMServerError
 
 from .launches import GRPO, finish, last_line, log_rows, metatune, start, succeed, wait_for, write_recipe
 
@@ -50,10 +51,13 @@ def test_the_line_says_who_ended_and_how():
 def test_a_failed_write_is_told_with_its_folder_and_what_to_do(error, tmp_path):
     wrapped = ValueError("while saving")
     wrapped.__cause__ = error
-    message = write_failure(wrapped, str(tmp_path / "run"))
+    message = known_cause(wrapped, str(tmp_path / "run"))
     assert message.startswith(f"{tmp_path / 'run'}: ") and "--resume_from_checkpoint true" in message
-    assert write_failure(ValueError("no space in this sentence"), None) is None
-    assert write_failure(FileNotFoundError(errno.ENOENT, "No such file"), None) is None
+    lost = RuntimeError("a collective failed")
+    lost.__cause__ = VLLMServerError("lost the vLLM server")
+    assert known_cause(lost, None) == "lost the vLLM server"
+    assert known_cause(ValueError("no space in this sentence"), None) is None
+    assert known_cause(FileNotFoundError(errno.ENOENT, "No such file"), None) is None
 
 
 # ---- launches ----
