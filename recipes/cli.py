@@ -32,7 +32,7 @@ COMMANDS = {
     "eval": Command("evaluate", "measure accuracy, pass@k and maj@k with intervals"),
     "report": Command("report", "turn a run's folder into a page with pictures"),
     "merge": Command("merge", "merge a LoRA adapter into its base model"),
-    "doctor": Command("doctor", "show versions, devices, usable engines and a recipe's memory"),
+    "doctor": Command("doctor", "say what this machine can run, and whether a recipe can be launched"),
 }
 
 
