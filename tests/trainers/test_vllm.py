@@ -9,10 +9,13 @@ import subprocess
 import sys
 import time
 import urllib.request
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
+
+from metatune.trainers.rollout_checkpoint import last_complete_checkpoint
 
 pytestmark = [
     pytest.mark.slow,
@@ -20,7 +23,14 @@ pytestmark = [
     pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed"),
 ]
 PROGRAM = [sys.executable, "-m", "tests.trainers.vllm_program"]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
+ENVIRONMENT = {
+    **os.environ,
+    "OMP_NUM_THREADS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "DS_ACCELERATOR": "cpu",
+}
+ZERO3 = Path(__file__).parents[2] / "recipes" / "accelerate" / "zero3.yaml"
 
 
 def free_port() -> int:
@@ -37,13 +47,14 @@ def started(command, output):
     try:
         yield process
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # it has ended
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
-def train(folder, *options) -> dict:
+def train(folder, *options, program=PROGRAM) -> dict:
     """Run the program to its end and return what it measured."""
-    with started([*PROGRAM, str(folder), *options], folder / "train.log") as process:
+    with started([*program, str(folder), *options], folder / "train.log") as process:
         process.wait(timeout=300)
     log = (folder / "train.log").read_text()
     assert process.returncode == 0, log[-3000:]
@@ -68,6 +79,15 @@ def test_colocated_engine_answers_with_the_trained_weights_tied_head(tmp_path):
 
 def test_colocated_engine_sees_the_adapters_weights_untied_head(tmp_path):
     assert_engine_follows(train(tmp_path, "--lora", "--untied", "--learning_rate", "0.05"))
+
+
+@pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed is not installed")
+def test_colocated_engines_of_two_zero3_processes_see_the_gathered_weights(tmp_path):
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(ZERO3), "--num_processes", "2"]
+    launch += ["--main_process_port", "0", "--module", PROGRAM[-1]]
+    assert_engine_follows(train(tmp_path, program=launch))
+    sharded, of = re.search(r"ZeRO-3 shards (\d+) of (\d+)", (tmp_path / "train.log").read_text()).groups()
+    assert int(sharded) >= 15, f"{sharded} of {of} parameters are sharded"
 
 
 @contextmanager
@@ -114,4 +134,12 @@ def test_server_takes_the_weights_over_gloo_and_its_death_ends_the_run(tmp_path)
             assert time.monotonic() - killed < 90
     last_line = log.read_text().strip().splitlines()[-1]
     assert f"lost the vLLM server at http://127.0.0.1:{port}" in last_line
-    assert (tmp_path / "run" / "checkpoint-10" / "trainer_state.json").exists()
+
+    # Whatever engine comes next, the last checkpoint goes on.
+    checkpoint = last_complete_checkpoint(tmp_path / "run")
+    step = int(checkpoint.name.removeprefix("checkpoint-"))
+    assert step >= 10
+    resume = ("--mode", "none", "--resume_from_checkpoint", str(checkpoint), "--steps", str(step + 1))
+    with started([*PROGRAM, str(tmp_path), *resume], log) as process:
+        assert process.wait(timeout=120) == 0, log.read_text()[-3000:]
+    assert [line for line in log.read_text().splitlines() if line.startswith("step ")] == [f"step {step + 1}"]

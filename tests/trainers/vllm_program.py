@@ -2,6 +2,8 @@
 
     python -m tests.trainers.vllm_program FOLDER [--mode colocate] [--port 8000] [--untied] [--lora] [--steps 2] …
 
+(`--mode none` trains without vLLM.)
+
 `before` and `after` compare the engine with the model being trained, before the first step and after the last, where
 the weights have been sent once more; `…_first_weights` compare it with the model as it was at first.
 """
@@ -16,6 +18,7 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from metatune.curricula import build_tokenizer
+from metatune.recipes.sharding import ShardingReport, shard_small_parameters
 from metatune.trainers import DUMPTrainer
 
 from .dump_setup import config, digits, rows, tiny_model
@@ -59,10 +62,6 @@ class Compare(TrainerCallback):
         self.differences: dict[str, float] = {}
         self.trainer: DUMPTrainer | None = None
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        if "loss" in logs:
-            print(f"step {state.global_step}", flush=True)  # tells a test that kills how far the run is
-
     def measure(self, name: str, model) -> None:
         completion, logprobs = engine_logprobs(self.trainer)
         with self.trainer._dist.gather_params(list(model.parameters())):
@@ -80,10 +79,17 @@ class Compare(TrainerCallback):
         self.measure("after", self.trainer.accelerator.unwrap_model(self.trainer.model))
 
 
+class Progress(TrainerCallback):
+    """Tells a test that kills how far the run is."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        print(f"step {state.global_step}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--mode", default="colocate")
+    parser.add_argument("--mode", default="colocate", choices=["colocate", "server", "none"])
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--group_port", type=int, default=51216)
     parser.add_argument("--untied", action="store_true")
@@ -91,6 +97,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--save_steps", type=int, default=1000)
     parser.add_argument("--learning_rate", type=float, default=1e-2)
+    parser.add_argument("--resume_from_checkpoint")
     args = parser.parse_args()
     rank = PartialState(cpu=True).process_index
     model = args.folder / "model"
@@ -98,28 +105,32 @@ def main() -> None:
         save_model(model, tied=not args.untied)
     PartialState().wait_for_everyone()
     compare = Compare(str(model))
+    training_args = config(
+        args.folder / "run",
+        max_steps=args.steps,
+        save_strategy="steps",
+        save_steps=args.save_steps,
+        learning_rate=args.learning_rate,
+        use_vllm=args.mode != "none",
+        vllm_mode="server" if args.mode == "server" else "colocate",
+        vllm_server_base_url=f"http://127.0.0.1:{args.port}",
+        vllm_group_port=args.group_port,
+        vllm_max_model_length=128,
+        model_init_kwargs={"dtype": "float32"},
+    )
+    shard_small_parameters(training_args)
     trainer = DUMPTrainer(
         model=str(model),
         reward_funcs=digits,
-        args=config(
-            args.folder / "run",
-            max_steps=args.steps,
-            save_strategy="steps",
-            save_steps=args.save_steps,
-            learning_rate=args.learning_rate,
-            use_vllm=True,
-            vllm_mode=args.mode,
-            vllm_server_base_url=f"http://127.0.0.1:{args.port}",
-            vllm_group_port=args.group_port,
-            vllm_max_model_length=128,
-            model_init_kwargs={"dtype": "float32"},
-        ),
+        args=training_args,
         train_dataset=rows(),
-        callbacks=[compare],
+        callbacks=[Progress(), ShardingReport()],
         peft_config=LoraConfig(r=4, target_modules="all-linear") if args.lora else None,
     )
-    compare.trainer = trainer
-    trainer.train()
+    if args.mode != "none":
+        compare.trainer = trainer
+        trainer.add_callback(compare)
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     keys = ("sampling/sampling_logp_difference/max", "sampling/importance_sampling_ratio/mean", "time/sync")
     keys += ("vllm/prefix_cache_hit_rate",)
     log = [{key: row[key] for key in keys if key in row} for row in trainer.state.log_history if "reward" in row]
