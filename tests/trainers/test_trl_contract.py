@@ -6,6 +6,8 @@ import pytest
 import trl
 from transformers import Trainer
 from trl import GRPOTrainer
+from trl.generation.vllm_client import VLLMClient
+from trl.generation.vllm_generation import VLLMGeneration
 
 from metatune.trainers import DUMPTrainer
 
@@ -66,3 +68,31 @@ def test_a_method_still_does_what_is_built_on(method, fragments):
 def test_the_trainer_state_is_written_last_in_a_checkpoint():
     source = inspect.getsource(Trainer._save_checkpoint)
     assert source.index("self.save_model") < source.index("self._save_rng_state") < source.index("save_to_json")
+
+
+@pytest.mark.parametrize(
+    ("owner", "fragments"),
+    [
+        # The engine's class is looked up in the trainer's module when the trainer is constructed.
+        (GRPOTrainer.__init__, ["self.vllm_generation = VLLMGeneration(", "accelerator=self.accelerator"]),
+        # So are the engine and the client that it makes.
+        (
+            VLLMGeneration._init_vllm,
+            ["self.llm = LLM(", "self.vllm_client = VLLMClient(", "init_communicator(device="],
+        ),
+        # Weights come one by one, gathered, under vLLM's names; the prefix cache is reset after them.
+        (
+            VLLMGeneration._iter_named_params,
+            ["gather_params([param])", "model.merge_adapter()", "yield name, param.data"],
+        ),
+        (VLLMGeneration.sync_weights, ["vllm_client.update_named_params(", "reset_prefix_cache()"]),
+        (
+            VLLMClient.update_named_params,
+            ["self._start_weight_update()", "/update_weights", "_finish_weight_update()"],
+        ),
+    ],
+)
+def test_vllm_rollouts_still_do_what_is_built_on(owner, fragments):
+    source = inspect.getsource(owner)
+    for fragment in fragments:
+        assert fragment in source
