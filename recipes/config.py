@@ -21,7 +21,7 @@ import yaml
 from trl.scripts.utils import TrlParser
 
 from .conform import conform, describe, nearest
-from .failures import known_cause, record, tell
+from .failures import known_cause, leave, record, tell
 
 EXPECTED_PROCESSES = "METATUNE_EXPECTED_PROCESSES"
 
@@ -272,12 +272,14 @@ def run(make_parser: Callable[[], StrictParser], main: Callable[..., None]) -> N
         message = known_cause(error, output_dir)
         if message is None:
             record(f"{type(error).__name__}: {error}")
-            raise
+            sys.excepthook(*sys.exc_info())
+            leave(1)
         end(message, 1)
+    leave(0)
 
 
 def end(message: str, code: int) -> NoReturn:
     """Tell an error, or leave that to the launcher, and exit."""
     if not record(message):
         tell(message)
-    raise SystemExit(code)
+    leave(code)

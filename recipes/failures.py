@@ -5,6 +5,7 @@ processes and tells the one that the others followed from ([`cause_of`]). A proc
 itself ([`tell`]).
 """
 
+import atexit
 import errno
 import os
 import shutil
@@ -12,7 +13,7 @@ import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 LAUNCHED = "METATUNE_LAUNCHED"  # set by `metatune` for the processes it starts
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -38,6 +39,20 @@ def record(message: str) -> bool:
 
     get_error_handler().record_exception(RecordedError(message))
     return LAUNCHED in os.environ
+
+
+def leave(code: int) -> NoReturn:
+    """End this process; one of several skips the interpreter's teardown.
+
+    DDP keeps gloo's threads alive, also past `destroy_process_group`, and now and then one of them aborts the
+    teardown: a run that had saved its model would end with SIGABRT.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        raise SystemExit(code)
+    atexit._run_exitfuncs()  # what loggers and trackers have registered
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def known_cause(error: BaseException, output_dir: str | None) -> str | None:

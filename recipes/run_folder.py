@@ -126,4 +126,4 @@ def train_and_save(trainer: Trainer, recipe: str, checkpoint: str | None, datase
         if trainer.args.push_to_hub:
             trainer.push_to_hub(dataset_name=dataset_name)
     trainer.accelerator.wait_for_everyone()
-    trainer.accelerator.end_training()  # a process that exits with its connections open may be aborted there
+    trainer.accelerator.end_training()

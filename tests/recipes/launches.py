@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -62,6 +63,18 @@ def wait_for(path: Path, process: subprocess.Popen) -> None:
             os.killpg(process.pid, signal.SIGKILL) if process.poll() is None else None
             pytest.fail(f"{path} was never written:\n{process.communicate()[1][-3000:]}")
         time.sleep(0.02)
+
+
+def ranks_of(launcher: subprocess.Popen, recipe: str = "grpo") -> dict[int, psutil.Process]:
+    """The training processes that a launch has started, by rank."""
+    found = {}
+    for child in psutil.Process(launcher.pid).children(recursive=True):
+        try:
+            if f"metatune.recipes.{recipe}" in child.cmdline() and "RANK" in child.environ():
+                found[int(child.environ()["RANK"])] = child
+        except psutil.Error:  # a helper process that is over already
+            continue
+    return found
 
 
 def write_recipe(path: Path, values: dict, **options) -> Path:

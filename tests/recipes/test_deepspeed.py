@@ -5,7 +5,6 @@ import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
-import psutil
 import pytest
 
 from .launches import (
@@ -15,6 +14,7 @@ from .launches import (
     last_line,
     log_rows,
     metatune,
+    ranks_of,
     start,
     succeed,
     wait_for,
@@ -128,7 +128,8 @@ def test_a_killed_rank_ends_the_run_and_the_last_checkpoint_goes_on_as_if_nothin
     write_recipe(tmp_path / "recipe.yaml", GRPO)
     process = start(command("grpo", tmp_path, config))
     wait_for(tmp_path / config / "checkpoint-3" / "trainer_state.json", process)  # inside a generation block
-    ranks = ranks_of(process.pid)
+    ranks = ranks_of(process)
+    assert sorted(ranks) == [0, 1]
     ranks[1].kill()
     code, _, errors = finish(process, limit=60)
     assert code != 0
@@ -155,13 +156,3 @@ def test_a_reward_model_goes_on_from_its_checkpoint(reward, tmp_path):
     (run / "model.safetensors").unlink()  # killed between its last step and its end: nothing is left to train
     assert "is the end of its run" in succeed(command("reward", tmp_path, "zero3", "--resume_from_checkpoint", "true"))
     assert (run / "model.safetensors").read_bytes() == trained
-
-
-def ranks_of(launcher: int) -> dict[int, psutil.Process]:
-    """The training processes that a launcher has started, by rank."""
-    found = {}
-    for child in psutil.Process(launcher).children(recursive=True):
-        if "metatune.recipes.grpo" in child.cmdline() and "RANK" in child.environ():
-            found[int(child.environ()["RANK"])] = child
-    assert sorted(found) == [0, 1]
-    return found

@@ -4,6 +4,7 @@ import errno
 import json
 import socket
 import subprocess
+import sys
 from types import SimpleNamespace
 
 import psutil
@@ -12,7 +13,7 @@ import pytest
 from metatune.recipes.failures import cause_of, describe_exit, known_cause, one_line
 from metatune.trainers.server_watch import VLLMServerError
 
-from .launches import GRPO, finish, last_line, log_rows, metatune, start, succeed, wait_for, write_recipe
+from .launches import GRPO, finish, last_line, log_rows, metatune, ranks_of, start, succeed, wait_for, write_recipe
 
 # ---- what the launcher makes of the processes' ends ----
 
@@ -60,6 +61,22 @@ def test_a_failed_write_is_told_with_its_folder_and_what_to_do(error, tmp_path):
     assert known_cause(FileNotFoundError(errno.ENOENT, "No such file"), None) is None
 
 
+@pytest.mark.parametrize(("world_size", "teardown"), [("1", True), ("2", False)])
+def test_one_of_several_processes_leaves_without_the_teardown_that_gloo_may_abort(world_size, teardown):
+    program = (
+        "import atexit\n"
+        "from metatune.recipes.failures import leave\n"
+        "class Late:\n"
+        "    def __del__(self): print('teardown', flush=True)\n"
+        "late = Late()\n"
+        "atexit.register(print, 'exit functions')\n"
+        "leave(3)"
+    )
+    code, output, errors = finish(start([sys.executable, "-c", program], WORLD_SIZE=world_size))
+    assert code == 3, errors
+    assert output.split("\n")[:-1] == ["exit functions", *["teardown"] * teardown]
+
+
 # ---- launches ----
 
 
@@ -104,13 +121,14 @@ def test_a_killed_rank_ends_a_run_of_ddp_and_its_last_checkpoint_goes_on(tmp_pat
     launch = metatune("grpo", "--config", recipe, "--num_processes", "2")
     process = start(launch)
     wait_for(tmp_path / "run" / "checkpoint-5" / "trainer_state.json", process)
-    ranks = [child for child in psutil.Process(process.pid).children(recursive=True) if "RANK" in child.environ()]
-    next(rank for rank in ranks if rank.environ()["RANK"] == "1").kill()
+    ranks = ranks_of(process)
+    assert sorted(ranks) == [0, 1]
+    ranks[1].kill()
     code, _, errors = finish(process, limit=60)
     assert code != 0
     assert last_line(errors).startswith("metatune: error: rank 1 of 2 was killed (SIGKILL)")
     assert "--resume_from_checkpoint true" in last_line(errors)
-    assert not any(rank.is_running() for rank in ranks)
+    assert not any(rank.is_running() for rank in ranks.values())
 
     # Going on from an earlier checkpoint gives what the killed run had logged after it.
     before = log_rows(tmp_path / "run")
