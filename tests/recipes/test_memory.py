@@ -1,8 +1,9 @@
 """The memory formulas: worked examples by hand, and a real training step."""
 
-from dataclasses import replace
+from dataclasses import gc
 
 import pytest
+import replace
 import torch
 from peft import LoraConfig
 from torch.profiler import ProfilerActivity, profile
@@ -136,8 +137,13 @@ def test_shape_counts_tied_parameters_once_and_adapters_alone_as_trained():
 
 def measured_peak(step) -> int:
     """Return the most bytes that `step` holds at one time beyond what was held before it."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        step()
+    gc.collect()
+    gc.disable()  # what an earlier test left and is collected during the step would count as freed by it
+    try:
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+            step()
+    finally:
+        gc.enable()
     held = peak = 0
     for event in profiler.profiler.kineto_results.events():
         if event.name() == "[memory]":
