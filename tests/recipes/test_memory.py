@@ -1,9 +1,9 @@
 """The memory formulas: worked examples by hand, and a real training step."""
 
-from dataclasses import gc
+import gc
+from dataclasses import replace
 
 import pytest
-import replace
 import torch
 from peft import LoraConfig
 from torch.profiler import ProfilerActivity, profile
