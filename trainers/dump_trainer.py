@@ -124,8 +124,9 @@ class DUMPTrainer(GRPOTrainer):
         self._drawn_arms = self.curriculum.draw(num_rows // self.num_generations).tolist()
         prompts = [self._arm_rows[arm][self._cycles[arm].take()] for arm in self._drawn_arms]
         first = num_local_rows * self.accelerator.process_index
-        local = range(first, first + num_local_rows)
-        return [dict(self.train_dataset[prompts[row // self.num_generations]]) for row in local]
+        local = [prompts[row // self.num_generations] for row in range(first, first + num_local_rows)]
+        rows = {index: self.train_dataset[index] for index in set(local)}  # reading a row takes longer than copying it
+        return [dict(rows[index]) for index in local]
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         # Lengths are taken here: where truncated completions are masked out, the mask no longer tells them.
