@@ -122,9 +122,9 @@ class DUMPTrainer(GRPOTrainer):
         """Draw the global batch of prompts, each repeated for its group, and return this rank's rows."""
         num_rows = num_local_rows * self.accelerator.num_processes
         self._drawn_arms = self.curriculum.draw(num_rows // self.num_generations).tolist()
-        prompts = [self._arm_rows[arm][self._cycles[arm].take()] for arm in self._drawn_arms]
+        self._drawn_rows = [self._arm_rows[arm][self._cycles[arm].take()] for arm in self._drawn_arms]
         first = num_local_rows * self.accelerator.process_index
-        local = [prompts[row // self.num_generations] for row in range(first, first + num_local_rows)]
+        local = [self._drawn_rows[row // self.num_generations] for row in range(first, first + num_local_rows)]
         rows = {index: self.train_dataset[index] for index in set(local)}  # reading a row takes longer than copying it
         return [dict(rows[index]) for index in local]
 

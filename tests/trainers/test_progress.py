@@ -1,0 +1,272 @@
+"""Advantages from progress: worked examples, the telescoping identity and the cancellation."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from metatune.trainers.progress import (
+    anytime_advantages,
+    binomial_variance,
+    episode_advantages,
+    group_advantages,
+    length_penalised,
+    prefix_rewards,
+    progress_noise,
+    progress_of,
+    shrinkage,
+    spread,
+)
+
+NAN = math.nan
+chance = st.floats(0, 1, width=32)
+
+
+@st.composite
+def groups_of_values(draw, binary_outcome: bool = True):
+    """Draw J of 1 to 3 groups of 2 to 4 traces with 1 to 4 episodes each, J_0 the same in a group."""
+    size, number = draw(st.integers(2, 4)), draw(st.integers(1, 3))
+    rows = []
+    for _ in range(number):
+        start = draw(chance)
+        for _ in range(size):
+            inner = draw(st.lists(chance, max_size=3))
+            rows.append([start, *inner, float(draw(st.booleans()))])
+    width = max(map(len, rows))
+    return torch.tensor([row + [NAN] * (width - len(row)) for row in rows], dtype=torch.float64), size
+
+
+def outcomes(values: torch.Tensor) -> torch.Tensor:
+    last = (~values.isnan()).sum(1) - 1
+    return values.gather(1, last[:, None])[:, 0]
+
+
+# ---- episode: worked by hand ----
+
+
+def test_episode_advantages_by_hand():
+    # One group of two. Trace 1: J 0.2, 0.6, 1: progress 0.4, 0.4. Trace 2: J 0.2, 0.2, 0.0: progress 0.0, -0.2.
+    # Means by episode: 0.2 and 0.1; so 0.2, 0.3 and -0.2, -0.3.
+    values = torch.tensor([[0.2, 0.6, 1.0], [0.2, 0.2, 0.0]])
+    expected = torch.tensor([[0.2, 0.3], [-0.2, -0.3]])
+    torch.testing.assert_close(episode_advantages(values, 2, scale="none"), expected)
+    # root mean square of the four: sqrt((0.04 + 0.09 + 0.04 + 0.09) / 4) = 0.25495
+    scaled = expected / (math.sqrt(0.065) + 1e-4)
+    torch.testing.assert_close(episode_advantages(values, 2, scale="batch"), scaled)
+    torch.testing.assert_close(episode_advantages(values, 2, scale="group"), scaled)
+
+
+def test_a_trace_that_has_ended_makes_no_more_progress():
+    # Trace 1 ends after one episode (0.5 -> 1); trace 2 goes on (0.5 -> 0.5 -> 0). Baselines: 0.25 and (0 - 0.5) / 2.
+    values = torch.tensor([[0.5, 1.0, NAN], [0.5, 0.5, 0.0]])
+    expected = torch.tensor([[0.25, 0.0], [-0.25, -0.25]])
+    torch.testing.assert_close(episode_advantages(values, 2, scale="none"), expected)
+
+
+def test_scales_differ_where_groups_do():
+    values = torch.tensor([[0.0, 1.0], [0.0, 0.0], [0.5, 0.6], [0.5, 0.5]])
+    by_group = episode_advantages(values, 2, scale="group")[:, 0]
+    by_batch = episode_advantages(values, 2, scale="batch")[:, 0]
+    torch.testing.assert_close(by_group, torch.tensor([1.0, -1.0, 1.0, -1.0]), atol=3e-3, rtol=0)
+    assert by_batch[0].item() == pytest.approx(10 * by_batch[2].item(), rel=1e-3)
+
+
+@given(groups_of_values())
+def test_progress_telescopes(case):
+    values, _ = case
+    total = progress_of(values).nansum(1)
+    torch.testing.assert_close(total, outcomes(values) - values[:, 0], atol=1e-6, rtol=0)
+
+
+@given(groups_of_values(), st.floats(0.1, 5))
+@settings(deadline=None)
+def test_the_whole_sum_paid_at_the_end_is_grpo_again(case, alpha):
+    """The wrong form: outcome + alpha * sum of progress, in the same group, has GRPO's advantages."""
+    values, size = case
+    outcome = outcomes(values)
+    wrong = outcome + alpha * progress_of(values).nansum(1)
+    grpo = group_advantages(outcome, size, "group")
+    torch.testing.assert_close(group_advantages(wrong, size, "group"), grpo, atol=2e-3, rtol=2e-3)
+    unscaled = group_advantages(outcome, size, "none")
+    torch.testing.assert_close(group_advantages(wrong, size, "none"), (1 + alpha) * unscaled, atol=1e-5, rtol=1e-5)
+
+
+def test_ours_is_not_grpo_again():
+    """Same outcomes, same J_0: GRPO cannot tell these traces apart, and the episodes' advantages differ."""
+    values = torch.tensor([[0.2, 1.0, 1.0], [0.2, 0.1, 1.0]])  # the first had it after one episode
+    assert not group_advantages(outcomes(values), 2, "group").any()
+    advantages = episode_advantages(values, 2, scale="none")
+    torch.testing.assert_close(advantages, torch.tensor([[0.45, -0.45], [-0.45, 0.45]]))
+
+
+@given(groups_of_values(), st.floats(-1, 1))
+@settings(deadline=None)
+def test_a_constant_in_the_groups_values_changes_nothing(case, shift):
+    values, size = case
+    torch.testing.assert_close(
+        episode_advantages(values + shift, size, scale="none"),
+        episode_advantages(values, size, scale="none"),
+        atol=1e-5,
+        rtol=0,
+    )
+
+
+# ---- anytime: worked by hand ----
+
+
+def test_anytime_advantages_by_hand():
+    # S = 2, J at the budgets: (0.5, 1) and (0, 0). R_1 = (0.5 + 1) / 2 = 0.75 and 0; R_2 = 0.5 and 0.
+    # Segment 1: baseline is the group's mean, 0.375. Segment 2: one earlier budget, J = 0.5, paid for the mass 1/2
+    # that remains: 0.25; mixed half and half with the group's mean 0.25: 0.25. Second trace: (0 + 0.25) / 2 = 0.125.
+    values = torch.tensor([[0.5, 1.0], [0.0, 0.0]])
+    expected = torch.tensor([[0.375, 0.25], [-0.375, -0.125]])
+    torch.testing.assert_close(anytime_advantages(values, 2, scale="none"), expected)
+
+
+def test_earlier_budgets_weigh_by_powers_of_two():
+    # S = 3, third segment of (1, 0, 1): earlier (1 * 1 + 2 * 0) / 3 = 1/3, for the mass 1/3: 1/9. R_3 = 1/3, as the
+    # whole group's mean. Baseline (2 * 1/9 + 1 * 1/3) / 3 = 5/27.
+    values = torch.tensor([[1.0, 0.0, 1.0], [1.0, 0.0, 1.0]])
+    assert anytime_advantages(values, 2, scale="none")[0, 2].item() == pytest.approx(1 / 3 - 5 / 27)
+
+
+def test_anytime_prefers_the_earlier_success():
+    early, late = [1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 0.0, 1.0]
+    advantages = anytime_advantages(torch.tensor([early, late]), 2, scale="none")
+    assert advantages[0, 0] > 0 > advantages[1, 0]
+
+
+def test_an_unscorable_outcome_leaves_its_trace_out():
+    values = torch.tensor([[0.5, NAN], [0.0, 1.0], [0.0, 0.0], [1.0, 1.0]])
+    advantages = anytime_advantages(values, 2)
+    assert not advantages[0].any()
+    assert advantages.isfinite().all()
+
+
+# ---- prefix: worked by hand ----
+
+
+def test_prefix_rewards_by_hand():
+    # 3 continuing (1, 1, 0), 1 terminating (0): b = 0, so with alpha 0.5: 1.5, 1.5, 0, 0.
+    rewards = torch.tensor([1.0, 1.0, 0.0, 0.0])
+    terminating = torch.tensor([False, False, False, True])
+    assert prefix_rewards(rewards, terminating, 4, 0.5).tolist() == [1.5, 1.5, 0.0, 0.0]
+    # where terminating succeeds, failing to continue costs: b = 1
+    rewards = torch.tensor([1.0, 0.0, 0.0, 1.0])
+    assert prefix_rewards(rewards, terminating, 4, 0.5).tolist() == [1.0, -0.5, -0.5, 1.0]
+
+
+@given(st.lists(st.booleans(), min_size=4, max_size=4), st.floats(0.1, 3), chance)
+@settings(deadline=None)
+def test_the_bonus_alone_cancels_in_its_group(right, alpha, baseline):
+    """The wrong form, r + alpha (r - b) over continuing rollouts alone, is GRPO; with terminating ones it is not."""
+    rewards = torch.tensor([float(r) for r in right], dtype=torch.float64)
+    wrong = rewards + alpha * (rewards - baseline)
+    grpo = group_advantages(rewards, 4, "group")
+    torch.testing.assert_close(group_advantages(wrong, 4, "group"), grpo, atol=2e-3, rtol=2e-3)
+
+
+def test_the_joint_group_does_not_cancel():
+    terminating = torch.tensor([False, False, False, True])
+    rewards = torch.tensor([1.0, 1.0, 0.0, 0.0])
+    ours = group_advantages(prefix_rewards(rewards, terminating, 4, 1.0), 4, "group")
+    lucky = torch.tensor([1.0, 1.0, 0.0, 1.0])  # the same continuing rollouts where stopping would have succeeded too
+    theirs = group_advantages(prefix_rewards(lucky, terminating, 4, 1.0), 4, "group")
+    assert ours[0] > theirs[0]
+    assert theirs[2] < ours[2]
+
+
+def test_without_terminating_rollouts_there_is_no_bonus():
+    rewards = torch.tensor([1.0, 0.0, NAN, 1.0])
+    assert prefix_rewards(rewards, torch.zeros(4, dtype=torch.bool), 4, 1.0)[:2].tolist() == [1.0, 0.0]
+
+
+# ---- length penalty ----
+
+
+def test_length_penalty_by_hand():
+    # right answers of 10 and 30 tokens: mean 20, deviation 10: z = -1 and 1
+    rewards, lengths = torch.tensor([1.0, 1.0, 0.0]), torch.tensor([10, 30, 99])
+    penalised = length_penalised(rewards, lengths, 3, 0.4)
+    sigmoid = 1 / (1 + math.exp(-1))
+    expected = torch.tensor([1 - 0.4 * (1 - sigmoid), 1 - 0.4 * sigmoid, 0.0])
+    torch.testing.assert_close(penalised, expected, atol=1e-4, rtol=0)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(1, 100)), min_size=4, max_size=4), chance)
+@settings(deadline=None)
+def test_a_right_answer_is_never_worth_less_than_a_wrong_one(traces, weight):
+    rewards = torch.tensor([float(right) for right, _ in traces])
+    penalised = length_penalised(rewards, torch.tensor([length for _, length in traces]), 4, weight)
+    assert penalised.isfinite().all()
+    assert ((penalised >= 0) & (penalised <= rewards)).all()
+
+
+# ---- noise ----
+
+
+def test_binomial_variance_is_unbiased():
+    generator = torch.Generator().manual_seed(0)
+    chances, answers = 0.3, 4
+    draws = (torch.rand(200_000, answers, generator=generator) < chances).float().mean(1)
+    assert binomial_variance(draws, answers).mean().item() == pytest.approx(chances * 0.7 / answers, rel=0.01)
+    assert binomial_variance(torch.tensor([0.0, 1.0]), 1).tolist() == [0.25, 0.25]
+
+
+def test_neighbours_variances_add_up_and_the_outcome_has_none():
+    values = torch.tensor([[0.5, 0.5, 0.5, 1.0]])
+    noise = progress_noise(values, 5, torch.tensor([[False, False, False, True]]))
+    torch.testing.assert_close(noise, torch.tensor([[0.0625, 0.125, 0.0625]]))  # J_0 is one draw for the group
+
+
+def test_pure_noise_is_shrunk_to_nothing_and_signal_is_kept():
+    generator = torch.Generator().manual_seed(0)
+    answers, outcome = 4, torch.zeros(4096, 2, dtype=torch.bool)
+
+    def factor(truth: torch.Tensor) -> float:
+        drawn = (torch.rand(*truth.shape, answers, generator=generator) < truth[..., None]).float().mean(-1)
+        drawn[:, 0] = truth[:, 0]
+        return shrinkage(progress_of(drawn), progress_noise(drawn, answers, outcome), 4)
+
+    assert factor(torch.full((4096, 2), 0.5)) < 0.05
+    # true progress is 0 or 1, so nothing of it is noise
+    sure = torch.stack([torch.zeros(4096), (torch.arange(4096) % 2).float()], dim=1)
+    assert factor(sure) == pytest.approx(1.0)
+    # J_1 is 0.25 or 0.75 at random, J_0 is 0.5: signal 1/16, noise 0.25 * 0.75 / 4 = 3/64
+    mixed = torch.stack([torch.full((4096,), 0.5), 0.25 + 0.5 * (torch.rand(4096, generator=generator) < 0.5)], dim=1)
+    assert factor(mixed) == pytest.approx((1 / 16) / (1 / 16 + 3 / 64), abs=0.05)
+
+
+def test_no_progress_at_all_is_no_error():
+    values = torch.full((4, 3), 0.5)
+    assert not episode_advantages(values, 4).any()
+    assert shrinkage(progress_of(values), torch.zeros(4, 2), 4) == 1.0
+    assert shrinkage(torch.full((4, 2), NAN), torch.zeros(4, 2), 4) == 1.0
+
+
+# ---- tokens ----
+
+
+@given(st.lists(st.lists(st.integers(0, 4), max_size=4), min_size=1, max_size=4))
+def test_every_token_gets_its_episodes_number(lengths):
+    ends = [torch.tensor(row).cumsum(0).tolist() if row else [] for row in lengths]
+    width = max([end for row in ends for end in row], default=0) + 2
+    numbers = torch.arange(1, 21, dtype=torch.float32).view(4, 5)
+    tokens = spread(numbers[: len(ends)], ends, width)
+    for row, row_lengths in enumerate(lengths):
+        expected = [numbers[row, episode].item() for episode, n in enumerate(row_lengths) for _ in range(n)]
+        assert tokens[row].tolist() == expected + [0.0] * (width - len(expected))
+
+
+def test_group_advantages_are_trls():
+    rewards = torch.tensor([1.0, 0.0, 0.0, 0.0, 1.0, 1.0, 0.5, NAN])
+    by_group = group_advantages(rewards, 4, "group")
+    assert by_group[0].item() == pytest.approx(0.75 / (0.5 + 1e-4))
+    assert by_group[7] == 0
+    by_hand = (0.5 - 2.5 / 3) / (math.sqrt(1 / 12) + 1e-4)  # deviation of 1, 1, 0.5 with n - 1
+    assert by_group[6].item() == pytest.approx(by_hand, rel=1e-5)
+    assert group_advantages(rewards, 4, "none")[0].item() == 0.75
+    known = torch.tensor([1.0, 0.0, 0.0, 0.0, 1.0, 1.0, 0.5])
+    assert group_advantages(rewards, 4, "batch")[0].item() == pytest.approx(0.75 / (known.std().item() + 1e-4))

@@ -1,0 +1,123 @@
+"""Options of [`MRTTrainer`]."""
+
+from dataclasses import dataclass, field
+
+from .dump_config import DUMPConfig
+from .progress import SCALES
+
+PROGRESS = ("none", "episode", "prefix", "anytime", "length_penalty")
+ESTIMATORS = ("rollouts", "likelihood")
+
+
+@dataclass
+class MRTConfig(DUMPConfig):
+    r"""
+    Configuration of the [`MRTTrainer`]: everything in [`DUMPConfig`], and how progress is measured and paid.
+
+    Parameters:
+        progress (`str`, *optional*, defaults to `"none"`):
+            `"episode"` pays every episode for the rise it makes in the chance of success; `"prefix"` is the paper's RL
+            form (rollouts that continue from a stale prefix and rollouts that answer there, normalised jointly);
+            `"anytime"` counts success at every token budget; `"length_penalty"` is the baseline people use.
+        progress_weight (`float`, *optional*, defaults to `1.0`):
+            The paper's alpha: weight of the progress beside the outcome. Of `length_penalty`, the share of a right
+            answer's reward that length can take (0 to 1). `anytime` has no weight: its return contains the outcome.
+        progress_scale (`str`, *optional*, defaults to `"batch"`):
+            What the advantages of `episode` and `anytime` are divided by: their standard deviation over the `"batch"`
+            or the `"group"`, or nothing (`"none"`). The outcome's advantage follows `scale_rewards`.
+        episodes (`dict` or `str`, *optional*):
+            How a trace is cut; the options of [`metatune.rewards.EpisodeRule`], for instance `{by: delimiter}`. By
+            default paragraphs that open with a turning phrase.
+        success_estimator (`str`, *optional*, defaults to `"rollouts"`):
+            How the chance of success at a prefix is found: `"rollouts"` samples forced answers; `"likelihood"` sums
+            the probability of all accepted answers, without noise, where the task can list them.
+        num_forced_answers (`int`, *optional*, defaults to `4`):
+            Forced answers sampled at each prefix (K).
+        forced_answer_tokens (`int`, *optional*, defaults to `32`):
+            Largest number of tokens of a forced answer.
+        forcing_suffix (`str`, *optional*):
+            Text that ends the thinking and opens the answer. By default what is known for the chat template.
+        budgets (`list[int]`, *optional*):
+            Token budgets of `anytime`, increasing; the last must be `max_completion_length`. By default four equal
+            parts.
+        terminating_generations (`int`, *optional*):
+            Of the `num_generations` rollouts of a prefix, how many answer at once. By default a quarter, at least one;
+            0 is GRPO from prefixes without a bonus.
+    """
+
+    _VALID_DICT_FIELDS = [*DUMPConfig._VALID_DICT_FIELDS, "episodes"]
+
+    progress: str = field(
+        default="none", metadata={"help": "What is paid beside the outcome: " + ", ".join(PROGRESS) + "."}
+    )
+    progress_weight: float = field(default=1.0, metadata={"help": "Weight of the progress (alpha)."})
+    progress_scale: str = field(
+        default="batch", metadata={"help": "Divide progress advantages by their deviation: batch, group or none."}
+    )
+    episodes: dict | str | None = field(
+        default=None,
+        metadata={"help": "How a trace is cut, for instance {by: delimiter} or {by: tokens, tokens: 64}."},
+    )
+    success_estimator: str = field(
+        default="rollouts", metadata={"help": "rollouts (forced answers) or likelihood (of all accepted answers)."}
+    )
+    num_forced_answers: int = field(default=4, metadata={"help": "Forced answers sampled at each prefix."})
+    forced_answer_tokens: int = field(default=32, metadata={"help": "Largest number of tokens of a forced answer."})
+    forcing_suffix: str | None = field(
+        default=None, metadata={"help": "Text that ends the thinking and opens the answer; by chat template."}
+    )
+    budgets: list[int] | None = field(
+        default=None, metadata={"help": "Token budgets of anytime, the last is max_completion_length."}
+    )
+    terminating_generations: int | None = field(
+        default=None, metadata={"help": "Rollouts of a prefix that answer at once (prefix); a quarter by default."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name, choices in (
+            ("progress", PROGRESS),
+            ("progress_scale", SCALES),
+            ("success_estimator", ESTIMATORS),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} is one of {', '.join(choices)}, not {getattr(self, name)!r}")
+        for name in ("num_forced_answers", "forced_answer_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.progress == "length_penalty" and not 0 <= self.progress_weight <= 1:
+            raise ValueError(
+                f"progress_weight is the share of the reward that length can take, 0 to 1: got {self.progress_weight}"
+            )
+        if self.progress == "anytime":
+            self._settle_budgets()
+        elif self.budgets is not None:
+            raise ValueError("budgets belong to progress: anytime; remove them, or cut episodes by {by: tokens}")
+        if self.progress == "prefix":
+            self._settle_terminating()
+        elif self.terminating_generations is not None:
+            raise ValueError("terminating_generations belong to progress: prefix; remove them")
+        if self.progress in ("episode", "anytime") and self.multi_objective_aggregation != "sum_then_normalize":
+            raise ValueError(
+                f"progress: {self.progress} needs one outcome: set multi_objective_aggregation to sum_then_normalize"
+            )
+
+    def _settle_budgets(self) -> None:
+        longest = self.max_completion_length
+        if self.budgets is None:
+            parts = min(4, longest)
+            self.budgets = [longest * part // parts for part in range(1, parts + 1)]
+        increasing = all(earlier < later for earlier, later in zip(self.budgets, self.budgets[1:], strict=False))
+        if not self.budgets or self.budgets[0] < 1 or not increasing or self.budgets[-1] != longest:
+            raise ValueError(
+                f"budgets must increase and end with max_completion_length, {longest}; got {self.budgets}"
+            )
+
+    def _settle_terminating(self) -> None:
+        if self.terminating_generations is None:
+            self.terminating_generations = max(1, self.num_generations // 4)
+        if not 0 <= self.terminating_generations < self.num_generations:
+            raise ValueError(
+                f"terminating_generations must be at least 0 and below num_generations, {self.num_generations}; got "
+                f"{self.terminating_generations}"
+            )

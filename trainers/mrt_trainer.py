@@ -1,0 +1,434 @@
+"""GRPO that pays each episode of a trace for the progress it makes (MRT), over any curriculum.
+
+A trace is cut into episodes. J_j is the chance of success if it were stopped after episode j and had to answer, and
+an episode's progress is the rise of J that it makes. The objective adds the progress of each episode, with the context
+as the policy that sampled it left it (arXiv 2503.07572, section 6):
+
+    l = l_GRPO + alpha * E_x [ sum_j E_{c_(j-1) ~ pi_old, z_j ~ pi} [ J(c_(j-1), z_j) - J(c_(j-1)) ] ]
+
+What deviates from the paper or its released code, and why:
+
+- The paper's bonus is one number at the end of a trace. On an on-policy trace it telescopes to the outcome, so
+  `progress: episode` pays the tokens of each episode for that episode alone; `progress: prefix` is the paper's form.
+- The authors' recipe in the released code, the reward minus that of terminating at the prefix, cancels in the group's
+  mean; here terminating and continuing rollouts share one group.
+- The paper draws prefixes once from the base model. Here a row's prefix is cut from the trace that was sampled when
+  the row was last drawn; at its first visit one is sampled beforehand.
+- J by 4 answers has a standard error of up to 0.25: the progress is shrunk by the share of noise in its variance. Where
+  a task can list its accepted answers, their summed likelihood replaces sampling.
+- The curriculum sees the outcome's advantages, never the bonus.
+
+The mathematics is in `progress.py`.
+"""
+
+import json
+import textwrap
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.logging import get_logger
+from accelerate.utils import gather_object
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from trl import GRPOTrainer
+from trl.data_utils import is_conversational
+
+from ..rewards import EpisodeRule, Forcing, episode_ends, token_texts
+from . import progress
+from .dump_trainer import DUMPTrainer
+from .mrt_config import MRTConfig
+from .prefix_pool import PrefixPool
+
+logger = get_logger(__name__)
+NUM_KEPT_TRACES = 16
+
+
+class MRTTrainer(DUMPTrainer):
+    """
+    GRPO trainer that rewards progress.
+
+    Takes what [`DUMPTrainer`] takes. `args` is an [`MRTConfig`].
+
+    Raises:
+        ValueError: as [`DUMPTrainer`]; if the forcing suffix is unknown or does not end the thinking; if
+            `success_estimator: likelihood` meets a row whose accepted answers are no finite list.
+    """
+
+    _tag_names = ["trl", "grpo", "mrt", "metatune"]
+    _name = "MRT"
+    _paper = {
+        "title": "Optimizing Test-Time Compute via Meta Reinforcement Fine-Tuning",
+        "id": "2503.07572",
+        # docstyle-ignore
+        "citation": textwrap.dedent("""\
+            @inproceedings{qu2025optimizing,
+                title        = {{Optimizing Test-Time Compute via Meta Reinforcement Fine-Tuning}},
+                author       = {Yuxiao Qu and Matthew Y. R. Yang and Amrith Setlur and Lewis Tunstall and
+                                Edward Emanuel Beeching and Ruslan Salakhutdinov and Aviral Kumar},
+                year         = 2025,
+                booktitle    = {International Conference on Machine Learning},
+                eprint       = {arXiv:2503.07572},
+            }"""),
+    }
+
+    def __init__(self, model, reward_funcs=None, args: MRTConfig | None = None, train_dataset=None, **kwargs):
+        args = MRTConfig() if args is None else args
+        super().__init__(model, reward_funcs=reward_funcs, args=args, train_dataset=train_dataset, **kwargs)
+        self._rule = EpisodeRule.from_options(args.episodes)
+        forces = args.progress in ("episode", "anytime") or bool(args.terminating_generations)
+        self._forcing = Forcing(self._tokenizer, args.forcing_suffix) if forces else None
+        self._pool = PrefixPool()
+        self._prefixes: list[list[int]] | None = None  # what stands before each of this process's rollouts
+        self._traces: list[dict[str, Any]] = []  # some of the last batch, for the page that shows them
+
+    # ---- one batch: TRL generates and scores, then the advantages are replaced ----
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        training = self.model.training
+        outputs = super()._generate_and_score_completions(inputs)
+        if training and self.args.progress != "none":
+            with torch.no_grad():
+                outputs["advantages"] = self._advantages(outputs)
+        self._prefixes = None
+        return outputs
+
+    def _draw(self, num_local_rows: int) -> list[dict[str, Any]]:
+        self._drawn = super()._draw(num_local_rows)
+        if self.args.progress == "prefix":
+            self._choose_prefixes()
+        return self._drawn
+
+    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+        self._completion_ids = completion_ids_list
+        if self._prefixes is not None:
+            texts = self._tokenizer.batch_decode(self._prefixes, skip_special_tokens=True)
+            self._log_completion_extra("prefix", texts)
+            completions = [_continued(text, completion) for text, completion in zip(texts, completions, strict=True)]
+        return super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+
+    def _advantages(self, outputs: dict[str, Any]) -> torch.Tensor:
+        """Return the advantages of this process's completions, shape (B,) or (B, T)."""
+        args, rewards = self.args, self._total_rewards()
+        if args.progress == "length_penalty":
+            lengths = self.accelerator.gather(self._lengths)
+            shaped = progress.length_penalised(rewards, lengths, self.num_generations, args.progress_weight)
+            return self._local(progress.group_advantages(shaped, self.num_generations, self.scale_rewards))
+        if args.progress == "prefix":
+            self._keep_traces()
+            terminating = self.accelerator.gather(torch.tensor(self._terminating, device=rewards.device))
+            shaped = progress.prefix_rewards(rewards, terminating, self.num_generations, args.progress_weight)
+            self._log_prefixes(rewards, terminating)
+            return self._local(progress.group_advantages(shaped, self.num_generations, self.scale_rewards))
+
+        ends = self._ends()
+        values, outcome_at = self._values(outputs, ends, rewards)
+        width = outputs["completion_ids"].shape[1]
+        if args.progress == "anytime":
+            advantages = progress.anytime_advantages(values, self.num_generations, scale=args.progress_scale)
+            return progress.spread(self._local(advantages), ends, width)
+        factor = self._shrinkage(values, outcome_at)
+        advantages = progress.episode_advantages(
+            values, self.num_generations, scale=args.progress_scale, factor=factor
+        )
+        bonus = progress.spread(self._local(advantages), ends, width)
+        self._show(ends, self._local(values))
+        return outputs["advantages"][:, None] + args.progress_weight * bonus
+
+    def _local(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return this process's rows of what was computed for all."""
+        number = len(self._drawn)
+        return tensor[self.accelerator.process_index * number :][:number]
+
+    # ---- the chance of success at the prefixes ----
+
+    def _ends(self) -> list[list[int]]:
+        """Return where the episodes of each completion end; for `anytime`, where its budgets cut it."""
+        if self.args.progress == "anytime":
+            return [[min(budget, len(ids)) for budget in self.args.budgets] for ids in self._completion_ids]
+        return [episode_ends(ids, token_texts(self._tokenizer, ids), self._rule) for ids in self._completion_ids]
+
+    def _values(
+        self, outputs: dict[str, Any], ends: list[list[int]], rewards: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return J of all processes' completions, and where it is the outcome.
+
+        For `anytime` the columns are the budgets, shape (B, S); else J_0 to J_n, shape (B, E + 1), then NaN.
+        """
+        anytime = self.args.progress == "anytime"
+        masks = outputs["prompt_mask"].bool()
+        prompts = [ids[mask].tolist() for ids, mask in zip(outputs["prompt_ids"], masks, strict=True)]
+        lengths = [len(ids) for ids in self._completion_ids]
+        cuts = [
+            [end for end in row if end < length] if anytime else [0, *row[:-1]]
+            for row, length in zip(ends, lengths, strict=True)
+        ]
+        estimated = self._estimate(prompts, cuts)
+
+        number = [[len(row), len(row) + 1] for row in cuts]  # columns: estimated ones, and the outcome's
+        width = len(self.args.budgets) if anytime else max(columns for _, columns in number)
+        local = torch.full((len(cuts), width), torch.nan, device=rewards.device)
+        for row, values in enumerate(estimated):
+            local[row, : len(values)] = torch.tensor(values, device=rewards.device)
+        estimates = torch.tensor([columns for columns, _ in number], device=rewards.device)
+        values = self.accelerator.gather(
+            self.accelerator.pad_across_processes(local, dim=1, pad_index=torch.nan).contiguous()
+        )
+        estimates = self.accelerator.gather(estimates)[:, None]
+        columns = torch.arange(values.shape[1], device=rewards.device)
+        outcome_at = columns >= estimates if anytime else columns == estimates
+        values = torch.where(outcome_at, rewards[:, None].to(values.dtype), values)
+        if not anytime:  # the empty prefix is the same for a group, whichever process sampled its answers
+            first = values[:, 0].view(-1, self.num_generations).nanmean(1)
+            sampled = ~outcome_at[:, 0]
+            values[:, 0] = torch.where(sampled, first.repeat_interleave(self.num_generations), values[:, 0])
+        self._log_values(values, outcome_at)
+        return values, outcome_at
+
+    def _estimate(self, prompts: list[list[int]], cuts: list[list[int]]) -> list[list[float]]:
+        """Estimate J of this process's prefixes: each completion cut at each of its `cuts`."""
+        distinct: dict[tuple[int, ...], tuple[int, int]] = {}  # equal prefixes are answered once
+        for row, row_cuts in enumerate(cuts):
+            for cut in row_cuts:
+                distinct.setdefault((*prompts[row], *self._completion_ids[row][:cut]), (row, cut))
+        places = list(distinct.values())
+        estimate = self._by_likelihood if self.args.success_estimator == "likelihood" else self._by_rollouts
+        values = dict(zip(distinct, estimate(prompts, places), strict=True))
+        return [
+            [values[(*prompts[row], *self._completion_ids[row][:cut])] for cut in row_cuts]
+            for row, row_cuts in enumerate(cuts)
+        ]
+
+    def _by_rollouts(self, prompts: list[list[int]], places: list[tuple[int, int]]) -> list[float]:
+        """Return the mean reward of forced answers at each prefix, a pair of row and cut."""
+        wanted = len(places)
+        # Ranks generate and score together, so all ask for as many; what a rank adds is thrown away.
+        most = max(gather_object([wanted]))
+        places = [*places, *([places[-1] if places else (0, 0)] * (most - wanted))]
+        repeats = self.args.num_forced_answers
+        texts = [self._text(row, cut) for row, cut in places]
+        forced = [
+            [*prompts[row], *self._completion_ids[row][:cut], *self._forcing.ids_after(text)]
+            for (row, cut), text in zip(places, texts, strict=True)
+        ]
+        with self._bounded_completions(self.args.forced_answer_tokens):
+            answers, _ = super()._generate_single_turn(
+                [ids for ids in forced for _ in range(repeats)], None, {}, repeats
+            )
+        self._count_forced(answers[: wanted * repeats])
+        contents = [
+            text + self._forcing.text_after(text) + answer
+            for text, answer in zip(
+                [text for text in texts for _ in range(repeats)],
+                self._tokenizer.batch_decode(answers, skip_special_tokens=True),
+                strict=True,
+            )
+        ]
+        inputs = [self._drawn[row] for row, _ in places for _ in range(repeats)]
+        scores = self._score(inputs, contents, answers)
+        return scores.view(most, repeats).nanmean(1)[:wanted].tolist()
+
+    def _score(self, inputs: list[dict], contents: list[str], ids: list[list[int]]) -> torch.Tensor:
+        """Return this process's outcome rewards of texts that are no rollouts; NaN where unscorable."""
+        prompts = [row["prompt"] for row in inputs]
+        conversational = is_conversational({"prompt": prompts[0]})
+        completions = [[{"role": "assistant", "content": text}] for text in contents] if conversational else contents
+        with self._throughput.phase("score"):
+            rewards_per_func = GRPOTrainer._calculate_rewards(self, inputs, prompts, completions, ids)
+        self._pending_metrics.clear()  # these belong to the next batch's rollouts, not to forced answers
+        self._pending_extra_logs.clear()
+        first = self.accelerator.process_index * len(inputs)
+        rewards_per_func = rewards_per_func[first : first + len(inputs)]
+        totals = (rewards_per_func * self.reward_weights.to(rewards_per_func.device)).nansum(dim=1)
+        return totals.masked_fill(rewards_per_func.isnan().all(dim=1), torch.nan)
+
+    def _text(self, row: int, cut: int) -> str:
+        return self._tokenizer.decode(self._completion_ids[row][:cut], skip_special_tokens=True)
+
+    @contextmanager
+    def _bounded_completions(self, length: int) -> Iterator[None]:
+        """Generate at most `length` tokens inside the block, whichever engine does it."""
+        holders = [(self, "max_completion_length")]
+        if self.use_vllm:
+            holders.append((self.vllm_generation, "max_completion_length"))
+        else:
+            holders.append((self.generation_config, "max_new_tokens"))
+        before = [getattr(holder, name) for holder, name in holders]
+        for holder, name in holders:
+            setattr(holder, name, length)
+        try:
+            yield
+        finally:
+            for (holder, name), value in zip(holders, before, strict=True):
+                setattr(holder, name, value)
+
+    # ---- rollouts from stale prefixes ----
+
+    def _choose_prefixes(self) -> None:
+        """Cut the stale trace of every drawn row after a random number of its episodes."""
+        missing = [row for row in dict.fromkeys(self._drawn_rows) if row not in self._pool]
+        if missing:
+            self._pool.put(self._sample_traces(missing))
+        # One seed for a batch: every process makes the same cuts, and a resumed run makes them again.
+        generator = np.random.default_rng([self.args.seed, self._step])
+        prefixes = []
+        for row in self._drawn_rows:
+            ids = self._pool.get(row)
+            ends = [0, *episode_ends(ids, token_texts(self._tokenizer, ids), self._rule)][:-1] or [0]
+            prefixes.append(ids[: ends[generator.integers(len(ends))]])
+        first = len(self._drawn) * self.accelerator.process_index
+        self._prefixes, self._terminating = [], []
+        for row in range(first, first + len(self._drawn)):
+            prefix = prefixes[row // self.num_generations]
+            terminating = row % self.num_generations >= self.num_generations - self.args.terminating_generations
+            if terminating:
+                text = self._tokenizer.decode(prefix, skip_special_tokens=True)
+                prefix = [*prefix, *self._forcing.ids_after(text)]
+            self._prefixes.append(prefix)
+            self._terminating.append(terminating)
+
+    def _sample_traces(self, rows: list[int]) -> dict[int, list[int]]:
+        """Sample a trace of each training row, the rows divided among the processes."""
+        processes = self.accelerator.num_processes
+        share = -(-len(rows) // processes)
+        padded = rows + [rows[-1]] * (share * processes - len(rows))
+        own = padded[share * self.accelerator.process_index :][:share]
+        prompt_ids, images, fields = super()._tokenize_prompts([self.train_dataset[row]["prompt"] for row in own])
+        completion_ids, _ = super()._generate_single_turn(prompt_ids, images, fields, 1)
+        self._count_forced(completion_ids)
+        return dict(zip(padded, gather_object([list(ids) for ids in completion_ids]), strict=True))
+
+    def _tokenize_prompts(self, prompts: list):
+        prompt_ids, images, fields = super()._tokenize_prompts(prompts)
+        if self._prefixes is not None:
+            if images is not None:
+                raise ValueError("progress: prefix is for text only: a prompt of this batch has images")
+            prompt_ids = [[*ids, *prefix] for ids, prefix in zip(prompt_ids, self._prefixes, strict=True)]
+        return prompt_ids, images, fields
+
+    def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, **kwargs):
+        if self._prefixes is None:
+            return super()._generate_single_turn(prompt_ids, images, multimodal_fields, num_generations, **kwargs)
+        # A group has two kinds of prompts, so a server must not take the first for all of them.
+        completion_ids, logprobs = super()._generate_single_turn(prompt_ids, images, multimodal_fields, 1, **kwargs)
+        room = [
+            self.args.forced_answer_tokens if terminating else self.max_completion_length - len(prefix)
+            for prefix, terminating in zip(self._prefixes, self._terminating, strict=True)
+        ]
+        completion_ids = [ids[:length] for ids, length in zip(completion_ids, room, strict=True)]
+        if logprobs is not None:
+            logprobs = [values[:length] for values, length in zip(logprobs, room, strict=True)]
+        return completion_ids, logprobs
+
+    def _keep_traces(self) -> None:
+        """Leave one whole new trace of every drawn row for its next visit."""
+        traces = [
+            [] if terminating else [*prefix, *ids]
+            for prefix, ids, terminating in zip(self._prefixes, self._completion_ids, self._terminating, strict=True)
+        ]
+        traces = gather_object(traces)
+        continuing = self.num_generations - self.args.terminating_generations
+        chosen = np.random.default_rng([self.args.seed, self._step, 1]).integers(
+            continuing, size=len(self._drawn_rows)
+        )
+        self._pool.put(
+            {
+                row: traces[group * self.num_generations + member]
+                for group, (row, member) in enumerate(zip(self._drawn_rows, chosen, strict=True))
+            }
+        )
+
+    # ---- logs ----
+
+    def _count_forced(self, completion_ids: Sequence[Sequence[int]]) -> None:
+        """Count tokens that were sampled beside the rollouts, and warn where answers do not come to an end."""
+        eos = set(self.eos_token_ids)
+        ended = sum(bool(ids) and ids[-1] in eos for ids in completion_ids)
+        own = [sum(map(len, completion_ids)), ended, len(completion_ids)]
+        tokens, ended, number = np.sum(gather_object([own]), axis=0).tolist()
+        self._rollout_tokens += tokens
+        if self._prefixes is None and number:
+            self._log("forced_ended", ended / number)
+
+    def _shrinkage(self, values: torch.Tensor, outcome_at: torch.Tensor) -> float:
+        if self.args.success_estimator == "likelihood":
+            return 1.0
+        noise = progress.progress_noise(values, self.args.num_forced_answers, outcome_at)
+        factor = progress.shrinkage(progress.progress_of(values), noise, self.num_generations)
+        self._log("shrinkage", factor)
+        return factor
+
+    def _log_values(self, values: torch.Tensor, outcome_at: torch.Tensor) -> None:
+        sampled = ~outcome_at & ~values.isnan()
+        if self.args.success_estimator == "rollouts" and sampled.any():
+            variance = progress.binomial_variance(values[sampled], self.args.num_forced_answers)
+            self._log("standard_error", variance.mean().sqrt().item())
+        self._log("value_at_start", values[:, 0].nanmean().item())
+        if self.args.progress == "episode":
+            steps = progress.progress_of(values)
+            self._log("episodes", (~values.isnan()).sum(1).float().mean().item() - 1)
+            self._log("mean", steps.nanmean().item())
+            self._log("first", steps[:, 0].nanmean().item())
+
+    def _log_prefixes(self, rewards: torch.Tensor, terminating: torch.Tensor) -> None:
+        lengths = torch.tensor([len(prefix) for prefix in self._prefixes], dtype=torch.float32, device=rewards.device)
+        self._log("prefix_tokens", self.accelerator.gather(lengths).mean().item())
+        self._log("value_continuing", rewards[~terminating].nanmean().item())
+        if terminating.any():
+            self._log("value_terminating", rewards[terminating].nanmean().item())
+
+    def _log(self, name: str, value: float) -> None:
+        self._metrics["train"][f"progress/{name}"].append(value)
+
+    def _show(self, ends: list[list[int]], values: torch.Tensor) -> None:
+        """Keep some of this process's traces for `traces.jsonl`."""
+        self._traces = []
+        for row in range(min(NUM_KEPT_TRACES, len(ends))):
+            ids, texts, start = self._completion_ids[row], [], 0
+            for end in ends[row]:
+                texts.append(self._tokenizer.decode(ids[start:end], skip_special_tokens=True))
+                start = end
+            own = values[row, : len(texts) + 1].tolist()
+            prompt = self._drawn[row]["prompt"]
+            self._traces.append(
+                {
+                    "step": self.state.global_step,
+                    "distribution": self._drawn[row].get(self.args.distribution_column, "all"),
+                    "prompt": prompt if isinstance(prompt, str) else prompt[-1]["content"],
+                    "episodes": texts,
+                    "values": [None if value != value else value for value in own],
+                    "correct": None if not own or own[-1] != own[-1] else own[-1] >= 1.0,
+                }
+            )
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if self._traces and self.args.log_completions and self.is_world_process_zero():
+            path = Path(self.args.output_dir) / "traces.jsonl"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_name(".traces.tmp")
+            temporary.write_text("".join(json.dumps(trace) + "\n" for trace in self._traces))
+            temporary.replace(path)
+        super().log(logs, start_time)
+
+    # ---- checkpoints ----
+
+    def _save_checkpoint(self, model, trial):
+        if self.args.progress == "prefix" and self.args.should_save:
+            folder = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            self._pool.save(Path(self._get_output_dir(trial=trial)) / folder)
+        super()._save_checkpoint(model, trial)
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and self.args.progress == "prefix":
+            self._pool.load(Path(checkpoint))
+
+
+def _continued(prefix: str, completion: str | list[dict[str, Any]]) -> str | list[dict[str, Any]]:
+    """Return a completion with the text that it continues before it."""
+    if isinstance(completion, str):
+        return prefix + completion
+    message, *rest = completion
+    return [{**message, "content": prefix + (message["content"] or "")}, *rest]

@@ -1,0 +1,244 @@
+"""Advantages from progress: what each episode of a trace added to the chance of success. Pure functions, no TRL.
+
+J_j is the chance of success if the trace were stopped after j episodes and had to answer; J_0 is that of answering at
+once, and the last one is the outcome itself. An episode's progress is p_j = J_j - J_(j-1) (arXiv 2503.07572, 6.1).
+
+Two ways to get nothing from it, both shown by tests:
+
+- The sum of a trace's progress telescopes to outcome - J_0. Paid at the end of an on-policy trace it is the outcome
+  once more: J_0 is the same for the whole group and falls out of the group's mean.
+- A bonus with a baseline that is constant over the group, r + alpha (r - b), is GRPO scaled by 1 + alpha, and
+  dividing by the standard deviation removes even the scale.
+
+So here every episode is paid for its own progress and nothing else of it ([`episode_advantages`]), or rollouts that
+stop at a prefix and rollouts that continue from it share one group ([`prefix_rewards`]), or the return counts success
+at every budget from the token on ([`anytime_advantages`]). Values have shape (B, E + 1) with rows of whole groups of
+`group_size`, J_0 first, and NaN after a trace's last episode.
+
+Deviations: the paper gives neither alpha's value nor a normalisation. A trace that has ended makes no more progress,
+so it counts as 0 in the baseline of later episodes; without that, the only trace with a fourth episode would be its
+own baseline. Noise of sampled J is shrunk away where it would drown the signal ([`shrinkage`]).
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+SCALES = ("batch", "group", "none")
+EPSILON = 1e-4  # as in TRL's own division by a standard deviation
+
+
+def progress_of(values: torch.Tensor) -> torch.Tensor:
+    """Return the progress of every episode.
+
+    Args:
+        values (`torch.Tensor` of shape (B, E + 1)): J_0 to J_n of each trace, NaN after its last.
+
+    Returns:
+        `torch.Tensor` of shape (B, E): J_j - J_(j-1), NaN where there is no such episode.
+    """
+    return values[:, 1:] - values[:, :-1]
+
+
+def shrinkage(progress: torch.Tensor, noise_variance: torch.Tensor, group_size: int) -> float:
+    """Return the share of the progress' variance that is no sampling noise, in [0, 1].
+
+    The best linear estimate of a noisy quantity is its mean plus this share of the deviation (James and Stein's, with
+    the variances pooled over the batch). 1 for an estimator without noise.
+
+    Args:
+        progress (`torch.Tensor` of shape (B, E)): estimated progress, NaN where there is no episode.
+        noise_variance (`torch.Tensor` of shape (B, E)): variance of each estimate about its true value.
+        group_size (`int`): completions of a prompt, G.
+
+    Returns:
+        `float`: 1 without noise or without episodes, 0 where noise explains all of the variance.
+    """
+    exists = ~progress.isnan()
+    if not exists.any():
+        return 1.0
+    noise = noise_variance[exists].mean().item() * (1 - 1 / group_size)  # the group's mean takes its part of it away
+    observed = _centred(progress, group_size)[exists].square().mean().item()
+    if noise <= 0:
+        return 1.0
+    return max(0.0, 1.0 - noise / observed) if observed > 0 else 0.0
+
+
+def binomial_variance(values: torch.Tensor, num_answers: int) -> torch.Tensor:
+    """Return the unbiased estimate of the variance of a mean of `num_answers` rewards of 0 or 1, shape as `values`.
+
+    With a single answer nothing is known about it, and the largest possible variance, 1/4, stands for it.
+    """
+    if num_answers < 2:
+        return torch.full_like(values, 0.25)
+    return values * (1 - values) / (num_answers - 1)
+
+
+def progress_noise(values: torch.Tensor, num_answers: int, ends_with_outcome: torch.Tensor) -> torch.Tensor:
+    """Return the sampling variance of every episode's progress.
+
+    Args:
+        values (`torch.Tensor` of shape (B, E + 1)): J estimated by `num_answers` sampled answers each. J_0 is one
+            estimate for a whole group, so its noise falls out of the group's mean and counts as none.
+        num_answers (`int`): K.
+        ends_with_outcome (`torch.Tensor` of shape (B, E + 1), bool): the values that are the outcome, without noise.
+
+    Returns:
+        `torch.Tensor` of shape (B, E): the variances; those of two neighbours add up.
+    """
+    variance = binomial_variance(values, num_answers).masked_fill(ends_with_outcome, 0.0)
+    variance[:, 0] = 0.0
+    return variance[:, 1:] + variance[:, :-1]
+
+
+def episode_advantages(
+    values: torch.Tensor, group_size: int, *, scale: str = "batch", factor: float = 1.0
+) -> torch.Tensor:
+    """Return every episode's advantage: its progress against the group's mean progress at the same episode.
+
+    Args:
+        values (`torch.Tensor` of shape (B, E + 1)): J_0 to J_n of each trace, NaN after its last; a row that is NaN
+            up to its last value (an unscorable outcome) keeps what is known.
+        group_size (`int`): completions of a prompt, G; B is a multiple of it.
+        scale (`str`, *optional*, defaults to `"batch"`): divide by the standard deviation over the `batch`, over each
+            `group`, or not at all (`none`).
+        factor (`float`, *optional*, defaults to `1.0`): what [`shrinkage`] returned.
+
+    Returns:
+        `torch.Tensor` of shape (B, E): advantages, 0 where there is no episode.
+    """
+    progress = progress_of(values)
+    return factor * _scaled(_centred(progress, group_size), ~progress.isnan(), group_size, scale)
+
+
+def anytime_advantages(values: torch.Tensor, group_size: int, *, scale: str = "batch") -> torch.Tensor:
+    """Return the advantage of every segment between budgets, after AnytimeReasoner's BRPO (arXiv 2505.13438).
+
+    Segment s of S lies between budget s - 1 and budget s. Its return is the mass of what success at its own and every
+    later budget pays, each budget 1/S: R_s = sum over s' >= s of J_s' / S. Its baseline mixes what the trace had
+    reached before, J of the s - 1 earlier budgets weighted by 2^t and paid for the remaining mass, with the group's
+    mean of R_s: ((s - 1) own + (S - s + 1) group) / S.
+
+    Args:
+        values (`torch.Tensor` of shape (B, S)): J at each budget; the outcome where the trace had ended by then.
+        group_size (`int`): completions of a prompt, G.
+        scale (`str`, *optional*, defaults to `"batch"`): as for [`episode_advantages`].
+
+    Returns:
+        `torch.Tensor` of shape (B, S): advantages; 0 throughout a row that has NaN.
+
+    The released code trains its answer policy apart, on the forced answers; here only the trace itself is trained.
+    """
+    num_budgets = values.shape[1]
+    remaining = torch.arange(num_budgets, 0, -1, dtype=values.dtype, device=values.device) / num_budgets
+    returns = values.flip(1).cumsum(1).flip(1) / num_budgets
+    known = values.isfinite().all(dim=1, keepdim=True).expand_as(values)
+    returns = returns.masked_fill(~known, torch.nan)
+    group = returns.view(-1, group_size, num_budgets).nanmean(1).repeat_interleave(group_size, 0)
+    weight = 2.0 ** torch.arange(num_budgets, dtype=values.dtype, device=values.device)
+    earlier = torch.zeros_like(values)
+    earlier[:, 1:] = (values * weight).cumsum(1)[:, :-1] / weight.cumsum(0)[:-1]
+    count = torch.arange(num_budgets, dtype=values.dtype, device=values.device)
+    baseline = (count * earlier * remaining + (num_budgets - count) * group) / num_budgets
+    return _scaled((returns - baseline).nan_to_num(0.0), known, group_size, scale)
+
+
+def prefix_rewards(rewards: torch.Tensor, terminating: torch.Tensor, group_size: int, alpha: float) -> torch.Tensor:
+    """Return the rewards of rollouts that continue from a prefix and of those that answer there, for a joint group.
+
+    Args:
+        rewards (`torch.Tensor` of shape (B,)): outcomes; NaN where unscorable.
+        terminating (`torch.Tensor` of shape (B,), bool): rollouts that were forced to answer at the prefix.
+        group_size (`int`): rollouts of a prefix, G, of both kinds.
+        alpha (`float`): weight of the bonus.
+
+    Returns:
+        `torch.Tensor` of shape (B,): r for a terminating rollout, r + alpha (r - b) for a continuing one, with b the
+        mean reward of the group's terminating rollouts; no bonus where the group has none that could be scored.
+    """
+    rewards_NG, terminating_NG = rewards.view(-1, group_size), terminating.view(-1, group_size)
+    baseline_N1 = rewards_NG.masked_fill(~terminating_NG, torch.nan).nanmean(1, keepdim=True)
+    bonus_NG = (alpha * (rewards_NG - baseline_N1)).masked_fill(terminating_NG | baseline_N1.isnan(), 0.0)
+    return (rewards_NG + bonus_NG).view(-1)
+
+
+def length_penalised(rewards: torch.Tensor, lengths: torch.Tensor, group_size: int, weight: float) -> torch.Tensor:
+    """Return rewards that fall with length among the right answers of a group (arXiv 2502.04463, eq. 4 and 5).
+
+    Args:
+        rewards (`torch.Tensor` of shape (B,)): outcomes, 1 for a right answer.
+        lengths (`torch.Tensor` of shape (B,)): tokens of the completions.
+        group_size (`int`): completions of a prompt, G.
+        weight (`float`): 0 to 1; the share of the reward that length can take.
+
+    Returns:
+        `torch.Tensor` of shape (B,): r (1 - weight * sigmoid((length - mean) / deviation)), mean and standard
+        deviation over the group's right answers; a wrong answer keeps its reward.
+    """
+    lengths = lengths.to(rewards.dtype)
+    right = rewards >= 1.0
+    known = lengths.masked_fill(~right, torch.nan).view(-1, group_size)
+    mean = known.nanmean(1, keepdim=True)
+    deviation = (known - mean).square().nanmean(1, keepdim=True).sqrt()
+    relative = ((lengths.view(-1, group_size) - mean) / (deviation + EPSILON)).reshape(-1)
+    return torch.where(right, rewards * (1 - weight * torch.sigmoid(relative)), rewards)
+
+
+def group_advantages(rewards: torch.Tensor, group_size: int, scale: str) -> torch.Tensor:
+    """Return GRPO's advantages of a reward, shape (B,), as TRL computes them; NaN rewards get 0.
+
+    Args:
+        rewards (`torch.Tensor` of shape (B,)): NaN where unscorable.
+        group_size (`int`): G.
+        scale (`str`): `group`, `batch` or `none`, TRL's `scale_rewards`.
+    """
+    rewards_NG = rewards.view(-1, group_size)
+    centred = rewards_NG - rewards_NG.nanmean(1, keepdim=True)
+    if scale == "group":
+        centred = centred / (_nanstd(rewards_NG, dim=1) + EPSILON)
+    elif scale == "batch":
+        centred = centred / (_nanstd(rewards.view(1, -1), dim=1) + EPSILON)
+    return centred.reshape(-1).nan_to_num(0.0)
+
+
+def spread(per_episode: torch.Tensor, ends: Sequence[Sequence[int]], width: int) -> torch.Tensor:
+    """Give every token the number of its episode.
+
+    Args:
+        per_episode (`torch.Tensor` of shape (B, E)): one number an episode.
+        ends (`Sequence` of length B): the token position after each episode of a row, increasing.
+        width (`int`): T.
+
+    Returns:
+        `torch.Tensor` of shape (B, T): 0 after a row's last episode.
+    """
+    tokens = torch.zeros(len(ends), width, dtype=per_episode.dtype, device=per_episode.device)
+    for row, row_ends in enumerate(ends):
+        start = 0
+        for episode, end in enumerate(row_ends):
+            tokens[row, start:end] = per_episode[row, episode]
+            start = end
+    return tokens
+
+
+def _centred(progress: torch.Tensor, group_size: int) -> torch.Tensor:
+    """Subtract the group's mean progress at each episode; an ended trace makes none. 0 where there is no episode."""
+    filled = progress.nan_to_num(0.0).view(-1, group_size, progress.shape[1])
+    return (filled - filled.mean(1, keepdim=True)).view_as(progress).masked_fill(progress.isnan(), 0.0)
+
+
+def _scaled(centred: torch.Tensor, exists: torch.Tensor, group_size: int, scale: str) -> torch.Tensor:
+    """Divide by the root mean square of the entries that exist, over the batch or each group."""
+    if scale == "none":
+        return centred
+    rows = len(centred) if scale == "batch" else group_size
+    squares = centred.square().view(-1, rows, centred.shape[1]).sum((1, 2))
+    number = exists.view(-1, rows, centred.shape[1]).sum((1, 2)).clamp(min=1)
+    return centred / ((squares / number).sqrt() + EPSILON).repeat_interleave(rows)[:, None]
+
+
+def _nanstd(values: torch.Tensor, dim: int) -> torch.Tensor:
+    """Return the unbiased standard deviation without NaN entries, kept dimensions; 0 for a single entry."""
+    number = (~values.isnan()).sum(dim, keepdim=True)
+    squares = (values - values.nanmean(dim, keepdim=True)).square().nansum(dim, keepdim=True)
+    return (squares / (number - 1).clamp(min=1)).sqrt()
