@@ -1,11 +1,12 @@
-"""GRPO with a learned curriculum over task distributions.
+"""GRPO with a learned curriculum over task distributions, and with pay for progress.
 
     metatune grpo --config recipes/dump/FILE.yaml
     accelerate launch recipes/grpo.py --config recipes/dump/FILE.yaml
 
 Data is either `distributions:` (built-in families, reasoning-gym generators, files or hub datasets) or `dataset_name`,
 any dataset that TRL's GRPO trainer takes with one more column, `distribution`. Everything else is TRL's `GRPOConfig`
-and `ModelConfig`. `curriculum: uniform` over one distribution is stock `GRPOTrainer`, bit for bit.
+and `ModelConfig`. `progress: episode|prefix|anytime|length_penalty` pays for more than the outcome (MRT). With
+`curriculum: uniform` over one distribution and `progress: none` it is stock `GRPOTrainer`, bit for bit.
 
 Writes into `output_dir`: the trained model (its adapter with `use_peft: true`) and its tokenizer, `checkpoint-*`,
 `recipe.yaml` (every option that is not a default), `metrics.jsonl` (one JSON object a log line) and, with
@@ -32,7 +33,7 @@ from metatune.recipes.run_folder import (
     train_and_save,
 )
 from metatune.recipes.sharding import shard_small_parameters
-from metatune.trainers import DUMPConfig
+from metatune.trainers import MRTConfig
 
 
 @dataclass
@@ -103,7 +104,7 @@ def load_reward(name: str):
         raise ConfigError(f"reward_funcs: '{name}' cannot be imported: {error}") from error
 
 
-def check(script_args: GRPOScriptArguments, training_args: DUMPConfig, model_args: ModelConfig) -> None:
+def check(script_args: GRPOScriptArguments, training_args: MRTConfig, model_args: ModelConfig) -> None:
     """Raise [`ConfigError`] for what can be told before any process is launched."""
     if model_args.model_name_or_path is None:
         raise ConfigError("give `model_name_or_path`: a folder, a hub name, or starter")
@@ -111,12 +112,12 @@ def check(script_args: GRPOScriptArguments, training_args: DUMPConfig, model_arg
     check_checkpoint(training_args)
 
 
-def main(script_args: GRPOScriptArguments, training_args: DUMPConfig, model_args: ModelConfig) -> None:
+def main(script_args: GRPOScriptArguments, training_args: MRTConfig, model_args: ModelConfig) -> None:
     """Train, and save the model and its tokenizer in `training_args.output_dir`."""
     from trl import get_peft_config, get_quantization_config
 
     from metatune.recipes.callbacks import MetricsLog, ProgressLine
-    from metatune.trainers import DUMPTrainer
+    from metatune.trainers import DUMPTrainer, MRTTrainer
     from metatune.trainers.rollout_checkpoint import last_complete_checkpoint
 
     check(script_args, training_args, model_args)
@@ -127,7 +128,7 @@ def main(script_args: GRPOScriptArguments, training_args: DUMPConfig, model_args
     train_dataset, eval_dataset = load_data(script_args, with_evaluation=training_args.eval_strategy != "no")
     reward_funcs = [load_reward(name) for name in script_args.reward_funcs or ["correctness"]]
     try:
-        trainer = DUMPTrainer(
+        trainer = (DUMPTrainer if training_args.progress == "none" else MRTTrainer)(
             model=model_to_load(model_args),
             reward_funcs=reward_funcs,
             args=training_args,
@@ -147,7 +148,7 @@ def main(script_args: GRPOScriptArguments, training_args: DUMPConfig, model_args
 
 def make_parser(prog: str | None = None) -> StrictParser:
     """Return the parser of this recipe's options."""
-    return StrictParser((GRPOScriptArguments, DUMPConfig, ModelConfig), prog=prog)
+    return StrictParser((GRPOScriptArguments, MRTConfig, ModelConfig), prog=prog)
 
 
 if __name__ == "__main__":

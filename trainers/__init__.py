@@ -5,8 +5,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .dump_config import DUMPConfig
     from .dump_trainer import DUMPTrainer
+    from .mrt_config import MRTConfig
+    from .mrt_trainer import MRTTrainer
 
-__all__ = ["DUMPConfig", "DUMPTrainer"]
+__all__ = ["DUMPConfig", "DUMPTrainer", "MRTConfig", "MRTTrainer"]
 
 
 def __getattr__(name: str):
@@ -14,5 +16,6 @@ def __getattr__(name: str):
 
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = "dump_config" if name.endswith("Config") else "dump_trainer"
+    kind = "Config" if name.endswith("Config") else "Trainer"
+    module = f"{name.removesuffix(kind)}_{kind}".lower()
     return getattr(import_module(f".{module}", __name__), name)

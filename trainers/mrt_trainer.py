@@ -14,8 +14,8 @@ What deviates from the paper or its released code, and why:
   mean; here terminating and continuing rollouts share one group.
 - The paper draws prefixes once from the base model. Here a row's prefix is cut from the trace that was sampled when
   the row was last drawn; at its first visit one is sampled beforehand.
-- J by 4 answers has a standard error of up to 0.25: the progress is shrunk by the share of noise in its variance. Where
-  a task can list its accepted answers, their summed likelihood replaces sampling.
+- J by 4 answers has a standard error of up to 0.25: the progress is shrunk by the share of noise in its variance.
+  Where a task can list its accepted answers, their summed likelihood replaces sampling.
 - The curriculum sees the outcome's advantages, never the bonus.
 
 The mathematics is in `progress.py`.
