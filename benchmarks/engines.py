@@ -194,6 +194,8 @@ def measure_steps(steps: int) -> None:
     trainer.train()
     if trainer.is_world_process_zero():
         print("\n" + json.dumps(seconds[6:]), flush=True)
+    trainer.accelerator.wait_for_everyone()  # a process that leaves first takes the other's connections with it
+    trainer.accelerator.end_training()
 
 
 def worker(*args: str, launch: str | None = None, limit: float = 600) -> list[float]:
