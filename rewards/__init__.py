@@ -2,7 +2,9 @@
 
 from .bounded import BoundedGrader, GraderStartError
 from .correctness import correctness_reward
+from .episodes import EpisodeRule, episode_ends, token_texts
 from .extraction import extract_answer
+from .forcing import Forcing
 from .knights_and_knaves import KnightsAndKnavesVerifier
 from .math_answer import MathVerifier
 from .reasoning_gym_answer import ReasoningGymVerifier
@@ -12,13 +14,17 @@ __all__ = [
     "VERIFIERS",
     "BoundedGrader",
     "CountdownVerifier",
+    "EpisodeRule",
     "ExactVerifier",
+    "Forcing",
     "GraderStartError",
     "KnightsAndKnavesVerifier",
     "MathVerifier",
     "ReasoningGymVerifier",
     "Verifier",
     "correctness_reward",
+    "episode_ends",
     "extract_answer",
     "get_verifier",
+    "token_texts",
 ]

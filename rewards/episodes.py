@@ -1,0 +1,190 @@
+r"""Where a trace is cut into episodes: token positions of the sampled ids.
+
+    rule = EpisodeRule.from_options({"by": "phrases", "group": 5})
+    ends = episode_ends(ids, token_texts(tokenizer, ids), rule)      # the last is len(ids)
+
+| by | an episode |
+|---|---|
+| `phrases` | opens with a paragraph that begins with a turning phrase, `min_paragraphs` or more after the last |
+| `delimiter` | ends with `delimiter`, which belongs to it |
+| `regex` | begins at each match of `regex` |
+| `tokens` | has `tokens` tokens |
+
+Then everything from episode `max_episodes` on is one, and every `group` episodes are made one. Where `thinking_end`
+stands in the trace, an episode ends after it and none later: the answer is one episode.
+
+What deviates from the authors' analysis code (the training code is not public), and why:
+
+- It splits decoded text and encodes the parts again; the ids of the parts are then not those that were sampled. Here a
+  boundary is a position in the sampled ids; a token that straddles one belongs to the earlier episode.
+- It counts the thought alone; here the answer is the last episode, because its tokens are trained too.
+- Its limits (49 steps in groups of 5, 45 of 3, 99 of 10) were set by data set; here there are none by default.
+"""
+
+import difflib
+import re
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from itertools import accumulate
+from typing import Any
+
+from tokenizers.decoders import DecodeStream
+from transformers import PreTrainedTokenizerBase
+
+TURNING_PHRASES = (
+    "Wait",
+    "But wait",
+    "Alternatively",
+    "Is there another way to think about this?",
+    "But let me double-check",
+    "But hold on",
+)
+KINDS = ("phrases", "delimiter", "regex", "tokens")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpisodeRule:
+    r"""
+    How a trace is cut.
+
+    Args:
+        by (`str`, *optional*, defaults to `"phrases"`): `phrases`, `delimiter`, `regex` or `tokens`.
+        phrases (`Sequence[str]`, *optional*): what a paragraph that opens an episode begins with.
+        paragraph (`str`, *optional*, defaults to two newlines): what separates paragraphs.
+        min_paragraphs (`int`, *optional*, defaults to `3`): fewest paragraphs of an episode of `phrases`.
+        delimiter (`str`, *optional*, defaults to a newline): what ends an episode of `delimiter`.
+        regex (`str`, *optional*): what begins an episode of `regex`; `^` and `$` match at lines.
+        tokens (`int`, *optional*): length of an episode of `tokens`.
+        max_episodes (`int`, *optional*): largest number of episodes, before they are grouped.
+        group (`int`, *optional*, defaults to `1`): how many episodes are made one.
+        thinking_end (`str`, *optional*, defaults to `"</think>"`): what ends the thinking; `None` for nothing.
+
+    Raises:
+        ValueError: an option is out of its range, or the one that `by` needs is missing.
+    """
+
+    by: str = "phrases"
+    phrases: Sequence[str] = TURNING_PHRASES
+    paragraph: str = "\n\n"
+    min_paragraphs: int = 3
+    delimiter: str = "\n"
+    regex: str | None = None
+    tokens: int | None = None
+    max_episodes: int | None = None
+    group: int = 1
+    thinking_end: str | None = "</think>"
+
+    def __post_init__(self):
+        if self.by not in KINDS:
+            raise ValueError(f"episodes: by is one of {', '.join(KINDS)}, not {self.by!r}")
+        object.__setattr__(self, "phrases", (self.phrases,) if isinstance(self.phrases, str) else tuple(self.phrases))
+        for name in ("min_paragraphs", "group", "max_episodes", "tokens"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+                raise ValueError(f"episodes: {name} must be a whole number above 0, got {value!r}")
+        for name in ("paragraph", "delimiter"):
+            if not isinstance(getattr(self, name), str) or not getattr(self, name):
+                raise ValueError(f"episodes: {name} must be a text that is not empty, got {getattr(self, name)!r}")
+        if self.by == "phrases" and not all(isinstance(phrase, str) and phrase for phrase in self.phrases or [""]):
+            raise ValueError("episodes: phrases needs at least one phrase, and none may be empty")
+        if self.by == "tokens" and self.tokens is None:
+            raise ValueError("episodes: {by: tokens} needs tokens, the length of an episode")
+        if self.by == "regex":
+            if not self.regex:
+                raise ValueError("episodes: {by: regex} needs regex, what an episode begins with")
+            try:
+                re.compile(self.regex)
+            except re.error as error:
+                raise ValueError(f"episodes: regex {self.regex!r} is none: {error}") from error
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any] | None) -> "EpisodeRule":
+        """Make a rule from a recipe's options; `None` is the default rule.
+
+        Raises:
+            ValueError: an option is unknown, or as above.
+        """
+        known = [field.name for field in fields(cls)]
+        for name in options or {}:
+            if name not in known:
+                close = difflib.get_close_matches(str(name), known, n=1)
+                hint = f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(known)}"
+                raise ValueError(f"episodes: unknown option {name!r}{hint}")
+        return cls(**(options or {}))
+
+
+def token_texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
+    """Return the text that each token completes; joined, the decoded ids with their special tokens.
+
+    A token that ends inside a character gets the empty text, and the one that completes it the whole character.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): a fast tokenizer.
+        ids (`Sequence[int]` of length T): sampled token ids.
+
+    Returns:
+        `list[str]` of length T.
+    """
+    backend = tokenizer.backend_tokenizer
+    stream = DecodeStream(skip_special_tokens=False)
+    texts = [stream.step(backend, token) or "" for token in ids]
+    if texts:  # bytes at the end that never became a character
+        texts[-1] += backend.decode(list(ids), skip_special_tokens=False)[sum(map(len, texts)) :]
+    return texts
+
+
+def episode_ends(ids: Sequence[int], texts: Sequence[str], rule: EpisodeRule) -> list[int]:
+    """Return the position after each episode's last token.
+
+    Args:
+        ids (`Sequence[int]` of length T): token ids of a completion.
+        texts (`Sequence[str]` of length T): what [`token_texts`] returned for them.
+        rule ([`EpisodeRule`]): how to cut.
+
+    Returns:
+        `list[int]`: increasing strictly, the last is T; empty for an empty completion. A trace without any boundary is
+        one episode, and so is what follows the last boundary of one that was truncated.
+    """
+    if not len(ids):
+        return []
+    reached = list(accumulate(map(len, texts)))  # characters complete after each token
+    text = "".join(texts)
+    thought = len(text)
+    if rule.thinking_end and (found := text.find(rule.thinking_end)) >= 0:
+        thought = found + len(rule.thinking_end)
+
+    if rule.by == "tokens":
+        thought_tokens = _token_after(reached, thought) if thought < len(text) else len(ids)
+        ends = list(range(rule.tokens, thought_tokens, rule.tokens))
+    else:
+        ends = [_token_after(reached, start) for start in _starts(text[:thought], rule) if start > 0]
+    ends = sorted({end for end in ends if 0 < end < len(ids)})
+    if rule.max_episodes is not None:
+        ends = ends[: rule.max_episodes - 1]
+    ends = ends[rule.group - 1 :: rule.group]
+    if thought < len(text) and (after := _token_after(reached, thought)) < len(ids):
+        ends = [*(end for end in ends if end < after), after]
+    return [*ends, len(ids)]
+
+
+def _starts(text: str, rule: EpisodeRule) -> list[int]:
+    """Return the characters at which episodes after the first begin."""
+    if rule.by == "delimiter":
+        return [match.end() for match in re.finditer(re.escape(rule.delimiter), text)]
+    if rule.by == "regex":
+        return [match.start() for match in re.finditer(rule.regex, text, re.MULTILINE)]
+    starts, position, since = [], 0, 0
+    for number, paragraph in enumerate(text.split(rule.paragraph)):
+        opens = paragraph.lstrip().startswith(rule.phrases)
+        if number and opens and since >= rule.min_paragraphs:
+            starts.append(position)
+            since = 0
+        since += 1
+        position += len(paragraph) + len(rule.paragraph)
+    return starts
+
+
+def _token_after(reached: Sequence[int], character: int) -> int:
+    """Return the first token position at which `character` characters are complete."""
+    return bisect_left(reached, character) + 1

@@ -1,0 +1,77 @@
+r"""The text that makes a model answer now: it ends the thinking and opens the final answer.
+
+    forcing = Forcing(tokenizer)                     # what is known for the chat template
+    forcing = Forcing(tokenizer, "\n</think>\n\nSo the answer is \\boxed{")
+    ids = [*prompt_ids, *trace_ids[:end], *forcing.ids_after(text_of_the_cut_trace)]
+
+The suffix is encoded on its own, because the ids before it were sampled and must stay as they are.
+"""
+
+from transformers import PreTrainedTokenizerBase
+
+from .extraction import MARK
+
+THINKING_END = "</think>"
+THINKING_SUFFIX = f"\n\nThat is all the time I have, so I answer now.\n{THINKING_END}\n\nMy final answer: \\boxed{{"
+LINE_SUFFIX = f"\n{MARK}"
+LINE_TEMPLATE_MARK = "<|assistant|>"  # with the token `answer`, the starter's own
+
+
+class Forcing:
+    """Appends the forcing suffix.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): the model's, with its chat template.
+        suffix (`str`, *optional*): the text; by default what is known for the chat template.
+
+    Raises:
+        ValueError: none is known and none is given; it is empty; or the model thinks and the suffix does not end that.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, suffix: str | None = None):
+        self.suffix = _default_suffix(tokenizer) if suffix is None else suffix
+        if not self.suffix.strip():
+            raise ValueError("forcing_suffix is empty: give the text that ends the thinking and opens the answer")
+        if _thinks(tokenizer) and THINKING_END not in self.suffix:
+            raise ValueError(
+                f"forcing_suffix {self.suffix!r} does not end the thinking: the chat template knows {THINKING_END}, "
+                f"so the model would think on; put {THINKING_END} into the suffix, before what opens the answer"
+            )
+        self._tokenizer = tokenizer
+        self._body = self.suffix.lstrip("\n")
+        self._newlines = len(self.suffix) - len(self._body)
+        self._ids: dict[str, list[int]] = {}
+
+    def text_after(self, prefix_text: str) -> str:
+        """Return the suffix without those of its leading newlines that the text ends with already.
+
+        Args:
+            prefix_text (`str`): what stands before it; an empty text counts as ended.
+        """
+        ended = len(prefix_text) - len(prefix_text.rstrip("\n")) if prefix_text else self._newlines
+        return "\n" * max(0, self._newlines - ended) + self._body
+
+    def ids_after(self, prefix_text: str) -> list[int]:
+        """Return the token ids of [`Forcing.text_after`]."""
+        text = self.text_after(prefix_text)
+        if text not in self._ids:
+            self._ids[text] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        return list(self._ids[text])
+
+
+def _thinks(tokenizer: PreTrainedTokenizerBase) -> bool:
+    template = tokenizer.chat_template
+    templates = template.values() if isinstance(template, dict) else [template or ""]
+    return any(THINKING_END in text for text in templates) or THINKING_END in tokenizer.get_vocab()
+
+
+def _default_suffix(tokenizer: PreTrainedTokenizerBase) -> str:
+    if _thinks(tokenizer):
+        return THINKING_SUFFIX
+    vocabulary = tokenizer.get_vocab()
+    if LINE_TEMPLATE_MARK in vocabulary and MARK.strip() in vocabulary:
+        return LINE_SUFFIX
+    raise ValueError(
+        "forcing_suffix: none is known for this chat template; give the text that ends the thinking and opens the "
+        f"answer, for instance {LINE_SUFFIX!r} or {THINKING_SUFFIX!r}"
+    )
