@@ -9,18 +9,16 @@ Where a model ends at once without adding anything, what it said is dropped and 
 `PATIENCE` such tries in a row the trace stands as it is, shorter than the budget.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from transformers import PreTrainedTokenizerBase
 
 from ..rewards.episodes import token_texts
+from ..rewards.forcing import THINKING_END
 from .engines import Engine, Sampling
 from .forced import without_end
 
-THINKING_END = "</think>"
 THINKING_PHRASES = ("\n\nWait", "\n\nBut wait", "\n\nAlternatively", "\n\nBut hold on")
 PLAIN_PHRASES = ("\n",)  # the next line of a trace of attempts is another attempt
 PATIENCE = 4

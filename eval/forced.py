@@ -11,18 +11,13 @@ All answers of all cuts come from one call of the engine, so that it can order t
 in common. Equal cuts of equal prompts are the same quantity: they are estimated once, and share their answers.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from transformers import PreTrainedTokenizerBase
 
+from ..rewards.forcing import Forcing
 from .engines import Engine, Sampling
-
-if TYPE_CHECKING:
-    from ..rewards.forcing import Forcing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,11 +73,9 @@ def force_answers(
     prefix_texts = tokenizer.batch_decode([list(trace) for _, trace in distinct], skip_special_tokens=False)
     suffixes = [forcing.ids_after(text) for text in prefix_texts]
     draws = 1 if sampling.temperature == 0 else num_answers
-    rows = [
-        [*prompt, *trace, *suffix]
-        for (prompt, trace), suffix in zip(distinct, suffixes, strict=True)
-        for _ in range(draws)
-    ]
+    rows = []
+    for (prompt, trace), suffix in zip(distinct, suffixes, strict=True):
+        rows += [[*prompt, *trace, *suffix]] * draws
     try:
         answers = engine.generate(rows, sampling)
     except ValueError as error:

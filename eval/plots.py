@@ -46,12 +46,12 @@ def plot_learning(
     reward = np.array([row["reward"] for row in training], dtype=float)
     window = max(1, len(reward) // 10)
 
-    figure = _figure(11.5, 4.4)
+    figure = new_figure(11.5, 4.4)
     left, right = figure.subplots(1, 2)
     left.plot(tokens, reward, color=AFTER, alpha=0.3, linewidth=1)
     left.plot(tokens, _running_mean(reward, window), color=AFTER, linewidth=2.2)
     caption = f"of the prompts that the curriculum drew; thick: mean of {window} log lines"
-    _heading(left, f"Training reward {_change(reward[:window].mean(), reward[-window:].mean())}", caption)
+    set_heading(left, f"Training reward {_change(reward[:window].mean(), reward[-window:].mean())}", caption)
     left.set_ylabel("mean reward")
 
     names = _suffixes(evaluations, "eval_accuracy/")
@@ -61,7 +61,7 @@ def plot_learning(
         right.plot(*zip(*points, strict=True), color=colours[name], linewidth=1.3)
     if evaluations:
         last = {name: row[key] for name in names for row in evaluations if (key := f"eval_accuracy/{name}") in row}
-        _label_ends(right, {name: f"{name}  {last[name]:.2f}" for name in names}, last, colours)
+        label_ends(right, {name: f"{name}  {last[name]:.2f}" for name in names}, last, colours)
         points = [(row["rollout_tokens"], row["eval_accuracy"]) for row in evaluations]
         right.plot(*zip(*points, strict=True), color=INK, linewidth=2.4, marker="o", markersize=4)
     ends = [(x, s) for x, s in ((0, before), (tokens[-1], after)) if s and s.get("accuracy") is not None]
@@ -72,18 +72,18 @@ def plot_learning(
         )
     if evaluations or ends:
         marks = {"black: mixture": evaluations, "diamonds: evaluation before, after, with interval": ends}
-        _heading(
+        set_heading(
             right, _accuracy_finding(evaluations, ends), "; ".join(mark for mark, points in marks.items() if points)
         )
         right.set_ylim(0, 1)
         right.set_ylabel("accuracy")
     else:
-        _heading(right, "Held-out accuracy was not measured", "set eval_strategy: steps in the recipe")
+        set_heading(right, "Held-out accuracy was not measured", "set eval_strategy: steps in the recipe")
     for axes in (left, right):
         axes.xaxis.set_major_formatter(EngFormatter())
         axes.set_xlabel("rollout tokens")
         axes.set_xlim(0 - tokens[-1] * 0.02, tokens[-1] * 1.02)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_probabilities(rows: Sequence[Row], path: Path) -> None:
@@ -107,7 +107,7 @@ def plot_probabilities(rows: Sequence[Row], path: Path) -> None:
         steps, shares = np.array([steps[0] - 1, steps[0]]), shares.repeat(2, axis=1)
     colours = palette(names)
 
-    figure = _figure(10, 5)
+    figure = new_figure(10, 5)
     axes = figure.subplots()
     axes.stackplot(steps, shares, colors=[colours[name] for name in names], edgecolor="white", linewidth=0.5)
     axes.set_xlim(steps[0], steps[-1])
@@ -117,9 +117,9 @@ def plot_probabilities(rows: Sequence[Row], path: Path) -> None:
     axes.set_ylabel("share of the prompts drawn next")
     middles = np.cumsum(shares[:, -1]) - shares[:, -1] / 2
     labels = {name: f"{name}  {share:.0%}" for name, share in zip(names, shares[:, -1], strict=True)}
-    _label_ends(axes, labels, dict(zip(names, middles, strict=True)), colours)
-    _heading(axes, _effort_finding(names, shares), "at the right: share at the end")
-    _save(figure, path)
+    label_ends(axes, labels, dict(zip(names, middles, strict=True)), colours)
+    set_heading(axes, _effort_finding(names, shares), "at the right: share at the end")
+    save_figure(figure, path)
 
 
 def plot_before_after(
@@ -146,7 +146,7 @@ def plot_before_after(
     entries = [(name, before["distributions"][name], after["distributions"][name]) for name in names]
     entries.append(("mixture", before, after))
 
-    figure = _figure(9, 1.9 + 0.42 * len(entries))
+    figure = new_figure(9, 1.9 + 0.42 * len(entries))
     axes = figure.subplots()
     for row, (name, first, second) in enumerate(reversed(entries)):
         axes.plot([first["accuracy"], second["accuracy"]], [row, row], color="#cfcfcf", linewidth=4, zorder=1)
@@ -172,8 +172,8 @@ def plot_before_after(
         axes.plot([], [], "o-", color=colour, label=label, linewidth=1.6)
     axes.legend(frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1, 1.0), borderaxespad=0.2)
     confidence = round(100 * comparison.get("confidence", 0.95))
-    _heading(axes, _gain_finding(names, comparison), f"at the right: difference with its {confidence} % interval")
-    _save(figure, path)
+    set_heading(axes, _gain_finding(names, comparison), f"at the right: difference with its {confidence} % interval")
+    save_figure(figure, path)
 
 
 def palette(names: Sequence[str]) -> dict[str, RGB]:
@@ -231,7 +231,7 @@ def _gain_finding(names: Sequence[str], comparison: Mapping[str, Any]) -> str:
     return f"{better} of {len(changes)} distributions got better{tail}; mixture {mixture}"
 
 
-def _label_ends(
+def label_ends(
     axes: Axes, labels: Mapping[str, str], heights: Mapping[str, float], colours: Mapping[str, RGB]
 ) -> None:
     """Write names at the right of axes that reach from 0 to 1, pushed apart where they would overlap."""
@@ -255,11 +255,11 @@ def _spread(heights: Sequence[float]) -> np.ndarray:
     return np.clip(placed, 0, 1 - offsets[-1] if len(offsets) else 1) + offsets
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained", facecolor="white")
 
 
-def _heading(axes: Axes, finding: str, caption: str) -> None:
+def set_heading(axes: Axes, finding: str, caption: str) -> None:
     """Set the title, the caption below it, and the house style."""
     axes.set_title(finding, loc="left", fontsize=12.5, fontweight="bold", color=INK, pad=24)
     place = {"xy": (0, 1), "xycoords": "axes fraction", "xytext": (0, 7), "textcoords": "offset points"}
@@ -272,7 +272,7 @@ def _heading(axes: Axes, finding: str, caption: str) -> None:
     axes.set_axisbelow(True)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
     write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=150, format="png"))
 
 

@@ -155,9 +155,9 @@ def evaluate_at_budgets(
             for cut in cuts[row]
         ]
         measured.append(_measurement(completion, points, len(budgets) + 1, len(factors), ends[row]))
-    evaluation.seconds = time.perf_counter() - started
+    seconds = time.perf_counter() - started
     forced_tokens = recorder.generated_tokens - evaluation.generated_tokens
-    found = BudgetEvaluation(budgets, factors, measured, evaluation.settings, evaluation.seconds, forced_tokens)
+    found = BudgetEvaluation(budgets, factors, measured, evaluation.settings, seconds, forced_tokens)
     return MeasuredTraces(evaluation, found, episode_texts)
 
 

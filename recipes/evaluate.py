@@ -1,12 +1,15 @@
-"""Evaluation: accuracy, pass@k and maj@k with bootstrap intervals.
+"""Evaluation: accuracy, pass@k and maj@k with bootstrap intervals; accuracy at token budgets.
 
     metatune eval --model runs/quickstart --benchmark gsm8k --data data/gsm8k --num_samples 4
     metatune eval --model starter --config FILE.yaml     # its `distributions:` are written as for `metatune grpo`
     metatune eval --model Qwen/Qwen2.5-0.5B-Instruct --lm_eval_tasks arc_easy,hellaswag
+    metatune eval --model starter --config FILE.yaml --budgets 16,32,64 --extrapolate 2,4 --output_dir runs/starter
+    metatune eval --compare runs/starter runs/mine --output_dir runs/side_by_side
 
 What is evaluated is a named `benchmark` (from the hub, or from `data`), the held-out parts of `distributions:`, or the
 `lm_eval_tasks` of standard suites, which go through lm-eval. `temperature: 0` decodes greedily, anything else samples.
-With `output_dir` it keeps `summary.json` and `completions.parquet` there.
+With `output_dir` it keeps `summary.json` and `completions.parquet` there. `budgets` add test-time compute, see
+`test_time.py`; `compare` sets saved evaluations at budgets side by side.
 """
 
 import json
@@ -16,16 +19,28 @@ from typing import Any
 
 from metatune.recipes.adapters import STARTER, Base, base_of, is_adapter
 from metatune.recipes.config import ConfigError, StrictParser, run
+from metatune.recipes.test_time import (
+    TestTimeArguments,
+    compare_saved,
+    evaluate_budgets,
+    show,
+    show_budgets,
+    show_comparison,
+    show_number,
+)
+
+MAX_NEW_TOKENS = 1024
 
 
 @dataclass
-class EvaluateArguments:
+class EvaluateArguments(TestTimeArguments):
     """
     What to evaluate, on what, and how.
 
     Args:
         model (`str`):
             Folder or hub name of the model, or `starter`. A folder of a LoRA run is loaded onto its base model.
+            Needed for all but `compare`.
         benchmark (`str`, *optional*):
             A named benchmark; see `metatune.eval.benchmarks`.
         data (`str`, *optional*):
@@ -48,8 +63,8 @@ class EvaluateArguments:
             Nucleus mass.
         top_k (`int`, *optional*, defaults to `0`):
             Number of likeliest tokens kept; 0 keeps all.
-        max_new_tokens (`int`, *optional*, defaults to `1024`):
-            Largest number of tokens of a completion.
+        max_new_tokens (`int`, *optional*):
+            Largest number of tokens of a completion; 1024 by default, and the largest of `budgets` with these.
         batch_size (`int`, *optional*, defaults to `128`):
             Completions decoded together.
         limit (`int`, *optional*):
@@ -57,7 +72,7 @@ class EvaluateArguments:
         seed (`int`, *optional*, defaults to `0`):
             Seed of the sampling.
         output_dir (`str`, *optional*):
-            Where to keep the summary and the completions.
+            Where to keep the summary and the completions, and the pictures of `budgets` and `compare`.
         dtype (`str`, *optional*, defaults to `"auto"`):
             Precision of the weights; `auto` is the checkpoint's own.
         device (`str`, *optional*):
@@ -66,7 +81,7 @@ class EvaluateArguments:
             Attention implementation of transformers.
     """
 
-    model: str = field(metadata={"help": "Folder or hub name of the model, or starter."})
+    model: str | None = field(default=None, metadata={"help": "Folder or hub name of the model, or starter."})
     benchmark: str | None = field(default=None, metadata={"help": "gsm8k, math500, aime24 or knights_knaves."})
     data: str | None = field(default=None, metadata={"help": "Local file or folder of the benchmark."})
     instruction: str | None = field(default=None, metadata={"help": "Appended to every question of the benchmark."})
@@ -86,7 +101,9 @@ class EvaluateArguments:
     temperature: float = field(default=1.0, metadata={"help": "0 decodes greedily."})
     top_p: float = field(default=1.0, metadata={"help": "Nucleus mass."})
     top_k: int = field(default=0, metadata={"help": "Number of likeliest tokens kept; 0 keeps all."})
-    max_new_tokens: int = field(default=1024, metadata={"help": "Largest number of tokens of a completion."})
+    max_new_tokens: int | None = field(
+        default=None, metadata={"help": "Largest number of tokens of a completion; 1024, or the largest budget."}
+    )
     batch_size: int = field(default=128, metadata={"help": "Completions decoded together."})
     limit: int | None = field(default=None, metadata={"help": "Number of problems of each distribution."})
     seed: int = field(default=0, metadata={"help": "Seed of the sampling."})
@@ -99,9 +116,18 @@ class EvaluateArguments:
     attn_implementation: str | None = field(default=None, metadata={"help": "Attention implementation."})
 
     def __post_init__(self):
+        super().__post_init__()
         self.lm_eval_tasks = [task for tasks in self.lm_eval_tasks or [] for task in tasks.split(",") if task]
         if self.benchmark is not None and self.distributions is not None:
             raise ValueError("give either `benchmark` or `distributions`, not both")
+        if self.compare:
+            if self.model or self.benchmark or self.distributions or self.lm_eval_tasks or self.budgets:
+                raise ValueError("`compare` reads saved evaluations: give it without a model and what to evaluate on")
+            return
+        if self.model is None:
+            raise ValueError("`model` is required: a folder, a hub name or starter")
+        if self.budgets and not (self.benchmark or self.distributions):
+            raise ValueError("`budgets` need a `benchmark` or `distributions` to evaluate on")
         if not (self.benchmark or self.distributions or self.lm_eval_tasks):
             raise ValueError("give what to evaluate on: `benchmark`, `distributions` or `lm_eval_tasks`")
         if self.benchmark is None and (self.data is not None or self.instruction is not None):
@@ -151,18 +177,18 @@ def evaluate_items(args: EvaluateArguments) -> dict[str, Any]:
             device=args.device,
             attn_implementation=args.attn_implementation,
         )
-        evaluation = evaluate(
-            engine,
-            tokenizer,
-            items,
-            num_samples=args.num_samples,
-            max_new_tokens=args.max_new_tokens,
-            temperature=args.temperature,
-            top_p=args.top_p,
-            top_k=args.top_k,
-            seed=args.seed,
-            settings={name: getattr(args, name) for name in ("model", "benchmark", "engine", "dtype", "limit")},
-        )
+        options = {
+            "num_samples": args.num_samples,
+            "temperature": args.temperature,
+            "top_p": args.top_p,
+            "top_k": args.top_k,
+            "seed": args.seed,
+            "settings": {name: getattr(args, name) for name in ("model", "benchmark", "engine", "dtype", "limit")},
+        }
+        if args.budgets:
+            return evaluate_budgets(args, engine, tokenizer, items, options)
+        limit = args.max_new_tokens or MAX_NEW_TOKENS
+        evaluation = evaluate(engine, tokenizer, items, max_new_tokens=limit, **options)
     except (ValueError, OSError, ImportError) as error:
         raise ConfigError(" ".join(str(error).split())) from error
     return evaluation.summary(args.k) if args.output_dir is None else evaluation.save(args.output_dir, args.k)
@@ -249,23 +275,14 @@ def show_lm_eval(results: dict[str, dict[str, Any]]) -> None:
     show(table)
 
 
-def show_number(value: float | None) -> str:
-    """Write a number to three digits, and a dash where there is none."""
-    return "–" if value is None else f"{value:.3f}"  # noqa: RUF001
-
-
-def show(table) -> None:
-    """Print a table; into a file or a pipe in its full width."""
-    from rich.console import Console
-
-    console = Console()
-    (console if console.is_terminal else Console(width=160)).print(table)
-
-
 def main(args: EvaluateArguments) -> None:
     """Evaluate, print a table, and keep the results where `output_dir` says."""
+    if args.compare:
+        show_comparison(compare_saved(args.compare, args.output_dir))
     if args.benchmark is not None or args.distributions is not None:
-        show_summary(evaluate_items(args))
+        summary = evaluate_items(args)
+        show_summary(summary)
+        show_budgets(summary.get("test_time"))
     if args.lm_eval_tasks:
         show_lm_eval(run_lm_eval(args))
     if args.output_dir is not None:

@@ -20,8 +20,8 @@ PNG = b"\x89PNG\r\n\x1a\n"
 def drawn(monkeypatch):
     """The figure that was drawn last."""
     figures = []
-    make = module._figure
-    monkeypatch.setattr(module, "_figure", lambda *size: figures.append(make(*size)) or figures[-1])
+    make = module.new_figure
+    monkeypatch.setattr(module, "new_figure", lambda *size: figures.append(make(*size)) or figures[-1])
     return lambda: figures[-1]
 
 
