@@ -1,8 +1,8 @@
-"""The command `metatune`: `metatune sft|grpo|reward|eval|report|merge|doctor --config FILE.yaml [--any_field value]`.
+"""The command `metatune`: `metatune COMMAND --config FILE.yaml [--any_field value]`.
 
 Works as `trl` does. A training recipe is read and checked here first, so that a mistake costs seconds and one line,
 and is then launched through `accelerate launch`; options of the launcher may stand anywhere on the command line or in
-the recipe. The other commands run in this process.
+the recipe. The other commands run in this process; `star` launches its fine-tuning from there.
 """
 
 import sys
@@ -28,6 +28,7 @@ COMMANDS = {
     "sft": Command("sft", "warm-start a model on demonstrations, or make one from nothing", launched=True),
     "grpo": Command("grpo", "train with GRPO over a curriculum of task distributions", launched=True),
     "reward": Command("reward", "train a reward model on preference pairs", launched=True),
+    "star": Command("star", "sample traces, keep those of most progress, fine-tune on them, repeat"),
     "vllm-serve": Command("vllm_serve", "serve a model with vLLM for `vllm_mode: server`", foreign_options=True),
     "eval": Command("evaluate", "measure accuracy, pass@k and maj@k with intervals"),
     "report": Command("report", "turn a run's folder into a page with pictures"),
@@ -48,9 +49,9 @@ options:
   --help     this text; `metatune COMMAND --help` lists every field of a command
   --version  the version of metatune
 
-A field of the recipe can be given on the command line too, and wins there. sft, grpo and reward also take the options
-of `accelerate launch` (--num_processes 2, …) and --accelerate_config with a file or one of the names ddp, zero1,
-zero2, zero3, zero3_offload, zero3_two_nodes, cpu2."""
+A field of the recipe can be given on the command line too, and wins there. sft, grpo, reward and star also take the
+options of `accelerate launch` (--num_processes 2, …) and --accelerate_config with a file or one of the names ddp,
+zero1, zero2, zero3, zero3_offload, zero3_two_nodes, cpu2."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
