@@ -23,6 +23,7 @@ The mathematics is in `progress.py`.
 
 import json
 import textwrap
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,9 +36,11 @@ from accelerate.utils import gather_object
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOTrainer
 from trl.data_utils import is_conversational
+from trl.models import unwrap_model_for_generation
 
-from ..rewards import EpisodeRule, Forcing, episode_ends, token_texts
+from ..rewards import EpisodeRule, Forcing, episode_ends, get_verifier, token_texts
 from . import progress
+from .answer_likelihood import Tree, answer_branch, success_probabilities
 from .dump_trainer import DUMPTrainer
 from .mrt_config import MRTConfig
 from .prefix_pool import PrefixPool
@@ -229,6 +232,37 @@ class MRTTrainer(DUMPTrainer):
         inputs = [self._drawn[row] for row, _ in places for _ in range(repeats)]
         scores = self._score(inputs, contents, answers)
         return scores.view(most, repeats).nanmean(1)[:wanted].tolist()
+
+    def _by_likelihood(self, prompts: list[list[int]], places: list[tuple[int, int]]) -> list[float]:
+        """Return the probability of an accepted answer at each prefix, a pair of row and cut."""
+        by_row: dict[int, list[int]] = defaultdict(list)
+        for row, cut in places:
+            by_row[row].append(cut)
+        trees = []
+        for row, cuts in by_row.items():
+            answers = accepted_answers(self._drawn[row])
+            branches = [
+                answer_branch(self._tokenizer, self._forcing, self._text(row, cut), len(prompts[row]) + cut, answers)
+                for cut in cuts
+            ]
+            trees.append(Tree([*prompts[row], *self._completion_ids[row]], branches))
+        with (
+            self._throughput.phase("score"),
+            # As for generation: under ZeRO-3 the processes run different numbers of batches, on gathered weights.
+            unwrap_model_for_generation(
+                self.model_wrapped,
+                self.accelerator,
+                gather_deepspeed3_params=self.args.ds3_gather_for_generation,
+                gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
+            ) as model,
+        ):
+            values = success_probabilities(model, trees, self.eos_token_ids)
+        found = {
+            (row, cut): value
+            for (row, cuts), row_values in zip(by_row.items(), values, strict=True)
+            for cut, value in zip(cuts, row_values, strict=True)
+        }
+        return [found[place] for place in places]
 
     def _score(self, inputs: list[dict], contents: list[str], ids: list[list[int]]) -> torch.Tensor:
         """Return this process's outcome rewards of texts that are no rollouts; NaN where unscorable."""
@@ -424,6 +458,25 @@ class MRTTrainer(DUMPTrainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None and self.args.progress == "prefix":
             self._pool.load(Path(checkpoint))
+
+
+def accepted_answers(row: dict[str, Any]) -> list[str]:
+    """Return every accepted answer of a training row.
+
+    Raises:
+        ValueError: if the row does not say how it is verified, or its accepted answers are no finite list.
+    """
+    mend = "set success_estimator to rollouts"
+    if row.get("verifier") is None:
+        raise ValueError(f"success_estimator: likelihood needs the columns verifier, answer and info; {mend}")
+    info = json.loads(row["info"]) if row.get("info") else {}
+    answers = get_verifier(row["verifier"]).accepted_answers(row["answer"], info)
+    if answers is None:
+        raise ValueError(
+            f"success_estimator: likelihood sums over all accepted answers, and those of the verifier "
+            f"{row['verifier']!r} are no finite list (an equal answer can be written in many ways); {mend}"
+        )
+    return answers
 
 
 def _continued(prefix: str, completion: str | list[dict[str, Any]]) -> str | list[dict[str, Any]]:

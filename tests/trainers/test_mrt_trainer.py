@@ -1,0 +1,353 @@
+import json
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+from trl import GRPOConfig, GRPOTrainer
+
+from metatune.curricula import build_tokenizer, load_distributions
+from metatune.recipes.run_folder import STARTER
+from metatune.rewards import correctness_reward
+from metatune.trainers import DUMPTrainer, MRTConfig, MRTTrainer
+from metatune.trainers.progress import group_advantages
+
+from .dump_setup import config, digits, rows, tiny_model
+
+KEYS = ("loss", "grad_norm", "reward")
+FAST = {"forcing_suffix": "\nanswer ", "num_forced_answers": 2, "forced_answer_tokens": 4}
+VARIANTS = {
+    "episode": {"episodes": {"by": "tokens", "tokens": 4}},
+    "anytime": {"budgets": [4, 8, 12]},
+    "prefix": {"episodes": {"by": "tokens", "tokens": 4}},
+    "length_penalty": {"progress_weight": 0.5},
+}
+
+
+def make(output_dir, progress="episode", reward=digits, train_dataset=None, model=None, **options) -> MRTTrainer:
+    measured = FAST if progress not in ("none", "length_penalty") else {}
+    return MRTTrainer(
+        tiny_model() if model is None else model,
+        reward_funcs=reward,
+        args=config(
+            output_dir, MRTConfig, **{**measured, **VARIANTS.get(progress, {}), "progress": progress, **options}
+        ),
+        train_dataset=rows() if train_dataset is None else train_dataset,
+        processing_class=build_tokenizer(),
+    )
+
+
+def curve(trainer, keys=KEYS) -> list[tuple]:
+    return [tuple(row.get(key) for key in keys) for row in trainer.state.log_history if "loss" in row]
+
+
+def last(trainer, key: str) -> float:
+    return [row[key] for row in trainer.state.log_history if key in row][-1]
+
+
+@pytest.fixture(scope="module")
+def starter():
+    """The packaged checkpoint, which really solves problems."""
+    return str(STARTER), AutoTokenizer.from_pretrained(STARTER)
+
+
+class Recording(MRTTrainer):
+    """Keeps what a batch was advantaged with."""
+
+    def _advantages(self, outputs):
+        self.outcome = outputs["advantages"].clone()
+        self.result = super()._advantages(outputs)
+        self.seen = outputs
+        return self.result
+
+
+# ---- everything off ----
+
+
+def test_without_progress_it_is_stock_grpo_bit_for_bit(tmp_path):
+    data = rows(num_items=24, distributions=("alpha",))
+    ours = make(tmp_path, "none", train_dataset=data, curriculum="uniform")
+    ours.train()
+    stock = GRPOTrainer(
+        tiny_model(),
+        reward_funcs=digits,
+        args=config(tmp_path, GRPOConfig),
+        train_dataset=data,
+        processing_class=build_tokenizer(),
+    )
+    stock.train()
+    assert len(curve(stock)) == 6
+    assert curve(ours) == curve(stock)
+
+
+def test_a_bonus_of_weight_zero_trains_as_no_bonus(tmp_path):
+    """Forced answers come from the same random numbers as rollouts, so only the first step can be compared."""
+    ours = make(tmp_path, "episode", progress_weight=0.0, max_steps=1)
+    ours.train()
+    stock = DUMPTrainer(
+        tiny_model(),
+        reward_funcs=digits,
+        args=config(tmp_path, max_steps=1),
+        train_dataset=rows(),
+        processing_class=build_tokenizer(),
+    )
+    stock.train()
+    assert curve(ours)[0] == pytest.approx(curve(stock)[0], abs=1e-6)  # a sum over (B, T) rounds otherwise
+
+
+def test_prefixes_without_terminating_rollouts_have_grpos_own_advantages(tmp_path):
+    trainer = make(tmp_path, "prefix", terminating_generations=0, max_steps=2)
+    trainer.__class__ = Recording
+    trainer.train()
+    torch.testing.assert_close(trainer.result, trainer.outcome, atol=1e-6, rtol=0)
+
+
+# ---- episode ----
+
+
+def test_each_episode_is_paid_its_own_progress(tmp_path):
+    trainer = make(tmp_path, "episode", max_steps=1)
+    trainer.__class__ = Recording
+    trainer.train()
+    advantages, outcome = trainer.result, trainer.outcome
+    assert advantages.shape == trainer.seen["completion_ids"].shape
+    bonus = advantages - outcome[:, None]
+    for row, ids in enumerate(trainer._completion_ids):
+        for start in range(0, len(ids), 4):
+            episode = bonus[row, start : min(start + 4, len(ids))]
+            assert (episode == episode[0]).all()
+        assert not bonus[row, len(ids) :].any()
+    assert bonus.any()
+
+
+def test_the_bonus_is_made_of_the_estimated_values(tmp_path, monkeypatch):
+    """Worked by hand: J is 0 at the start and 0.5 at every other prefix, and outcomes are 1 and 0 in turn."""
+    trainer = make(
+        tmp_path,
+        "episode",
+        max_steps=1,
+        progress_scale="none",
+        reward=lambda completions, **kwargs: [1.0, 0.0] * (len(completions) // 2),
+        success_estimator="likelihood",  # no shrinkage
+    )
+    trainer.__class__ = Recording
+    monkeypatch.setattr(trainer, "_by_likelihood", lambda prompts, places: [0.5 * (cut > 0) for _, cut in places])
+    trainer.train()
+    bonus = trainer.result - trainer.outcome[:, None]
+    ends = trainer._ends()
+    group = range(4)
+    for episode in range(max(len(ends[row]) for row in group)):
+        progress = []
+        for row in group:
+            outcome = [1.0, 0.0][row % 2]
+            values = [0.0, *[0.5] * (len(ends[row]) - 1), outcome]
+            progress.append(values[episode + 1] - values[episode] if episode < len(ends[row]) else 0.0)
+        for row in group:
+            if episode < len(ends[row]):
+                expected = progress[row] - sum(progress) / 4
+                assert bonus[row, ends[row][episode] - 1].item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_sampled_and_likelihood_values_agree_on_the_starter(tmp_path, starter):
+    model, tokenizer = starter
+    entry = {"name": "a", "source": "arithmetic", "config": {"terms": 3}, "train_size": 40, "test_size": 4}
+    values = {}
+    for estimator, answers in (("likelihood", 1), ("rollouts", 200)):
+        trainer = MRTTrainer(
+            model,
+            reward_funcs=correctness_reward,
+            args=config(
+                tmp_path,
+                MRTConfig,
+                progress="episode",
+                episodes={"by": "delimiter"},
+                success_estimator=estimator,
+                num_forced_answers=answers,
+                forced_answer_tokens=8,
+                compact_generation=True,
+                max_steps=1,
+                max_completion_length=48,
+                learning_rate=0.0,
+            ),
+            train_dataset=load_distributions([entry])[0].train,
+            processing_class=tokenizer,
+        )
+        kept = {}
+
+        def keep(values, outcome_at, kept=kept):
+            kept.update(values=values, outcome_at=outcome_at)
+
+        trainer._log_values = keep
+        trainer.train()
+        values[estimator] = kept
+    assert torch.equal(values["rollouts"]["outcome_at"], values["likelihood"]["outcome_at"])  # the same rollouts
+    sampled, exact = values["rollouts"]["values"], values["likelihood"]["values"]
+    known = ~exact.isnan() & ~values["rollouts"]["outcome_at"]
+    assert (sampled - exact)[known].abs().max() < 4 * 0.5 / 200**0.5
+    assert exact[known].max() > 0.2
+
+
+# ---- prefix ----
+
+
+def test_rollouts_continue_from_prefixes_of_stale_traces(tmp_path):
+    trainer = make(tmp_path, "prefix", max_steps=8, train_dataset=rows(num_items=2), terminating_generations=1)
+    seen = []
+
+    choose = trainer._choose_prefixes
+
+    def recording():
+        stale = {row: trainer._pool.get(row) for row in trainer._drawn_rows}
+        choose()
+        seen.append((list(trainer._drawn_rows), stale, list(trainer._prefixes), list(trainer._terminating)))
+
+    trainer._choose_prefixes = recording
+    trainer.train()
+    suffixes = {tuple(trainer._forcing.ids_after(text)) for text in ("", "x")}
+    continued = 0
+    for drawn, stale, prefixes, terminating in seen:
+        for row, (prefix, stops) in enumerate(zip(prefixes, terminating, strict=True)):
+            trace = stale[drawn[row // 4]]
+            assert stops == (row % 4 == 3)
+            if stops:
+                ends = [prefix[: -len(suffix)] for suffix in suffixes if tuple(prefix[-len(suffix) :]) == suffix]
+                assert prefixes[row - 1] in ends
+            elif trace:
+                assert prefix == trace[: len(prefix)]
+                assert len(prefix) % 4 == 0
+                assert len(prefix) < len(trace)
+                continued += len(prefix) > 0
+    assert continued
+    assert last(trainer, "progress/prefix_tokens") > 0
+
+
+def test_the_reward_sees_the_whole_trace_and_the_loss_only_what_was_sampled(tmp_path):
+    texts = []
+
+    def remember(completions, **kwargs):
+        texts.append([completion[0]["content"] for completion in completions])
+        return [float(len(text) % 2) for text in texts[-1]]
+
+    trainer = make(tmp_path, "prefix", reward=remember, max_steps=3, train_dataset=rows(num_items=2))
+    trainer.__class__ = Recording
+    prefixes, batches = [], []
+    choose = trainer._choose_prefixes
+    trainer._choose_prefixes = lambda: choose() or prefixes.append(list(trainer._prefixes))
+    advantages = trainer._advantages
+    trainer._advantages = lambda outputs: batches.append(outputs) or advantages(outputs)
+    trainer.train()
+    decode = trainer._tokenizer.decode
+    for batch, step_prefixes, step_texts in zip(batches, prefixes, texts, strict=True):
+        for row, prefix in enumerate(step_prefixes):
+            assert step_texts[row].startswith(decode(prefix, skip_special_tokens=True))
+            prompt = batch["prompt_ids"][row][batch["prompt_mask"][row].bool()].tolist()
+            assert prompt[len(prompt) - len(prefix) :] == prefix
+            length = int(batch["completion_mask"][row].sum())
+            assert len(prefix) + length <= 12 or trainer._terminating[row]
+
+
+def test_a_continuing_rollout_that_beats_stopping_gets_the_bonus(tmp_path):
+    trainer = make(tmp_path, "prefix", max_steps=2, reward=lambda completions, **kw: [1.0, 1.0, 0.0, 0.0] * 4)
+    trainer.__class__ = Recording
+    trainer.train()
+    expected = group_advantages(torch.tensor([2.0, 2.0, 0.0, 0.0] * 4), 4, "group")
+    torch.testing.assert_close(trainer.result, expected)
+
+
+# ---- anytime, length penalty ----
+
+
+@pytest.mark.parametrize("progress", ["anytime", "length_penalty"])
+def test_it_trains(tmp_path, progress):
+    trainer = make(tmp_path, progress, max_steps=2)
+    before = [parameter.clone() for parameter in trainer.model.parameters()]
+    trainer.train()
+    assert all(torch.isfinite(torch.tensor(loss)) for loss, *_ in curve(trainer))
+    assert any(not torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))
+
+
+# ---- what else must hold ----
+
+
+@pytest.mark.parametrize("progress", VARIANTS)
+def test_the_curriculum_never_sees_the_bonus(tmp_path, progress):
+    trainer = make(tmp_path, progress, max_steps=2)
+    trainer.__class__ = Recording
+    seen = []
+    observe = trainer.curriculum.observe
+    trainer.curriculum.observe = lambda arm, advantages, *rest: (
+        seen.append(advantages) or observe(arm, advantages, *rest)
+    )
+    trainer.train()
+    assert [value for group in seen[-4:] for value in group] == pytest.approx(trainer.outcome.tolist())
+
+
+@pytest.mark.parametrize("progress", VARIANTS)
+@pytest.mark.parametrize("compact", [False, True])
+def test_a_resumed_run_is_the_run_that_was_never_stopped(tmp_path, progress, compact):
+    options = {"save_strategy": "steps", "save_steps": 3, "compact_generation": compact, "steps_per_generation": 2}
+    options |= {"per_device_train_batch_size": 8, "train_dataset": rows(num_items=3), "length_grouping": compact}
+    whole = make(tmp_path / "whole", progress, **options)
+    whole.train()
+    resumed = make(tmp_path / "resumed", progress, **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
+    keys = (*KEYS, "rollout_tokens", "progress/value_at_start", "progress/prefix_tokens")
+    assert curve(resumed, keys) == curve(whole, keys)
+    for mine, theirs in zip(resumed.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_forced_answers_are_counted_as_rollout_tokens(tmp_path):
+    trainer = make(tmp_path, "episode", max_steps=1)
+    trainer.train()
+    assert last(trainer, "rollout_tokens") > sum(map(len, trainer._completion_ids))
+
+
+def test_an_unscorable_outcome_pays_nothing_it_does_not_know(tmp_path):
+    def some_unscorable(completions, **kwargs):
+        return [None if row % 4 == 1 else float(row % 2) for row in range(len(completions))]
+
+    trainer = make(tmp_path, "episode", reward=some_unscorable, max_steps=2)
+    trainer.__class__ = Recording
+    trainer.train()
+    assert trainer.result.isfinite().all()
+
+
+def test_traces_are_kept_for_the_page(tmp_path):
+    make(tmp_path, "episode", max_steps=1, log_completions=True, num_completions_to_print=0).train()
+    traces = [json.loads(line) for line in (tmp_path / "traces.jsonl").read_text().splitlines()]
+    assert len(traces) == 16
+    for trace in traces:
+        assert len(trace["values"]) == len(trace["episodes"]) + 1
+        assert trace["distribution"] in ("alpha", "beta", "gamma")
+        assert trace["correct"] == (trace["values"][-1] >= 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"progress": "episodes"}, "progress is one of none, episode"),
+        ({"progress_scale": "std"}, "progress_scale is one of"),
+        ({"success_estimator": "mc"}, "success_estimator is one of"),
+        ({"num_forced_answers": 0}, "num_forced_answers must be at least 1"),
+        ({"progress": "anytime", "budgets": [4, 8]}, "end with max_completion_length, 12"),
+        ({"progress": "anytime", "budgets": [8, 4, 12]}, "must increase"),
+        ({"progress": "episode", "budgets": [4, 12]}, "budgets belong to progress: anytime"),
+        ({"progress": "prefix", "terminating_generations": 4}, "below num_generations, 4"),
+        ({"progress": "episode", "terminating_generations": 1}, "belong to progress: prefix"),
+        ({"progress": "length_penalty", "progress_weight": 2.0}, "0 to 1"),
+        (
+            {"progress": "episode", "multi_objective_aggregation": "normalize_then_sum"},
+            "set multi_objective_aggregation to sum_then_normalize",
+        ),
+    ],
+)
+def test_a_wrong_option_is_named_with_its_mend(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        config(tmp_path, MRTConfig, **options)
+
+
+def test_a_checkpoint_without_a_pool_cannot_resume_prefixes(tmp_path):
+    make(tmp_path, "none", max_steps=1, save_strategy="steps", save_steps=1).train()
+    trainer = make(tmp_path, "prefix", max_steps=2)
+    with pytest.raises(FileNotFoundError, match="was not written with progress: prefix"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
