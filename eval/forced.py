@@ -61,7 +61,8 @@ def force_answers(
         `list[ForcedAnswers]` of length N, in the order of the traces.
 
     Raises:
-        ValueError: if `num_answers` is not positive, the lengths differ, or the engine refuses a row's length.
+        ValueError: if `num_answers` is not positive, the lengths differ, or the engine refuses a row's length
+            (prompt, trace and suffix are its prompt).
     """
     if num_answers < 1:
         raise ValueError(f"num_answers must be at least 1, got {num_answers}")
@@ -76,13 +77,7 @@ def force_answers(
     rows = []
     for (prompt, trace), suffix in zip(distinct, suffixes, strict=True):
         rows += [[*prompt, *trace, *suffix]] * draws
-    try:
-        answers = engine.generate(rows, sampling)
-    except ValueError as error:
-        raise ValueError(
-            f"forced answers ({sampling.max_new_tokens} tokens after trace and suffix): {error}"
-        ) from error
-
+    answers = engine.generate(rows, sampling)
     forced = {}
     for index, (cut, suffix) in enumerate(zip(distinct, suffixes, strict=True)):
         drawn = answers[index * draws : (index + 1) * draws] * (num_answers // draws)

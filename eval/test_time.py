@@ -24,7 +24,7 @@ from ..rewards.episodes import EpisodeRule, episode_ends, token_texts
 from ..rewards.forcing import Forcing
 from .budget_evaluation import BudgetEvaluation, Cuts, TraceMeasurement, extended_budget
 from .engines import Engine, Sampling
-from .evaluate import evaluate, score
+from .evaluate import evaluate, render, score
 from .evaluation import Completion, Evaluation
 from .extension import default_phrases, extend_traces
 from .files import write_atomically
@@ -114,10 +114,12 @@ def evaluate_at_budgets(
     """
     items, budgets, factors = list(items), sorted(set(budgets)), sorted(set(extrapolate))
     limit = _checked_limit(budgets, factors, num_answers, max_new_tokens)
+    targets = [extended_budget(budgets, factor) for factor in factors]
+    _check_positions(engine, tokenizer, items, max([limit, *targets]), forcing, answer_tokens)
     phrases = tuple(default_phrases(forcing.suffix) if extend_with is None else extend_with)
     settings = dict(settings or {}) | {"num_answers": num_answers, "answer_tokens": answer_tokens}
     settings |= {"forcing_suffix": forcing.suffix} | ({"extend_with": list(phrases)} if factors else {})
-    settings |= {"episodes": dataclasses.asdict(episodes)} if episodes else {}
+    settings |= {"episodes": dataclasses.asdict(episodes) | {"phrases": list(episodes.phrases)}} if episodes else {}
     drawing = {"temperature": temperature, "top_p": top_p, "top_k": top_k}
     started = time.perf_counter()
     recorder = _Recorder(engine)
@@ -135,7 +137,6 @@ def evaluate_at_budgets(
 
     # seeds of their own: an answer forced from nothing should not repeat how the trace itself began
     sampling = Sampling(max_new_tokens=answer_tokens, **drawing, seed=seed + 1)
-    targets = [extended_budget(budgets, factor) for factor in factors]
     how = {"suffix": forcing.suffix, "phrases": phrases, "sampling": replace(sampling, seed=seed + 2)}
     extended = extend_traces(recorder, tokenizer, prompts, traces, targets, **how)
     ends, episode_texts = _episodes(tokenizer, traces, episodes)
@@ -289,3 +290,25 @@ def _checked_limit(
             f"max_new_tokens {max_new_tokens} is below the largest budget, {budgets[-1]}: raise it, or leave it out"
         )
     return max_new_tokens or budgets[-1]
+
+
+def _check_positions(
+    engine: Engine,
+    tokenizer: PreTrainedTokenizerBase,
+    items: Sequence[Mapping[str, Any]],
+    trace_tokens: int,
+    forcing: Forcing,
+    answer_tokens: int,
+) -> None:
+    """Raise before anything is generated if the longest forced answer would outgrow a local model's positions."""
+    model = getattr(engine, "model", None)  # vLLM refuses a row that is too long by itself
+    positions = None if model is None else getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if positions is None:
+        return
+    prompt = max((len(render(tokenizer, item["prompt"])) for item in items if "prompt" in item), default=0)
+    suffix = len(forcing.ids_after("."))
+    if prompt + trace_tokens + suffix + answer_tokens > positions:
+        raise ValueError(
+            f"a prompt of {prompt} tokens, a trace of {trace_tokens}, the forcing suffix of {suffix} and an answer of "
+            f"{answer_tokens} exceed the model's {positions} positions; lower budgets, extrapolate or answer_tokens"
+        )

@@ -87,5 +87,5 @@ def test_a_real_engine_bounds_the_answer_alone(model, tokenizer):
 def test_mistakes_are_named(model, tokenizer):
     with pytest.raises(ValueError, match="num_answers must be at least 1"):
         force(Counting(tokenizer), tokenizer, [[]], num_answers=0)
-    with pytest.raises(ValueError, match=r"forced answers.*512 positions"):
+    with pytest.raises(ValueError, match="512 positions"):
         force(CompactEngine(model, tokenizer), tokenizer, [ids(tokenizer, "a" * 520)])
