@@ -18,7 +18,7 @@ was stopped from its newest checkpoint.
 
 import os
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +131,10 @@ class StarScriptArguments:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` is {value}; it must be at least 1")
+        for option in fields(self):  # on the command line argparse sees to it, in YAML nobody
+            choices = option.metadata.get("choices")
+            if choices and getattr(self, option.name) not in (*choices, option.default):
+                raise ValueError(f"`{option.name}` is one of {', '.join(choices)}, not {getattr(self, option.name)!r}")
         if self.temperature <= 0:
             raise ValueError(f"`temperature` is {self.temperature}; greedy traces of a problem are all the same one")
         EpisodeRule.from_options(self.episodes)
@@ -151,11 +155,6 @@ def check(args: StarScriptArguments, training_args: SFTConfig, model_args: Model
         raise ConfigError("`start_from: last` needs whole models and use_peft makes adapters; use start_from: base")
     if model_args.use_peft and args.engine == "vllm" and args.rounds > 1:
         raise ConfigError("the engine vllm samples whole models and use_peft makes adapters; use another engine")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError(
-            "star samples in one process and launches the fine-tuning itself: start it with metatune star "
-            f"--num_processes {os.environ['WORLD_SIZE']}, not with accelerate launch"
-        )
 
 
 def load_problems(args: StarScriptArguments) -> list[dict[str, Any]]:
@@ -245,7 +244,12 @@ class StarParser(StrictParser):
     """A parser that takes the launcher's options as well, for the fine-tuning, and returns them last."""
 
     def parse_args_and_config(self, args=None) -> tuple[StarScriptArguments, SFTConfig, ModelConfig, list[str]]:
-        """Parse the command line and the recipe; see [`StrictParser`]."""
+        """Parse the command line and the recipe; see [`StrictParser`]. Refused where several processes would do so."""
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ConfigError(
+                "star samples in one process and launches the fine-tuning itself: start it with metatune star "
+                f"--num_processes {os.environ['WORLD_SIZE']}, not with accelerate launch"
+            )
         recipe_args, options = separate(list(sys.argv[1:] if args is None else args), self)
         configs = super().parse_args_and_config(recipe_args)
         launch_args = as_options(self.launch_values) + options

@@ -202,7 +202,7 @@ class Round:
         measured = [row for row in scored if starts.get(row["problem"]) is not None]
         regrets: dict[
             int, list[float]
-        ] = {}  # over the traces of a problem first, so that only selection differs below
+        ] = {}  # by problem: only the selection tells the two means apart
         for trace in traces:
             if trace["regret"] is not None:
                 regrets.setdefault(trace["problem"], []).append(trace["regret"])
