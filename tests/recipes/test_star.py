@@ -4,15 +4,15 @@ import json
 import os
 import signal
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import yaml
 
 from metatune.eval.engines import load_engine
 from metatune.eval.evaluate import evaluate
 from metatune.eval.forced import ForcedAnswers
-from metatune.recipes import cli, sft, star, star_round
+from metatune.recipes import cli, star, star_round
 from metatune.recipes.adapters import STARTER
 from metatune.recipes.star_sampler import Sampler, success_rate
 
@@ -387,9 +387,10 @@ def test_a_round_in_two_processes_killed_and_gone_on_with_makes_a_better_model(t
     assert code == 2 and "holds a run already" in errors
 
 
-def test_the_recipe_of_the_starter_is_read_strictly():
-    path = star.Path(star.__file__).parent / "mrt" / "star_starter.yaml"
-    args, training_args, model_args, launch_args = star.make_parser().parse_args_and_config(["--config", str(path)])
-    star.check(args, training_args, model_args)
-    assert launch_args == [] and args.rounds == yaml.safe_load(path.read_text())["rounds"]
-    assert sft.make_parser().hints.keys() >= {"dataset_name", "max_length"}
+@pytest.mark.parametrize("name", ["star_starter", "star_math_1gpu"])
+def test_recipes_are_read_strictly(name):
+    path = Path(star.__file__).parent / "mrt" / f"{name}.yaml"
+    on_cpu = ["--bf16", "false", "--use_cpu", "true"]  # transformers refuses bf16 without a GPU
+    configs = star.make_parser().parse_args_and_config(["--config", str(path), *on_cpu])
+    star.check(*configs[:3])
+    assert configs[3] == [] and f"metatune star --config recipes/mrt/{name}.yaml" in path.read_text()
