@@ -75,7 +75,7 @@ def run_one(method: str, seed: int, steps: int) -> dict:
                 "source": "countdown",
                 "config": {"numbers": numbers, "operators": operators},
                 "train_size": 1000,
-                "test_size": 100,
+                "test_size": 60,
             }
             for name, (numbers, operators) in TASKS.items()
         ]

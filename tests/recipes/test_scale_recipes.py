@@ -21,9 +21,9 @@ from metatune.recipes.launch import separate
 from metatune.recipes.target import launch_of, paired
 
 ROOT = Path(__file__).parents[2]
-FOLDER = ROOT / "recipes" / "dump"
 DATA = ROOT.parent / "shared" / "data"
-SCALE = ("gsm8k", "knights_knaves", "math_1gpu", "math_1node", "math_2nodes")
+DUMP = ("gsm8k", "knights_knaves", "math_1gpu", "math_1node", "math_2nodes")
+SCALE = (*(f"dump/{name}" for name in DUMP), "mrt/r1_1node")
 GUIDE = ROOT / "docs" / "clusters.md"
 
 # published shapes of Qwen2.5-1.5B and -7B
@@ -33,12 +33,17 @@ LARGE = {"hidden_size": 3584, "intermediate_size": 18944, "num_attention_heads":
 SHAPES = {
     "1.5B": {**SHARED, **SMALL, "vocab_size": 151936, "tie_word_embeddings": True},
     "7B": {**SHARED, **LARGE, "vocab_size": 152064, "tie_word_embeddings": False},
+    "R1-Distill-Qwen-1.5B": {**SHARED, **SMALL, "vocab_size": 151936, "tie_word_embeddings": False},
 }
+
+
+def path(name):
+    return ROOT / "recipes" / f"{name}.yaml"
 
 
 def header(name):
     """Return the comment that a recipe opens with."""
-    lines = (FOLDER / f"{name}.yaml").read_text().splitlines()
+    lines = path(name).read_text().splitlines()
     return "\n".join(line for line in lines[: lines.index("")])
 
 
@@ -57,16 +62,16 @@ def commands(text):
 
 @pytest.mark.parametrize("name", SCALE)
 def test_the_header_s_memory_is_what_doctor_says(name, tmp_path):
-    recipe = read_recipe(str(FOLDER / f"{name}.yaml"))
-    size = re.search(r"-(1\.5B|7B)-", recipe.values["model_name_or_path"])[1]
+    recipe = read_recipe(str(path(name)))
+    size = re.search(r"(R1-.*|1\.5B|7B)(-|$)", recipe.values["model_name_or_path"])[1]
     AutoConfig.for_model("qwen2", **SHAPES[size]).save_pretrained(tmp_path)
     (line,) = [words for words in commands(header(name)) if words[1] == "doctor" and "--gpus" in words]
-    assert line[line.index("--config") + 1] == f"recipes/dump/{name}.yaml"
-    line[line.index("--config") + 1] = str(FOLDER / f"{name}.yaml")
+    assert line[line.index("--config") + 1] == f"recipes/{name}.yaml"
+    line[line.index("--config") + 1] = str(path(name))
     args, options = make_parser().parse_args_and_config([*line[2:], "--model", str(tmp_path)])
     found = diagnose(args, options.recipe_args)["recipe"]
     assert found["problems"] == [] and found["fits"] and found["ready"]
-    assert round(found["model"]["parameters"] / 1e9, 2) == {"1.5B": 1.54, "7B": 7.62}[size]  # as published
+    assert round(found["model"]["parameters"] / 1e9, 2) == {"1.5B": 1.54, "7B": 7.62, "R1-Distill-Qwen-1.5B": 1.78}[size]  # as published
     needed, available, _ = re.search(r"Memory: ([\d.]+) GiB of (\d+) (a GPU)", header(name)).groups()
     assert f"{found['needed'] / 2**30:.1f}" == needed and found["available"] == int(available) * 2**30
     assert "Minutes: not run. Expect: not measured." in header(name)
@@ -86,7 +91,7 @@ def test_arms_load_from_local_data(name, tmp_path):
     rows = (DATA / "math500" / "test.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "train.jsonl").write_text("".join(rows[:400]))
     (tmp_path / "test.jsonl").write_text("".join(rows[400:]))
-    entries = read_recipe(str(FOLDER / f"{name}.yaml")).values["distributions"]
+    entries = read_recipe(str(path(f"dump/{name}"))).values["distributions"]
     local = {"openai/gsm8k": DATA / "gsm8k", "nlile/hendrycks-MATH-benchmark": tmp_path}
     entries = [{**entry, "path": str(local[entry["path"]])} for entry in entries]
     for entry in entries:
@@ -101,7 +106,7 @@ def test_arms_load_from_local_data(name, tmp_path):
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="needs ../shared/data (knights_knaves)")
 def test_knights_and_knaves_load_from_local_data():
-    (entry,) = read_recipe(str(FOLDER / "knights_knaves.yaml")).values["distributions"]
+    (entry,) = read_recipe(str(path("dump/knights_knaves"))).values["distributions"]
     entry["path"] = str(DATA / "knights_knaves")
     entry.pop("subset")
     assert [d.name for d in load_distributions([entry])] == ["people-people3", "people-people4", "people-people5"]
@@ -154,7 +159,7 @@ def check_line(words):
         processes = int(given["nproc_per_node"]) * int(given.get("nnodes", 1))
     configs, _, problems = parse(command, recipe_args, processes, told=True)
     assert configs is not None and problems == [], (words, problems)
-    completions = {"gsm8k": 128, "math_1gpu": 1024}.get(Path(configs[1].output_dir).name, 2048)
+    completions = {"gsm8k": 128, "math_1gpu": 1024, "mrt_math": 256}.get(Path(configs[1].output_dir).name, 2048)
     assert configs[1].generation_batch_size == completions, words  # however many processes, a recipe keeps its batch
 
 
