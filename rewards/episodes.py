@@ -11,7 +11,7 @@ r"""Where a trace is cut into episodes: token positions of the sampled ids.
 | `tokens` | has `tokens` tokens |
 
 Then everything from episode `max_episodes` on is one, and every `group` episodes are made one. Where `thinking_end`
-stands in the trace, an episode ends after it and none later: the answer is one episode.
+stands in the trace, an episode ends after it and none later: the answer is one episode, beyond `max_episodes`.
 
 What deviates from the authors' analysis code (the training code is not public), and why:
 
@@ -21,16 +21,17 @@ What deviates from the authors' analysis code (the training code is not public),
 - Its limits (49 steps in groups of 5, 45 of 3, 99 of 10) were set by data set; here there are none by default.
 """
 
+import codecs
 import difflib
 import re
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import accumulate
 from typing import Any
 
-from tokenizers.decoders import DecodeStream
 from transformers import PreTrainedTokenizerBase
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 TURNING_PHRASES = (
     "Wait",
@@ -40,7 +41,15 @@ TURNING_PHRASES = (
     "But let me double-check",
     "But hold on",
 )
-KINDS = ("phrases", "delimiter", "regex", "tokens")
+KINDS = {  # and the options that are theirs alone
+    "phrases": ("phrases", "paragraph", "min_paragraphs"),
+    "delimiter": ("delimiter",),
+    "regex": ("regex",),
+    "tokens": ("tokens",),
+}
+REPLACEMENT = "\ufffd"  # what bytes that are no character decode to
+_BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")
+_BYTE_OF = {character: byte for byte, character in bytes_to_unicode().items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +65,7 @@ class EpisodeRule:
         delimiter (`str`, *optional*, defaults to a newline): what ends an episode of `delimiter`.
         regex (`str`, *optional*): what begins an episode of `regex`; `^` and `$` match at lines.
         tokens (`int`, *optional*): length of an episode of `tokens`.
-        max_episodes (`int`, *optional*): largest number of episodes, before they are grouped.
+        max_episodes (`int`, *optional*): largest number of episodes before they are grouped, the answer not counted.
         group (`int`, *optional*, defaults to `1`): how many episodes are made one.
         thinking_end (`str`, *optional*, defaults to `"</think>"`): what ends the thinking; `None` for nothing.
 
@@ -76,18 +85,23 @@ class EpisodeRule:
     thinking_end: str | None = "</think>"
 
     def __post_init__(self):
-        if self.by not in KINDS:
+        if not isinstance(self.by, str) or self.by not in KINDS:
             raise ValueError(f"episodes: by is one of {', '.join(KINDS)}, not {self.by!r}")
-        object.__setattr__(self, "phrases", (self.phrases,) if isinstance(self.phrases, str) else tuple(self.phrases))
+        phrases = [self.phrases] if isinstance(self.phrases, str) else self.phrases
+        if not isinstance(phrases, list | tuple) or not phrases or not all(isinstance(p, str) and p for p in phrases):
+            raise ValueError(f"episodes: phrases is a list of texts, at least one and none empty, got {phrases!r}")
+        object.__setattr__(self, "phrases", tuple(phrases))
         for name in ("min_paragraphs", "group", "max_episodes", "tokens"):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            absent = value is None and name in ("max_episodes", "tokens")
+            if not absent and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise ValueError(f"episodes: {name} must be a whole number above 0, got {value!r}")
         for name in ("paragraph", "delimiter"):
             if not isinstance(getattr(self, name), str) or not getattr(self, name):
                 raise ValueError(f"episodes: {name} must be a text that is not empty, got {getattr(self, name)!r}")
-        if self.by == "phrases" and not all(isinstance(phrase, str) and phrase for phrase in self.phrases or [""]):
-            raise ValueError("episodes: phrases needs at least one phrase, and none may be empty")
+        for name in ("regex", "thinking_end"):
+            if not isinstance(getattr(self, name), str | None):
+                raise ValueError(f"episodes: {name} must be a text, got {getattr(self, name)!r}")
         if self.by == "tokens" and self.tokens is None:
             raise ValueError("episodes: {by: tokens} needs tokens, the length of an episode")
         if self.by == "regex":
@@ -103,35 +117,97 @@ class EpisodeRule:
         """Make a rule from a recipe's options; `None` is the default rule.
 
         Raises:
-            ValueError: an option is unknown, or as above.
+            ValueError: an option is unknown or belongs to another `by` than the one given; or as above.
         """
+        if not isinstance(options, Mapping | None):
+            raise ValueError(f"episodes: give options, such as {{by: delimiter}}, not {options!r}")
         known = [field.name for field in fields(cls)]
         for name in options or {}:
             if name not in known:
                 close = difflib.get_close_matches(str(name), known, n=1)
                 hint = f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(known)}"
                 raise ValueError(f"episodes: unknown option {name!r}{hint}")
-        return cls(**(options or {}))
+        rule = cls(**(options or {}))
+        for kind, own in KINDS.items():
+            for name in own:
+                if kind != rule.by and name in (options or {}):
+                    raise ValueError(f"episodes: {name} does nothing with {{by: {rule.by}}}; it is for {{by: {kind}}}")
+        return rule
 
 
 def token_texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
     """Return the text that each token completes; joined, the decoded ids with their special tokens.
 
-    A token that ends inside a character gets the empty text, and the one that completes it the whole character.
+    A token that ends inside a character gets the empty text, and the one that completes it the whole character. Bytes
+    that never become a character are replacement characters. `DecodeStream` of tokenizers raises on some of these and
+    takes quadratic time on others, and a policy may sample them.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): a fast tokenizer.
-        ids (`Sequence[int]` of length T): sampled token ids.
+        ids (`Sequence[int]` of length T): sampled token ids; one that the tokenizer does not know has no text.
 
     Returns:
         `list[str]` of length T.
+
+    Raises:
+        ValueError: the tokenizer is not a fast one.
     """
-    backend = tokenizer.backend_tokenizer
-    stream = DecodeStream(skip_special_tokens=False)
-    texts = [stream.step(backend, token) or "" for token in ids]
-    if texts:  # bytes at the end that never became a character
-        texts[-1] += backend.decode(list(ids), skip_special_tokens=False)[sum(map(len, texts)) :]
-    return texts
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise ValueError(f"episodes: {type(tokenizer).__name__} is not a fast tokenizer; load one with tokenizer.json")
+
+    def decode(part: Sequence[int]) -> str:
+        return backend.decode(list(part), skip_special_tokens=False)
+
+    tokens = {token: backend.id_to_token(token) for token in set(ids)}
+    known = [place for place, token in enumerate(ids) if tokens[token] is not None]
+    alone = {token: decode([token]) for token in tokens}
+    # some decoders drop a leading space of the first token, so the text of any other is what it adds to itself
+    later = {token: decode([token, token])[len(alone[token]) :] for token in tokens}
+    texts = [""] * len(ids)
+    run: list[int] = []  # places of tokens that may be parts of characters
+    for order, place in enumerate(known):
+        token = ids[place]
+        if REPLACEMENT in alone[token] or (_BYTE_TOKEN.fullmatch(tokens[token]) and alone[token] != tokens[token]):
+            run.append(place)
+            continue
+        _put_characters(texts, run, [tokens[ids[at]] for at in run])
+        run = []
+        texts[place] = later[token] if order else alone[token]
+    _put_characters(texts, run, [tokens[ids[at]] for at in run])
+    whole = decode(ids)
+    return texts if "".join(texts) == whole else _texts_of_prefixes(decode, ids, whole)
+
+
+def _put_characters(texts: list[str], places: Sequence[int], tokens: Sequence[str]) -> None:
+    """Write the characters that a run of byte tokens makes to the places of those that complete them."""
+    fallback = [_BYTE_TOKEN.fullmatch(token) for token in tokens]
+    if all(fallback):
+        parts = [bytes([int(match[1], 16)]) for match in fallback]
+        try:
+            b"".join(parts).decode()
+        except UnicodeDecodeError:  # such tokenizers then decode none of the run
+            parts = [REPLACEMENT.encode()] * len(parts)
+    else:
+        parts = [
+            bytes(_BYTE_OF[c] for c in token) if all(c in _BYTE_OF for c in token) else token.encode()
+            for token in tokens
+        ]
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    for number, (place, part) in enumerate(zip(places, parts, strict=True), 1):
+        texts[place] = decoder.decode(part, final=number == len(places))
+
+
+def _texts_of_prefixes(decode: Callable[[Sequence[int]], str], ids: Sequence[int], whole: str) -> list[str]:
+    """Return the tokens' texts by decoding every prefix, for decoders of other kinds: exact, in quadratic time."""
+    texts, done = [], 0
+    for end in range(1, len(ids)):
+        settled = decode(ids[:end]).rstrip(REPLACEMENT)
+        while not whole.startswith(settled):
+            settled = settled[:-1]
+        texts.append(whole[done : len(settled)])
+        done = max(done, len(settled))
+    return [*texts, whole[done:]] if ids else []
 
 
 def episode_ends(ids: Sequence[int], texts: Sequence[str], rule: EpisodeRule) -> list[int]:

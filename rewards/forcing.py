@@ -4,11 +4,16 @@ r"""The text that makes a model answer now: it ends the thinking and opens the f
     forcing = Forcing(tokenizer, "\n</think>\n\nSo the answer is \\boxed{")
     ids = [*prompt_ids, *trace_ids[:end], *forcing.ids_after(text_of_the_cut_trace)]
 
-The suffix is encoded on its own, because the ids before it were sampled and must stay as they are.
+The suffix is encoded on its own, because the ids before it were sampled and must stay as they are. A trace that has
+ended its thinking already gets only what opens the answer.
+
+For maths the suffix should open a box: verifiers read the last `\boxed{...}` of a text before they look for a line
+`answer X`, and a box in the cut trace would be taken for the answer.
 """
 
 from transformers import PreTrainedTokenizerBase
 
+from .episodes import token_texts
 from .extraction import MARK
 
 THINKING_END = "</think>"
@@ -34,35 +39,51 @@ class Forcing:
             raise ValueError("forcing_suffix is empty: give the text that ends the thinking and opens the answer")
         if _thinks(tokenizer) and THINKING_END not in self.suffix:
             raise ValueError(
-                f"forcing_suffix {self.suffix!r} does not end the thinking: the chat template knows {THINKING_END}, "
-                f"so the model would think on; put {THINKING_END} into the suffix, before what opens the answer"
+                f"forcing_suffix {self.suffix!r} does not end the thinking: this tokenizer's model ends it by "
+                f"{THINKING_END} and would think on; put {THINKING_END} into the suffix, before what opens the answer"
             )
         self._tokenizer = tokenizer
-        self._body = self.suffix.lstrip("\n")
-        self._newlines = len(self.suffix) - len(self._body)
         self._ids: dict[str, list[int]] = {}
 
     def text_after(self, prefix_text: str) -> str:
-        """Return the suffix without those of its leading newlines that the text ends with already.
+        """Return the suffix as it follows a cut trace.
+
+        Leading newlines that the text ends with already are left out; so is what closes the thinking, with all before
+        it, where the text has closed it already.
 
         Args:
-            prefix_text (`str`): what stands before it; an empty text counts as ended.
+            prefix_text (`str`): what stands before it; an empty text counts as ended by newlines.
         """
-        ended = len(prefix_text) - len(prefix_text.rstrip("\n")) if prefix_text else self._newlines
-        return "\n" * max(0, self._newlines - ended) + self._body
+        closed = THINKING_END in prefix_text and THINKING_END in self.suffix
+        suffix = self.suffix.rpartition(THINKING_END)[2] if closed else self.suffix
+        body = suffix.lstrip("\n")
+        newlines = len(suffix) - len(body)
+        ended = len(prefix_text) - len(prefix_text.rstrip("\n")) if prefix_text else newlines
+        return "\n" * max(0, newlines - ended) + body
 
     def ids_after(self, prefix_text: str) -> list[int]:
         """Return the token ids of [`Forcing.text_after`]."""
         text = self.text_after(prefix_text)
         if text not in self._ids:
-            self._ids[text] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+            self._ids[text] = self._encode(text)
         return list(self._ids[text])
+
+    def _encode(self, text: str) -> list[int]:
+        ids, anchor = (self._tokenizer(part, add_special_tokens=False)["input_ids"] for part in (text, "\n"))
+        if "".join(token_texts(self._tokenizer, [*anchor, *ids])[len(anchor) :]) != text:
+            # the tokenizer begins every text with a space of its own; encoded after something it has none
+            after = self._tokenizer("\n" + text, add_special_tokens=False)["input_ids"]
+            if after[: len(anchor)] == anchor:
+                return after[len(anchor) :]
+        return ids
 
 
 def _thinks(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Tell whether the chat template knows the end of thinking, or the vocabulary where there is no template."""
     template = tokenizer.chat_template
-    templates = template.values() if isinstance(template, dict) else [template or ""]
-    return any(THINKING_END in text for text in templates) or THINKING_END in tokenizer.get_vocab()
+    if not template:
+        return THINKING_END in tokenizer.get_vocab()
+    return any(THINKING_END in text for text in (template.values() if isinstance(template, dict) else [template]))
 
 
 def _default_suffix(tokenizer: PreTrainedTokenizerBase) -> str:

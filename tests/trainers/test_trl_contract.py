@@ -9,7 +9,7 @@ from trl import GRPOTrainer
 from trl.generation.vllm_client import VLLMClient
 from trl.generation.vllm_generation import VLLMGeneration
 
-from metatune.trainers import DUMPTrainer
+from metatune.trainers import DUMPTrainer, MRTTrainer
 
 HOOKED = {
     "_generate_and_score_completions": ["self", "inputs"],
@@ -23,6 +23,7 @@ HOOKED = {
         "has_tool_images",
     ],
     "_prepare_inputs": ["self", "generation_batch"],
+    "_tokenize_prompts": ["self", "prompts"],
     "log": ["self", "logs", "start_time"],
     "_save_checkpoint": ["self", "model", "trial"],
     "_load_optimizer_and_scheduler": ["self", "checkpoint"],
@@ -39,7 +40,9 @@ def test_a_hooked_method_has_the_signature_that_was_read(method):
 
 
 def test_only_the_listed_methods_are_overridden():
-    ours = {name for name, value in vars(DUMPTrainer).items() if inspect.isfunction(value)}
+    ours = {
+        name for trainer in (DUMPTrainer, MRTTrainer) for name, value in vars(trainer).items() if callable(value)
+    }
     assert {name for name in ours if hasattr(GRPOTrainer, name)} == {*HOOKED, "__init__"}
 
 
@@ -50,6 +53,12 @@ def test_only_the_listed_methods_are_overridden():
         ("_calculate_rewards", ["gather(rewards_per_func)", "return rewards_per_func"]),
         # Groups are contiguous and the advantages that come back are this rank's slice.
         ("_generate_and_score_completions", ["advantages = advantages[process_slice]", '"advantages": advantages']),
+        # Advantages may have a number for every token.
+        ("_compute_loss", ["if advantages.dim() == 1:", "advantages = advantages.unsqueeze(1)"]),
+        # What is appended to a prompt's ids is generated from, and is no part of the completion.
+        ("_generate", ["prompt_ids, images, multimodal_fields = self._tokenize_prompts(prompts)"]),
+        # Forced answers are bounded through these.
+        ("__init__", ['"max_new_tokens": self.max_completion_length', "self.max_completion_length = args.max_comp"]),
         # The rollouts wait in `_buffered_inputs` and `_step` says which slice is next.
         ("_prepare_inputs", ["self._buffered_inputs[self._step % self.args.steps_per_generation]"]),
         ("training_step", ["self._step += 1"]),
