@@ -81,6 +81,14 @@ def test_colocated_engine_sees_the_adapters_weights_untied_head(tmp_path):
     assert_engine_follows(train(tmp_path, "--lora", "--untied", "--learning_rate", "0.05"))
 
 
+@pytest.mark.parametrize(("progress", "metric"), [("episode", "value_at_start"), ("prefix", "prefix_tokens")])
+def test_forced_answers_and_stale_prefixes_go_through_the_engine(tmp_path, progress, metric):
+    measured = train(tmp_path, "--progress", progress, "--steps", "4")
+    assert_engine_follows(measured)
+    assert [f"progress/{metric}" in line for line in measured["log"]] == [True] * 4
+    assert all("vllm/prefix_cache_hit_rate" in line for line in measured["log"])
+
+
 @pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed is not installed")
 def test_colocated_engines_of_two_zero3_processes_see_the_gathered_weights(tmp_path):
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(ZERO3), "--num_processes", "2"]
@@ -113,7 +121,7 @@ def test_server_takes_the_weights_over_gloo_and_its_death_ends_the_run(tmp_path)
     port, group_port = free_port(), free_port()
     options = ("--mode", "server", "--port", str(port), "--group_port", str(group_port))
     with server(tmp_path, model, port) as serving:
-        assert_engine_follows(train(tmp_path, *options))
+        assert_engine_follows(train(tmp_path, *options, "--progress", "episode"))
         other = tmp_path / "other"
         other.mkdir()
         save_model(other / "model", tied=True)

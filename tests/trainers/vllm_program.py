@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 
 from metatune.curricula import build_tokenizer
 from metatune.recipes.sharding import ShardingReport, shard_small_parameters
-from metatune.trainers import DUMPTrainer
+from metatune.trainers import DUMPTrainer, MRTConfig, MRTTrainer
 
 from .dump_setup import config, digits, rows, tiny_model
 
@@ -94,6 +94,7 @@ def main() -> None:
     parser.add_argument("--group_port", type=int, default=51216)
     parser.add_argument("--untied", action="store_true")
     parser.add_argument("--lora", action="store_true")
+    parser.add_argument("--progress", default="none", choices=["none", "episode", "prefix"])
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--save_steps", type=int, default=1000)
     parser.add_argument("--learning_rate", type=float, default=1e-2)
@@ -105,8 +106,12 @@ def main() -> None:
         save_model(model, tied=not args.untied)
     PartialState().wait_for_everyone()
     compare = Compare(str(model))
+    measured = {"episodes": {"by": "tokens", "tokens": 4}, "forcing_suffix": "\nanswer ", "forced_answer_tokens": 4}
     training_args = config(
         args.folder / "run",
+        MRTConfig,
+        progress=args.progress,
+        **(measured if args.progress != "none" else {}),
         max_steps=args.steps,
         save_strategy="steps",
         save_steps=args.save_steps,
@@ -119,7 +124,7 @@ def main() -> None:
         model_init_kwargs={"dtype": "float32"},
     )
     shard_small_parameters(training_args)
-    trainer = DUMPTrainer(
+    trainer = (DUMPTrainer if args.progress == "none" else MRTTrainer)(
         model=str(model),
         reward_funcs=digits,
         args=training_args,
@@ -132,7 +137,7 @@ def main() -> None:
         trainer.add_callback(compare)
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     keys = ("sampling/sampling_logp_difference/max", "sampling/importance_sampling_ratio/mean", "time/sync")
-    keys += ("vllm/prefix_cache_hit_rate",)
+    keys += ("vllm/prefix_cache_hit_rate", "progress/value_at_start", "progress/prefix_tokens")
     log = [{key: row[key] for key in keys if key in row} for row in trainer.state.log_history if "reward" in row]
     if rank == 0:
         print(json.dumps({**compare.differences, "log": log}))
