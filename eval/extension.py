@@ -9,7 +9,7 @@ Where a model ends at once without adding anything, what it said is dropped and 
 `PATIENCE` such tries in a row the trace stands as it is, shorter than the budget.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from transformers import PreTrainedTokenizerBase
@@ -99,7 +99,7 @@ def _extend_once(
     phrases: Sequence[str],
     sampling: Sampling,
 ) -> None:
-    """Let the traces `rows` go on until each ends or fills the budget."""
+    """Let the traces `rows` go on until each ends, or has filled at least half of the room that it has."""
     starts = {}
     for row in rows:
         state = states[row]
@@ -108,11 +108,10 @@ def _extend_once(
             starts[row] += _phrase_ids(tokenizer, state.ids, phrases[state.phrases % len(phrases)])
             state.phrases += 1
     rooms = {row: budget - len(start) for row, start in starts.items()}
-    asked = [row for row, room in rooms.items() if room > 0]
     said = {}
-    if asked:
-        longest = replace(sampling, max_new_tokens=max(rooms[row] for row in asked))
-        said = dict(zip(asked, engine.generate([[*prompt_ids[r], *starts[r]] for r in asked], longest), strict=True))
+    for asked, shortest in _like_rooms(rooms):
+        draw = replace(sampling, max_new_tokens=shortest)
+        said |= zip(asked, engine.generate([[*prompt_ids[r], *starts[r]] for r in asked], draw), strict=True)
     for row, start in starts.items():
         state = states[row]
         completion = said.get(row, [])[: max(rooms[row], 0)]
@@ -125,6 +124,19 @@ def _extend_once(
             state.fruitless, state.ended = state.fruitless + 1, True  # as before its phrase; the next is tried
         else:
             state.ids, state.ended, state.fruitless = ids, ended, 0
+
+
+def _like_rooms(rooms: Mapping[int, int]) -> Iterator[tuple[list[int], int]]:
+    """Yield rows with the least room among them, which is at least half of each one's.
+
+    An engine takes one limit for all: with the largest, a long trace would be let grow beyond the model's positions.
+    """
+    rows = sorted((row for row, room in rooms.items() if room > 0), key=rooms.__getitem__)
+    while rows:
+        shortest = rooms[rows[0]]
+        group = [row for row in rows if rooms[row] <= 2 * shortest]
+        yield group, shortest
+        rows = rows[len(group) :]
 
 
 def without_answer(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], suffix: str) -> list[int]:

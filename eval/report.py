@@ -1,4 +1,4 @@
-"""The page of a run: `report.html`, one file that opens offline, and the pictures beside it.
+"""The page of a run: `report.html`, one file that opens offline, and the pictures and the traces' page beside it.
 
 It is made of what the run's folder holds and says plainly what it does not hold:
 
@@ -8,6 +8,7 @@ It is made of what the run's folder holds and says plainly what it does not hold
 | `summary.json` | the comparison as the run itself wrote it; computed from the evaluations when it is absent |
 | `metrics.jsonl` | the pictures of reward, accuracy and curriculum |
 | `completions/*.parquet` | completions of the last logged training step |
+| `traces.jsonl` | `traces.html`, a page of its own: traces with their episodes coloured by progress |
 | `recipe.yaml`, `config.json` | the recipe and the model's architecture |
 """
 
@@ -21,19 +22,19 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import pyarrow
 import pyarrow.parquet
 
 from .evaluation import Completion, Evaluation, compare
 from .files import write_atomically
+from .pages import cut, page_template
 from .plots import plot_before_after, plot_learning, plot_probabilities
+from .traces import read_traces, write_traces_page
 
 PHASES = ("generate", "sync", "score", "forward_backward")  # `time/…` of a log line; they add up to `time/step`
 RATES = {"rollout": "generate", "trained": "forward_backward"}  # tokens a second are counted over this phase
 PACKAGES = ("metatune", "torch", "transformers", "trl", "accelerate", "datasets", "peft")
 TRAINING_ROWS = 4  # completions of the last training step that are shown
-MAX_CHARACTERS = 4000  # of a shown text; a longer one is cut, and says so
 
 
 @dataclass
@@ -73,7 +74,7 @@ def write_report(run_dir: str | Path) -> Path:
     """
     run = read_run(Path(run_dir))
     summaries = [None if side is None else side.summary() for side in (run.before, run.after)]
-    page = _template().render(
+    page = page_template("report.html").render(
         title=run.folder.resolve().name,
         comparison=run.comparison,
         rows=_table(*summaries, run.comparison),
@@ -82,6 +83,7 @@ def write_report(run_dir: str | Path) -> Path:
         times=time_spent(run.metrics),
         samples=_samples(run),
         training=run.training,
+        num_traces=_write_traces(run),
         recipe=_text(run.folder / "recipe.yaml"),
         architecture=_text(run.folder / "config.json"),
         settings={name: side.settings for name, side in (("before", run.before), ("after", run.after)) if side},
@@ -101,7 +103,7 @@ def read_run(folder: Path) -> Run:
     """
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder; name the output_dir of a run")
-    pieces = ("metrics.jsonl", "before", "after", "completions")
+    pieces = ("metrics.jsonl", "before", "after", "completions", "traces.jsonl")
     if not any((folder / piece).exists() for piece in pieces):
         raise ValueError(f"{folder}: not a run's folder, it holds none of {', '.join(pieces)}")
     run = Run(folder)
@@ -180,9 +182,23 @@ def _training_completions(run: Run) -> list[dict[str, Any]]:
     shown = random.Random(0).sample(rows, min(TRAINING_ROWS, len(rows)))
     texts = ("prompt", "completion")
     return [
-        {key: _cut(str(value)) if key in texts else value for key, value in row.items() if value is not None}
+        {key: cut(str(value)) if key in texts else value for key, value in row.items() if value is not None}
         for row in shown
     ]
+
+
+def _write_traces(run: Run) -> int:
+    """Write the traces' page where the run left traces, and return how many it left."""
+    path = run.folder / "traces.jsonl"
+    if not path.is_file():
+        return 0
+    try:
+        traces = read_traces(path)
+        write_traces_page(traces, path.with_suffix(".html"))
+    except ValueError as error:
+        run.missing.append(f"The page of traces: {error}.")
+        return 0
+    return len(traces)
 
 
 def _draw_pictures(run: Run, before: dict | None, after: dict | None) -> list[dict[str, str]]:
@@ -275,8 +291,8 @@ def _samples(run: Run) -> list[dict[str, Any]]:
         problem = random.Random(name).choice([problem for problem in problems if problem[0] == name])
         shown: dict[str, Completion] = {side: first[problem] for side, first in firsts.items() if problem in first}
         first = next(iter(shown.values()))
-        texts = {side: {"text": _cut(c.completion), "completion": c} for side, c in shown.items()}
-        samples.append({"name": name, "prompt": _cut(first.prompt), "reference": first.reference, "sides": texts})
+        texts = {side: {"text": cut(c.completion), "completion": c} for side, c in shown.items()}
+        samples.append({"name": name, "prompt": cut(first.prompt), "reference": first.reference, "sides": texts})
     return samples
 
 
@@ -290,24 +306,5 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def _cut(text: str) -> str:
-    dropped = len(text) - MAX_CHARACTERS
-    return text if dropped <= 0 else f"{text[:MAX_CHARACTERS]}\n[… {dropped} more characters]"
-
-
 def _text(path: Path) -> str | None:
     return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
-
-
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["number"] = lambda value, digits=3: "\N{EN DASH}" if value is None else f"{value:.{digits}f}"
-    environment.filters["signed"] = lambda value: f"{value:+.3f}".replace("-", "\N{MINUS SIGN}")
-    environment.filters["duration"] = lambda s: f"{s:.0f} s" if s < 120 else f"{s / 60:.1f} min"
-    return environment.get_template("report.html")

@@ -3,7 +3,8 @@
     metatune report runs/quickstart
     metatune report runs/first runs/second
 
-Works on the folder of any run; what a run did not write, the page says.
+Works on the folder of any run; what a run did not write, the page says. Where the run left `traces.jsonl`, a second
+page, `traces.html`, shows the traces with their episodes coloured by progress.
 """
 
 import sys

@@ -70,7 +70,18 @@ def test_each_budget_goes_on_where_the_last_was_filled(tokenizer):
     assert short == ["123ab", "12345"], "a trace that is longer than the budget is cut"
     assert long[0] == "123abababa"
     assert long[1] == "1234567\nab"
-    assert engine.calls[1][0] == ["p123ab", "p1234567\n"]
+    assert [texts for texts, _ in engine.calls[1:]] == [["p1234567\n"], ["p123ab"]]
+
+
+def test_no_trace_is_asked_to_grow_beyond_the_budget(tokenizer):
+    """A model's positions may end soon after it."""
+    traces = ["x" * length for length in (1, 2, 5, 9, 17, 30, 31)]
+    engine = Speaking(tokenizer, lambda text: "y" * 40)
+    (extended,) = extend(tokenizer, engine, traces, [32])
+    assert [len(trace) for trace in extended] == [32] * len(traces)
+    for texts, sampling in engine.calls:
+        assert all(len(text) - 1 + sampling.max_new_tokens <= 32 for text in texts)
+    assert len(engine.calls) < 16
 
 
 def test_a_trace_that_adds_nothing_is_given_up(tokenizer):

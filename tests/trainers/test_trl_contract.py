@@ -40,9 +40,7 @@ def test_a_hooked_method_has_the_signature_that_was_read(method):
 
 
 def test_only_the_listed_methods_are_overridden():
-    ours = {
-        name for trainer in (DUMPTrainer, MRTTrainer) for name, value in vars(trainer).items() if callable(value)
-    }
+    ours = {name for trainer in (DUMPTrainer, MRTTrainer) for name, value in vars(trainer).items() if callable(value)}
     assert {name for name in ours if hasattr(GRPOTrainer, name)} == {*HOOKED, "__init__"}
 
 
