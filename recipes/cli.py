@@ -30,7 +30,7 @@ COMMANDS = {
     "reward": Command("reward", "train a reward model on preference pairs", launched=True),
     "star": Command("star", "sample traces, keep those of most progress, fine-tune on them, repeat"),
     "vllm-serve": Command("vllm_serve", "serve a model with vLLM for `vllm_mode: server`", foreign_options=True),
-    "eval": Command("evaluate", "measure accuracy, pass@k and maj@k with intervals"),
+    "eval": Command("evaluate", "measure accuracy, pass@k and maj@k with intervals, at token budgets too"),
     "report": Command("report", "turn a run's folder into a page with pictures"),
     "merge": Command("merge", "merge a LoRA adapter into its base model"),
     "doctor": Command("doctor", "say what this machine can run, and whether a recipe can be launched"),
