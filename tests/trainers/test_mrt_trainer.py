@@ -2,6 +2,7 @@ import json
 
 import pytest
 import torch
+from peft import LoraConfig
 from transformers import AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
 
@@ -9,6 +10,7 @@ from metatune.curricula import build_tokenizer, load_distributions
 from metatune.recipes.run_folder import STARTER
 from metatune.rewards import correctness_reward
 from metatune.trainers import DUMPTrainer, MRTConfig, MRTTrainer
+from metatune.trainers.answer_likelihood import Tree, answer_branch, success_probabilities
 from metatune.trainers.progress import group_advantages
 
 from .dump_setup import config, digits, rows, tiny_model
@@ -351,3 +353,35 @@ def test_a_checkpoint_without_a_pool_cannot_resume_prefixes(tmp_path):
     trainer = make(tmp_path, "prefix", max_steps=2)
     with pytest.raises(FileNotFoundError, match="was not written with progress: prefix"):
         trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+
+
+def test_progress_trains_an_adapter(tmp_path, starter):
+    """The likelihood is that of the adapted model, so it moves with the adapter."""
+    model, tokenizer = starter
+    entry = {"name": "a", "source": "countdown", "config": {"numbers": 3}, "train_size": 20, "test_size": 4}
+    trainer = MRTTrainer(
+        model,
+        reward_funcs=correctness_reward,
+        args=config(
+            tmp_path,
+            MRTConfig,
+            progress="episode",
+            episodes={"by": "delimiter"},
+            success_estimator="likelihood",
+            compact_generation=True,
+            max_completion_length=48,
+            max_steps=2,
+            learning_rate=0.05,
+        ),
+        train_dataset=load_distributions([entry])[0].train,
+        processing_class=tokenizer,
+        peft_config=LoraConfig(r=4, target_modules="all-linear"),
+    )
+    trainer.train()
+    prompt = tokenizer("make 7 from 3 4 using +")["input_ids"]
+    trees = [Tree(prompt, [answer_branch(tokenizer, trainer._forcing, "", len(prompt), ["3+4"])])]
+    adapted = success_probabilities(trainer.model, trees, trainer.eos_token_ids)[0][0]
+    with trainer.model.disable_adapter():
+        base = success_probabilities(trainer.model, trees, trainer.eos_token_ids)[0][0]
+    assert adapted != base
+    assert last(trainer, "progress/mean") != 0
