@@ -1,0 +1,33 @@
+"""What the HTML pages share: their templates, and texts that are bounded and can be written."""
+
+from pathlib import Path
+
+import jinja2
+
+MAX_CHARACTERS = 4000  # of a shown text; a longer one is cut, and says so
+
+
+def page_template(name: str) -> jinja2.Template:
+    """Return a template of `templates/`; what it is given is escaped, and a name that is not given is an error."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["number"] = lambda value, digits=3: "\N{EN DASH}" if value is None else f"{value:.{digits}f}"
+    environment.filters["signed"] = signed
+    environment.filters["duration"] = lambda s: f"{s:.0f} s" if s < 120 else f"{s / 60:.1f} min"
+    return environment.get_template(name)
+
+
+def signed(value: float, digits: int = 3) -> str:
+    """Write a difference with its sign."""
+    return f"{value:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def cut(text: str) -> str:
+    """Bound a text for a page, and say so where it is longer."""
+    dropped = len(text) - MAX_CHARACTERS
+    return text if dropped <= 0 else f"{text[:MAX_CHARACTERS]}\n[… {dropped} more characters]"
