@@ -45,13 +45,13 @@ METHODS = {
     "anytime": {"progress": "anytime", "success_estimator": "likelihood", "budgets": [24, 48, 72, 96]},
 }
 TASKS = {"countdown-3": (3, "+-"), "countdown-4": (4, "+-"), "countdown-3-times": (3, "+-*")}
-STEPS, LENGTH = 200, 96
+STEPS, LENGTH, LEARNING_RATE = 100, 96, 1e-4
 GROUPS, GENERATIONS = 4, 8
 BUDGETS = (12, 24, 36, 48, 64, 80, 96)
 EXTEND = (2, 4)
 
 
-def run_one(method: str, seed: int, steps: int) -> dict:
+def run_one(method: str, seed: int, steps: int, learning_rate: float) -> dict:
     """Train once and return what each evaluation found, with the compute spent until then."""
     import datasets
     import torch
@@ -136,7 +136,7 @@ def run_one(method: str, seed: int, steps: int) -> dict:
         "gradient_accumulation_steps": GROUPS * GENERATIONS // 16,
         "num_generations": GENERATIONS,
         "max_completion_length": LENGTH,
-        "learning_rate": 1e-4,
+        "learning_rate": learning_rate,
         "lr_scheduler_type": "constant_with_warmup",
         "warmup_steps": 10,
         "adam_beta2": 0.98,
@@ -175,6 +175,7 @@ def run_one(method: str, seed: int, steps: int) -> dict:
         "method": method,
         "seed": seed,
         "steps": steps,
+        "learning_rate": learning_rate,
         "points": points,
         "rollout_tokens": callback.rollout_tokens,
         "seconds": round(time.perf_counter() - started, 1),
@@ -194,7 +195,7 @@ def finished_runs() -> dict[tuple, dict]:
     if not RUNS.exists():
         return {}
     rows = [json.loads(line) for line in RUNS.read_text().splitlines()]
-    return {(row["method"], row["seed"], row["steps"]): row for row in rows}
+    return {(row["method"], row["seed"], row["steps"], row["learning_rate"]): row for row in rows}
 
 
 def at_compute(points: list[dict], compute: float, key: str) -> np.ndarray:
@@ -230,14 +231,14 @@ def difference(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.mean(b - a))
 
 
-def summarise(runs: dict[str, list[dict]]) -> list[dict]:
+def summarise(runs: dict[str, list[dict]], steps: int) -> list[dict]:
     """Print the table and return the claims."""
     claims = []
 
     def claim(text: str, value: float, ci: list[float], **more) -> None:
         claims.append({"claim": text, "value": value, "ci": ci, "seeds": len(runs["grpo"]), **more})
 
-    print(f"\n{len(runs['grpo'])} seeds, {STEPS} steps of {GROUPS} prompts of {GENERATIONS}; mean over seeds")
+    print(f"\n{len(runs['grpo'])} seeds, {steps} steps of {GROUPS} prompts of {GENERATIONS}; mean over seeds")
     columns = ("accuracy", "tokens", "regret", "at 2x", "at 4x", "compute")
     print(f"{'method':18}" + "".join(f"{column:>10}" for column in columns) + "  seconds")
     for method, rows in runs.items():
@@ -295,6 +296,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--learning_rate", type=float, default=LEARNING_RATE)
     parser.add_argument(
         "--quick", action="store_true", help="the same path in a few minutes: 1 seed, a tenth of steps"
     )
@@ -305,7 +307,7 @@ def main() -> None:
     RUNS.parent.mkdir(exist_ok=True)
     done = finished_runs()
     # Seeds outermost: an interrupted benchmark has whole seeds.
-    wanted = [(method, seed, steps) for seed in seeds for method in args.methods]
+    wanted = [(method, seed, steps, args.learning_rate) for seed in seeds for method in args.methods]
     todo = [job for job in wanted if job not in done]
     context = multiprocessing.get_context("spawn")
     jobs = context.Queue()
@@ -321,7 +323,8 @@ def main() -> None:
     if missing:
         sys.exit(f"{len(missing)} runs failed, the first is {missing[0]}; run again to go on")
 
-    claims = summarise({method: [done[method, seed, steps] for seed in seeds] for method in args.methods})
+    runs = {method: [done[method, seed, steps, args.learning_rate] for seed in seeds] for method in args.methods}
+    claims = summarise(runs, steps)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
     print(json.dumps({"benchmark": "mrt", "commit": commit.strip(), "claims": claims}))
 

@@ -200,9 +200,7 @@ class Round:
         starts = dict(enumerate(forced["success_at_once"]))
         scored = [row for row in samples if row["correct"] is not None]
         measured = [row for row in scored if starts.get(row["problem"]) is not None]
-        regrets: dict[
-            int, list[float]
-        ] = {}  # by problem: only the selection tells the two means apart
+        regrets: dict[int, list[float]] = {}  # by problem: only the selection tells the two means apart
         for trace in traces:
             if trace["regret"] is not None:
                 regrets.setdefault(trace["problem"], []).append(trace["regret"])

@@ -71,7 +71,8 @@ def test_the_header_s_memory_is_what_doctor_says(name, tmp_path):
     args, options = make_parser().parse_args_and_config([*line[2:], "--model", str(tmp_path)])
     found = diagnose(args, options.recipe_args)["recipe"]
     assert found["problems"] == [] and found["fits"] and found["ready"]
-    assert round(found["model"]["parameters"] / 1e9, 2) == {"1.5B": 1.54, "7B": 7.62, "R1-Distill-Qwen-1.5B": 1.78}[size]  # as published
+    published = {"1.5B": 1.54, "7B": 7.62, "R1-Distill-Qwen-1.5B": 1.78}
+    assert round(found["model"]["parameters"] / 1e9, 2) == published[size]
     needed, available, _ = re.search(r"Memory: ([\d.]+) GiB of (\d+) (a GPU)", header(name)).groups()
     assert f"{found['needed'] / 2**30:.1f}" == needed and found["available"] == int(available) * 2**30
     assert "Minutes: not run. Expect: not measured." in header(name)
