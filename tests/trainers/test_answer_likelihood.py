@@ -1,0 +1,227 @@
+"""The likelihood of accepted answers: against plain forward passes, against sampling, and its tree of answers."""
+
+import json
+import math
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+
+from metatune.curricula import build_tokenizer, load_distributions
+from metatune.recipes.run_folder import STARTER
+from metatune.rewards import Forcing, get_verifier
+from metatune.trainers import answer_likelihood
+from metatune.trainers.answer_likelihood import (
+    Branch,
+    Tree,
+    answer_branch,
+    answer_token_ids,
+    success_probabilities,
+    takes_masks,
+)
+from metatune.trainers.generation import sample_completions
+from metatune.trainers.mrt_trainer import accepted_answers
+
+from .conftest import tiny_llama
+
+EOS = [7]
+token = st.integers(0, 7)
+
+
+def by_hand(model, context: list[int], cut: int, suffix: list[int], answers: list[list[int]], eos=EOS) -> float:
+    """One plain forward pass for each answer: the product of the chances of its tokens and of an end."""
+    total = 0.0
+    for answer in {tuple(a) for a in answers}:
+        ids = [*context[:cut], *suffix, *answer]
+        with torch.no_grad():
+            log_probs = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        start = len(ids) - len(answer)
+        own = sum(log_probs[i - 1, ids[i]].item() for i in range(start, len(ids)))
+        total += math.exp(own) * log_probs[-1, eos].exp().sum().item()
+    return total
+
+
+@st.composite
+def forests(draw):
+    """Draw 1 to 3 traces with 1 to 3 branches each, whose answers often share their beginnings."""
+    trees = []
+    for _ in range(draw(st.integers(1, 3))):
+        context = draw(st.lists(token, min_size=1, max_size=9))
+        branches = [
+            (
+                draw(st.integers(1, len(context))),
+                draw(st.lists(token, min_size=1, max_size=3)),
+                draw(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=4), max_size=4)),
+            )
+            for _ in range(draw(st.integers(1, 3)))
+        ]
+        trees.append((context, branches))
+    return trees
+
+
+@given(forests(), st.sampled_from([8, 64, 10_000]), st.booleans(), st.sampled_from([[7], [6, 7]]))
+@settings(deadline=None, max_examples=40)
+def test_trees_sum_what_plain_passes_sum(forest, max_tokens, packed, eos):
+    model = tiny_llama(8)
+    trees = [Tree(list(context), [Branch(*branch) for branch in branches]) for context, branches in forest]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(answer_likelihood, "takes_masks", lambda model: packed)
+        found = success_probabilities(model, trees, eos, max_tokens=max_tokens)
+    expected = [[by_hand(model, context, *branch, eos=eos) for branch in branches] for context, branches in forest]
+    assert [len(row) for row in found] == [len(row) for row in expected]
+    for mine, theirs in zip(found, expected, strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-5, abs=1e-9)
+
+
+def test_shared_beginnings_are_computed_once():
+    branch = Branch(3, [9], [[1, 2, 3], [1, 2, 4], [1, 2], [1, 2, 3]])
+    assert branch.tokens == [9, 1, 2, 3, 4]
+    assert branch.parents == [-1, 0, 1, 2, 2]
+    assert branch.paths == [[0, 1, 2, 3], [0, 1, 2, 4], [0, 1, 2]]
+    assert [chain.tokens for chain in branch.chains()] == [[9, 1, 2, 3], [9, 1, 2, 4], [9, 1, 2]]
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_attention_implementations_agree(implementation):
+    model = tiny_llama(8)
+    model.set_attn_implementation(implementation)
+    assert takes_masks(model)
+    tree = Tree([1, 2, 3, 4], [Branch(1, [5], [[0], [1, 2]]), Branch(4, [5, 6], [[0, 1]])])
+    found = success_probabilities(model, [tree], EOS)[0]
+    expected = [by_hand(model, tree.context, 1, [5], [[0], [1, 2]]), by_hand(model, tree.context, 4, [5, 6], [[0, 1]])]
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_models_that_take_no_mask_are_known():
+    model = tiny_llama(8)
+    model.config._attn_implementation = "flash_attention_2"
+    assert not takes_masks(model)
+    model.config._attn_implementation = "sdpa"
+    model.config.layer_types = ["full_attention", "sliding_attention"]
+    assert not takes_masks(model)
+
+
+def test_mode_random_state_and_gradients_are_left_alone():
+    model = tiny_llama(8).train()
+    model.config.attention_dropout = 0.5
+    tree = Tree([1, 2, 3], [Branch(2, [5], [[0], [1]])])
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    first, second = (success_probabilities(model, [tree], EOS) for _ in range(2))
+    assert torch.equal(torch.rand(2), expected)
+    assert first == second, "dropout would make them differ"
+    assert model.training
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_branch_without_answers_has_no_chance():
+    model = tiny_llama(8)
+    trees = [Tree([1, 2], [Branch(2, [5], []), Branch(1, [5], [[0]])]), Tree([1], [])]
+    (none, some), empty = success_probabilities(model, trees, EOS)
+    assert none == 0 and some > 0 and empty == []
+
+
+# ---- answers as tokens ----
+
+
+def merging_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level BPE that joins an opening brace with the 1 after it."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {piece: index for index, piece in enumerate([*alphabet, "{1"])}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[("{", "1")]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=backend)
+
+
+def test_an_answer_that_merges_with_the_suffix_is_encoded_alone():
+    tokenizer = merging_tokenizer()
+    assert tokenizer.convert_ids_to_tokens(tokenizer("x{12}")["input_ids"]) == ["x", "{1", "2", "}"]
+    ids = answer_token_ids(tokenizer, "x{", "12}")
+    assert tokenizer.convert_ids_to_tokens(ids) == ["1", "2", "}"]
+    assert tokenizer.convert_ids_to_tokens(answer_token_ids(tokenizer, "x{", "22}")) == ["2", "2", "}"]
+
+
+def test_a_brace_that_the_suffix_opens_is_closed():
+    tokenizer = merging_tokenizer()
+    branch = answer_branch(tokenizer, Forcing(tokenizer, "so {"), "", 1, ["2"])
+    assert tokenizer.convert_ids_to_tokens(branch.tokens)[-3:] == ["{", "2", "}"]
+
+
+def test_a_task_without_a_list_of_answers_is_refused_with_the_mend():
+    row = {"verifier": "math", "answer": "12", "info": ""}
+    with pytest.raises(ValueError, match=r"'math' are no finite list.*set success_estimator to rollouts"):
+        accepted_answers(row)
+    with pytest.raises(ValueError, match="needs the columns verifier, answer and info"):
+        accepted_answers({"prompt": "?"})
+
+
+# ---- against sampling ----
+
+
+@pytest.mark.parametrize(
+    ("source", "options"),
+    [("countdown", {"numbers": 3, "operators": "+-"}), ("arithmetic", {"terms": 3}), ("logic", {"people": 2})],
+)
+def test_forced_answers_of_the_starter_are_right_as_often(source, options):
+    tokenizer = AutoTokenizer.from_pretrained(STARTER)
+    model = AutoModelForCausalLM.from_pretrained(STARTER, dtype=torch.float32)
+    forcing, eos = Forcing(tokenizer), [tokenizer.eos_token_id]
+    entry = {"name": "a", "source": source, "config": options, "train_size": 1, "test_size": 2}
+    answers_each = 2000
+    for row in load_distributions([entry])[0].test.select(range(1)):
+        prompt = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=False)
+        torch.manual_seed(0)
+        (trace,) = sample_completions(
+            model, [prompt], max_new_tokens=64, eos_token_ids=eos, pad_token_id=tokenizer.pad_token_id
+        )
+        newline = tokenizer("\n")["input_ids"][0]
+        cuts = [0, *(i + 1 for i, token in enumerate(trace) if token == newline)][:3]
+        texts = [tokenizer.decode(trace[:cut], skip_special_tokens=True) for cut in cuts]
+        branches = [
+            answer_branch(tokenizer, forcing, text, len(prompt) + cut, accepted_answers(row))
+            for cut, text in zip(cuts, texts, strict=True)
+        ]
+        (exact,) = success_probabilities(model, [Tree([*prompt, *trace], branches)], eos)
+        verifier = get_verifier(row["verifier"])
+        for cut, text, value in zip(cuts, texts, exact, strict=True):
+            forced = [*prompt, *trace[:cut], *forcing.ids_after(text)]
+            sampled = sample_completions(
+                model,
+                [forced] * answers_each,
+                max_new_tokens=16,
+                eos_token_ids=eos,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+            counts = Counter(map(tuple, sampled))
+            right = sum(
+                number
+                for ids, number in counts.items()
+                if verifier.score(
+                    text + forcing.text_after(text) + tokenizer.decode(ids, skip_special_tokens=True),
+                    row["answer"],
+                    accepted_info(row),
+                )
+            )
+            error = math.sqrt(max(value * (1 - value), 1 / answers_each) / answers_each)
+            assert abs(right / answers_each - value) < 4 * error, (cut, right / answers_each, value)
+
+
+def accepted_info(row) -> dict:
+    return json.loads(row["info"]) if row["info"] else {}
+
+
+def test_the_starters_answers_are_written_as_their_verifiers_read_them():
+    tokenizer = build_tokenizer()
+    forcing = Forcing(tokenizer)
+    for source, options in (("countdown", {"numbers": 4}), ("arithmetic", {"terms": 3}), ("logic", {"people": 3})):
+        entry = {"name": "a", "source": source, "config": options, "train_size": 20, "test_size": 1}
+        for row in load_distributions([entry])[0].train:
+            for answer in accepted_answers(row):
+                text = forcing.text_after("") + answer
+                assert get_verifier(row["verifier"]).score(text, row["answer"], accepted_info(row))
