@@ -57,7 +57,7 @@ def read_traces(path: str | Path) -> list[dict[str, Any]]:
             continue
         try:
             trace = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}, line {number}: not JSON ({error})") from error
         _check(trace, f"{path}, line {number}")
         traces.append(trace)
@@ -110,7 +110,7 @@ def _check(trace: Any, where: str) -> None:
         raise ValueError(f"{where}: episodes is not a list of texts")
     if not isinstance(values, list | tuple) or not all(value is None or _is_number(value) for value in values):
         raise ValueError(f"{where}: values is not a list of numbers and null")
-    if len(values) != len(episodes) + 1:
+    if len(values) != len(episodes) + 1 and (episodes or values):  # an empty completion may have none
         raise ValueError(
             f"{where}: {len(episodes)} episodes need {len(episodes) + 1} values, "
             f"one before the first and one after each; there are {len(values)}"
@@ -118,15 +118,14 @@ def _check(trace: Any, where: str) -> None:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
 
 
 def _shown(trace: Mapping[str, Any]) -> dict[str, Any]:
     values = trace["values"]
     episodes = [
-        {"text": cut(text.strip("\n")), "end": "outcome" if number == len(values) - 1 else "J"}
-        | _progress(before, after)
-        for number, (text, (before, after)) in enumerate(zip(trace["episodes"], pairwise(values), strict=True), 1)
+        {"text": cut(text.strip("\n")), **_progress(before, after)}
+        for text, (before, after) in zip(trace["episodes"], pairwise(values), strict=True)
     ]
     kept = {key: trace[key] for key in ("step", "distribution", "correct")}
     return kept | {"prompt": cut(trace["prompt"].strip("\n")), "episodes": episodes, "drawing": _drawing(values)}
@@ -181,8 +180,8 @@ def _drawing(values: Sequence[float | None]) -> dict[str, Any]:
 def _facts(traces: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """Return what all traces, shown or not, say together."""
     scored = [trace["correct"] for trace in traces if trace["correct"] is not None]
-    starts = [trace["values"][0] for trace in traces if trace["values"][0] is not None]
-    ends = [trace["values"][-1] for trace in traces if trace["values"][-1] is not None]
+    measured = [trace["values"] for trace in traces if trace["values"]]
+    starts, ends = ([values[at] for values in measured if values[at] is not None] for at in (0, -1))
     right = f"{sum(scored)} of {len(scored)}"
     return {
         "Traces": str(len(traces)),
