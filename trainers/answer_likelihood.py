@@ -11,12 +11,15 @@ All prefixes of a trace and all their answers share one row: the trace once, the
 of the answers as branches. An attention mask lets a branch see the trace up to its prefix and its own ancestors only,
 and position ids continue from the prefix. Attention implementations that take no such mask (flash attention), and
 models with sliding windows, get one plain row for each prefix and answer instead.
+
+Rows are batched by like shape, and a trace whose answers are many gets several rows: attention grows with the square
+of a row, and padding costs as much as tokens.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from itertools import pairwise
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -24,46 +27,68 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..rewards import Forcing
 
 MASKED_ATTENTION = ("sdpa", "eager")
-ROOT = -1  # the parent of a branch's first token: the last token of its prefix
+ROW_TOKENS = 128  # branch tokens of a row, where its context is not longer still
+MAX_PADDING = 0.25  # of a batch's tokens
+MAX_LOGITS = 2**28  # numbers in a batch's logits: 1 GiB in fp32
+
+
+class AnswerTrie:
+    """A forcing suffix and the accepted answers after it, as a tree of tokens that has shared beginnings once.
+
+    Args:
+        suffix (`Sequence[int]`): token ids that are given, at least one.
+        answers (`Iterable[Sequence[int]]`): token ids of the accepted answers, without the ending token.
+
+    Attributes:
+        tokens (`list[int]` of length N): token ids, those of the suffix first.
+        parents (`list[int]` of length N): the node before each; -1 before the first.
+        leaves (`list[int]`): the last node of every distinct answer.
+    """
+
+    def __init__(self, suffix: Sequence[int], answers: Iterable[Sequence[int]]):
+        self.answers = list(dict.fromkeys(map(tuple, answers)))
+        self.num_given = len(suffix)
+        self.tokens, self.parents, self.leaves = list(suffix), list(range(-1, len(suffix) - 1)), []
+        children: dict[tuple[int, int], int] = {}
+        for answer in self.answers:
+            node = len(suffix) - 1
+            for token in answer:
+                if (node, token) not in children:
+                    children[node, token] = len(self.tokens)
+                    self.tokens.append(token)
+                    self.parents.append(node)
+                node = children[node, token]
+            self.leaves.append(node)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @cached_property
+    def ancestors(self) -> torch.Tensor:
+        """Which nodes each one follows, itself included, shape (N, N), bool."""
+        seen = torch.eye(len(self), dtype=torch.bool)
+        for node, parent in enumerate(self.parents):
+            if parent >= 0:
+                seen[node] |= seen[parent]
+        return seen
+
+    @cached_property
+    def chains(self) -> list["AnswerTrie"]:
+        """A trie without forks for each answer."""
+        return [AnswerTrie(self.tokens[: self.num_given], [answer]) for answer in self.answers]
 
 
 @dataclass
 class Branch:
-    """Continuations of one prefix: the suffix, and a trie of the answers after it.
+    """What may follow one prefix.
 
     Args:
-        cut (`int`): length of the prefix in tokens, prompt included.
-        suffix (`Sequence[int]`): token ids that are given, at least one.
-        answers (`Iterable[Sequence[int]]`): token ids of the accepted answers, without the ending token.
+        cut (`int`): length of the prefix in tokens, prompt included, at least 1.
+        trie ([`AnswerTrie`]): suffix and answers.
     """
 
     cut: int
-    tokens: list[int] = field(init=False)
-    parents: list[int] = field(init=False)
-    paths: list[list[int]] = field(init=False)  # of every answer: the node before it, then its nodes
-
-    def __init__(self, cut: int, suffix: Sequence[int], answers: Iterable[Sequence[int]]):
-        self.cut = cut
-        self.tokens = list(suffix)
-        self.parents = list(range(ROOT, len(suffix) - 1))
-        children: dict[tuple[int, int], int] = {}
-        self.paths = []
-        for answer in dict.fromkeys(map(tuple, answers)):
-            path = [len(suffix) - 1]
-            for token in answer:
-                edge = (path[-1], token)
-                if edge not in children:
-                    children[edge] = len(self.tokens)
-                    self.tokens.append(token)
-                    self.parents.append(path[-1])
-                path.append(children[edge])
-            self.paths.append(path)
-
-    def chains(self) -> list["Branch"]:
-        """Return a branch without forks for each answer."""
-        first = len(self.tokens) if not self.paths else self.paths[0][0] + 1
-        suffix = self.tokens[:first]
-        return [Branch(self.cut, suffix, [[self.tokens[node] for node in path[1:]]]) for path in self.paths]
+    trie: AnswerTrie
 
 
 @dataclass
@@ -72,7 +97,7 @@ class Tree:
 
     Args:
         context (`list[int]`): token ids of prompt and trace.
-        branches (`list[Branch]`): in any order of their cuts, each at least 1 and at most the context's length.
+        branches (`list[Branch]`): in any order of their cuts, each at most the context's length.
     """
 
     context: list[int]
@@ -84,7 +109,31 @@ class Tree:
     @property
     def num_branch_tokens(self) -> int:
         """Tokens after the context."""
-        return sum(len(branch.tokens) for branch in self.branches)
+        return sum(len(branch.trie) for branch in self.branches)
+
+
+class AcceptedAnswers:
+    """The accepted answers of one problem as tokens, after the suffix as it follows each prefix.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): the model's.
+        forcing ([`~metatune.rewards.Forcing`]): the suffix; one that opens a brace (`\\boxed{`) has it closed after
+            the answer.
+        answers (`Sequence[str]`): the accepted answers, in their written form.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, forcing: Forcing, answers: Sequence[str]):
+        self._tokenizer, self._forcing, self._answers = tokenizer, forcing, answers
+        self._tries: dict[str, AnswerTrie] = {}
+
+    def branch(self, prefix_text: str, cut: int) -> Branch:
+        """Return the branch of the prefix that ends with `prefix_text` and has `cut` tokens, prompt included."""
+        suffix = self._forcing.text_after(prefix_text)
+        if suffix not in self._tries:
+            closing = "}" if suffix.endswith("{") else ""
+            ids = [answer_token_ids(self._tokenizer, suffix, answer + closing) for answer in self._answers]
+            self._tries[suffix] = AnswerTrie(self._forcing.ids_after(prefix_text), ids)
+        return Branch(cut, self._tries[suffix])
 
 
 def answer_token_ids(tokenizer: PreTrainedTokenizerBase, suffix: str, answer: str) -> list[int]:
@@ -98,19 +147,6 @@ def answer_token_ids(tokenizer: PreTrainedTokenizerBase, suffix: str, answer: st
     if together[: len(given)] == given and len(together) > len(given):
         return together[len(given) :]
     return tokenizer(answer, add_special_tokens=False)["input_ids"]
-
-
-def answer_branch(
-    tokenizer: PreTrainedTokenizerBase, forcing: Forcing, prefix_text: str, cut: int, answers: Iterable[str]
-) -> Branch:
-    """Return the branch of a prefix: the suffix as it follows `prefix_text`, and the accepted answers.
-
-    A suffix that opens a brace (`\\boxed{`) has it closed after the answer.
-    """
-    suffix = forcing.text_after(prefix_text)
-    closing = "}" if suffix.endswith("{") else ""
-    ids = [answer_token_ids(tokenizer, suffix, answer + closing) for answer in answers]
-    return Branch(cut, forcing.ids_after(prefix_text), ids)
 
 
 def takes_masks(model: PreTrainedModel) -> bool:
@@ -139,84 +175,91 @@ def success_probabilities(
         `list[list[float]]` of length N: a number from 0 to 1 for each branch; 0 for one without answers.
     """
     packed = takes_masks(model)
-    rows = [(index, tree) for index, tree in enumerate(trees) if tree.branches]
-    if not packed:
-        rows = [
-            (index, Tree(tree.context, [chain]))
-            for index, tree in rows
-            for branch in tree.branches
-            for chain in branch.chains()
-        ]
-    results: dict[int, list[float]] = {}
+    values = [[0.0] * len(tree.branches) for tree in trees]
+    rows, owners = [], []  # what is run, and whose value each of its branches adds to
+    for index, tree in enumerate(trees):
+        for piece in _pieces(tree, packed):
+            rows.append(Tree(tree.context, [branch for _, branch in piece]))
+            owners.append([(index, number) for number, _ in piece])
+    max_branch_tokens = max(1, MAX_LOGITS // model.config.get_text_config().vocab_size)
     with _evaluating(model), torch.no_grad():
-        for batch in _batches([tree for _, tree in rows], max_tokens):
-            sums = _branch_probabilities(model, [rows[i][1] for i in batch], list(eos_token_ids), packed)
-            results.update(zip(batch, sums, strict=True))
-    if packed:
-        found = {index: results[i] for i, (index, _) in enumerate(rows)}
-        return [found.get(index, []) for index in range(len(trees))]
-    chains = iter([results[i][0] for i in range(len(rows))])
-    return [[sum(next(chains) for _ in branch.paths) for branch in tree.branches] for tree in trees]
+        for batch in _batches(rows, max_tokens, max_branch_tokens):
+            found = _branch_probabilities(model, [rows[i] for i in batch], list(eos_token_ids), packed)
+            for row, row_values in zip(batch, found, strict=True):
+                for (index, number), value in zip(owners[row], row_values, strict=True):
+                    values[index][number] += value
+    return values
 
 
-def _batches(trees: Sequence[Tree], max_tokens: int) -> Iterator[list[int]]:
-    """Yield indices of trees of like shape whose padded size stays within `max_tokens`; a larger tree goes alone."""
-    order = sorted(range(len(trees)), key=lambda i: len(trees[i].context) + trees[i].num_branch_tokens)
-    batch, context, branches = [], 0, 0
+def _pieces(tree: Tree, packed: bool) -> Iterator[list[tuple[int, Branch]]]:
+    """Divide a tree's branches, with their numbers, over rows; without masks a row holds one answer of one branch."""
+    numbered = [(number, branch) for number, branch in enumerate(tree.branches) if branch.trie.leaves]
+    if not packed:
+        for number, branch in numbered:
+            yield from ([(number, Branch(branch.cut, chain))] for chain in branch.trie.chains)
+        return
+    room = max(ROW_TOKENS, len(tree.context))
+    piece, size = [], 0
+    for number, branch in numbered:
+        if piece and size + len(branch.trie) > room:
+            yield piece
+            piece, size = [], 0
+        piece.append((number, branch))
+        size += len(branch.trie)
+    if piece:
+        yield piece
+
+
+def _batches(rows: Sequence[Tree], max_tokens: int, max_branch_tokens: int) -> Iterator[list[int]]:
+    """Yield row numbers of like shape; a row beyond the limits goes alone."""
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i].context) + rows[i].num_branch_tokens)
+    batch, context, branches, used = [], 0, 0, 0
     for index in order:
-        context_now = max(context, len(trees[index].context))
-        branches_now = max(branches, trees[index].num_branch_tokens)
-        if batch and (len(batch) + 1) * (context_now + branches_now) > max_tokens:
+        own = len(rows[index].context), rows[index].num_branch_tokens
+        wider = max(context, own[0]), max(branches, own[1])
+        padded = (len(batch) + 1) * sum(wider)
+        too_much_padding = padded > (used + sum(own)) / (1 - MAX_PADDING)
+        if batch and (padded > max_tokens or (len(batch) + 1) * wider[1] > max_branch_tokens or too_much_padding):
             yield batch
-            batch, context_now, branches_now = [], len(trees[index].context), trees[index].num_branch_tokens
+            batch, wider, used = [], own, 0
         batch.append(index)
-        context, branches = context_now, branches_now
+        (context, branches), used = wider, used + sum(own)
     if batch:
         yield batch
 
 
 def _branch_probabilities(
-    model: PreTrainedModel, trees: Sequence[Tree], eos_token_ids: list[int], packed: bool
+    model: PreTrainedModel, rows: Sequence[Tree], eos_token_ids: list[int], packed: bool
 ) -> list[list[float]]:
     """Run one batch. Rows are laid out as [padding][context][branches][padding], contexts ending in one column."""
-    width = max(len(tree.context) for tree in trees)
-    num_branch = max(tree.num_branch_tokens for tree in trees)
-    length = width + num_branch
-    ids_BL = torch.zeros(len(trees), length, dtype=torch.long)
-    positions_BL = torch.zeros(len(trees), length, dtype=torch.long)
-    seen_BLL = torch.eye(length, dtype=torch.bool).repeat(len(trees), 1, 1)
+    width = max(len(row.context) for row in rows)
+    num_branch = max(row.num_branch_tokens for row in rows)
+    ids_BL = torch.zeros(len(rows), width + num_branch, dtype=torch.long)
+    positions_BL = torch.zeros_like(ids_BL)
+    seen_BLL = torch.eye(width + num_branch, dtype=torch.bool).repeat(len(rows), 1, 1)
     causal_CC = torch.ones(width, width, dtype=torch.bool).tril()
-    edges: list[tuple[int, int, int]] = []  # row, column before a token (from the first branch column on), token
-    ends: list[tuple[int, int]] = []  # row, column of an answer's last token
-    paths: list[tuple[int, int, list[int], int]] = []  # row, branch, its edges, its end
-    for row, tree in enumerate(trees):
-        start = width - len(tree.context)
+    for row, tree in enumerate(rows):
+        length = len(tree.context)
+        start = width - length
         ids_BL[row, start:width] = torch.tensor(tree.context)
-        positions_BL[row, start:width] = torch.arange(len(tree.context))
-        seen_LL = seen_BLL[row]
-        seen_LL[start:width, start:width] = causal_CC[: len(tree.context), : len(tree.context)]
-        offset = width
-        for number, branch in enumerate(tree.branches):
-            for node, (token, parent) in enumerate(zip(branch.tokens, branch.parents, strict=True)):
-                column = offset + node
-                before = start + branch.cut - 1 if parent == ROOT else offset + parent
-                ids_BL[row, column] = token
-                positions_BL[row, column] = positions_BL[row, before] + 1
-                seen_LL[column] |= seen_LL[before]
-            for path in branch.paths:
-                first = len(edges)
-                edges += [(row, offset + before - width, branch.tokens[node]) for before, node in pairwise(path)]
-                paths.append((row, number, list(range(first, len(edges))), len(ends)))
-                ends.append((row, offset + path[-1] - width))
-            offset += len(branch.tokens)
+        positions_BL[row, start:width] = torch.arange(length)
+        seen_BLL[row, start:width, start:width] = causal_CC[:length, :length]
+        at = width
+        for branch in tree.branches:
+            block = slice(at, at + len(branch.trie))
+            ids_BL[row, block] = torch.tensor(branch.trie.tokens)
+            positions_BL[row, block] = branch.cut - 1 + branch.trie.ancestors.sum(1)
+            seen_BLL[row, block, block] = branch.trie.ancestors
+            seen_BLL[row, block, start : start + branch.cut] = True
+            at = block.stop
 
     device = model.device
     if packed:
         mask = torch.zeros(seen_BLL.shape, dtype=model.dtype).masked_fill(~seen_BLL, torch.finfo(model.dtype).min)
         mask = mask[:, None]
     else:  # without forks a branch continues its context, so plain causal attention over what is there will do
-        mask = ids_BL.new_zeros(ids_BL.shape)
-        for row, tree in enumerate(trees):
+        mask = torch.zeros_like(ids_BL)
+        for row, tree in enumerate(rows):
             mask[row, width - len(tree.context) : width + tree.num_branch_tokens] = 1
     logits_BNV = model(
         input_ids=ids_BL.to(device),
@@ -225,22 +268,23 @@ def _branch_probabilities(
         logits_to_keep=num_branch,
         use_cache=False,
     ).logits
+    log_probs_BNV = logits_BNV.float().log_softmax(-1).cpu()
+    ending_BN = log_probs_BNV[..., eos_token_ids].logsumexp(-1)
 
-    sums = [[0.0] * len(tree.branches) for tree in trees]
-    if not paths:
-        return sums
-    nodes = sorted({(row, column) for row, column, _ in edges} | set(ends))
-    place = {node: index for index, node in enumerate(nodes)}
-    rows, columns = torch.tensor(nodes, device=device).unbind(1)
-    log_probs_NV = logits_BNV[rows, columns].float().log_softmax(-1)
-    ending = log_probs_NV[:, eos_token_ids].logsumexp(-1).tolist()
-    tokens = torch.tensor([token for _, _, token in edges], dtype=torch.long, device=device)
-    parents = torch.tensor([place[row, column] for row, column, _ in edges], dtype=torch.long, device=device)
-    steps = log_probs_NV[parents, tokens].tolist()
-    for row, number, own_edges, end in paths:
-        log_prob = sum(steps[edge] for edge in own_edges) + ending[place[ends[end]]]
-        sums[row][number] += torch.tensor(log_prob).exp().item()
-    return sums
+    values = []
+    for row, tree in enumerate(rows):
+        values.append([])
+        at = 0
+        for branch in tree.branches:
+            trie = branch.trie
+            own = slice(at, at + len(trie))
+            steps_N = torch.zeros(len(trie))  # of each node of an answer, the log-probability of its token
+            nodes = slice(trie.num_given, len(trie))
+            steps_N[nodes] = log_probs_BNV[row, own][trie.parents[nodes], trie.tokens[nodes]]
+            answers_A = trie.ancestors[trie.leaves].float() @ steps_N + ending_BN[row, own][trie.leaves]
+            values[-1].append(answers_A.exp().sum().item())
+            at = own.stop
+    return values
 
 
 @contextmanager

@@ -40,7 +40,7 @@ from trl.models import unwrap_model_for_generation
 
 from ..rewards import EpisodeRule, Forcing, episode_ends, get_verifier, token_texts
 from . import progress
-from .answer_likelihood import Tree, answer_branch, success_probabilities
+from .answer_likelihood import AcceptedAnswers, Tree, success_probabilities
 from .dump_trainer import DUMPTrainer
 from .mrt_config import MRTConfig
 from .prefix_pool import PrefixPool
@@ -238,13 +238,13 @@ class MRTTrainer(DUMPTrainer):
         by_row: dict[int, list[int]] = defaultdict(list)
         for row, cut in places:
             by_row[row].append(cut)
-        trees = []
+        trees, tries = [], {}
         for row, cuts in by_row.items():
             answers = accepted_answers(self._drawn[row])
-            branches = [
-                answer_branch(self._tokenizer, self._forcing, self._text(row, cut), len(prompts[row]) + cut, answers)
-                for cut in cuts
-            ]
+            key = tuple(answers)  # a group has one list
+            if key not in tries:
+                tries[key] = AcceptedAnswers(self._tokenizer, self._forcing, answers)
+            branches = [tries[key].branch(self._text(row, cut), len(prompts[row]) + cut) for cut in cuts]
             trees.append(Tree([*prompts[row], *self._completion_ids[row]], branches))
         with (
             self._throughput.phase("score"),

@@ -16,9 +16,10 @@ from metatune.recipes.run_folder import STARTER
 from metatune.rewards import Forcing, get_verifier
 from metatune.trainers import answer_likelihood
 from metatune.trainers.answer_likelihood import (
+    AcceptedAnswers,
+    AnswerTrie,
     Branch,
     Tree,
-    answer_branch,
     answer_token_ids,
     success_probabilities,
     takes_masks,
@@ -67,7 +68,10 @@ def forests(draw):
 @settings(deadline=None, max_examples=40)
 def test_trees_sum_what_plain_passes_sum(forest, max_tokens, packed, eos):
     model = tiny_llama(8)
-    trees = [Tree(list(context), [Branch(*branch) for branch in branches]) for context, branches in forest]
+    trees = [
+        Tree(list(context), [Branch(cut, AnswerTrie(suffix, answers)) for cut, suffix, answers in branches])
+        for context, branches in forest
+    ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(answer_likelihood, "takes_masks", lambda model: packed)
         found = success_probabilities(model, trees, eos, max_tokens=max_tokens)
@@ -78,11 +82,12 @@ def test_trees_sum_what_plain_passes_sum(forest, max_tokens, packed, eos):
 
 
 def test_shared_beginnings_are_computed_once():
-    branch = Branch(3, [9], [[1, 2, 3], [1, 2, 4], [1, 2], [1, 2, 3]])
-    assert branch.tokens == [9, 1, 2, 3, 4]
-    assert branch.parents == [-1, 0, 1, 2, 2]
-    assert branch.paths == [[0, 1, 2, 3], [0, 1, 2, 4], [0, 1, 2]]
-    assert [chain.tokens for chain in branch.chains()] == [[9, 1, 2, 3], [9, 1, 2, 4], [9, 1, 2]]
+    trie = AnswerTrie([9], [[1, 2, 3], [1, 2, 4], [1, 2], [1, 2, 3]])
+    assert trie.tokens == [9, 1, 2, 3, 4]
+    assert trie.parents == [-1, 0, 1, 2, 2]
+    assert trie.leaves == [3, 4, 2]
+    assert trie.ancestors[4].tolist() == [True, True, True, False, True]
+    assert [chain.tokens for chain in trie.chains] == [[9, 1, 2, 3], [9, 1, 2, 4], [9, 1, 2]]
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
@@ -90,7 +95,7 @@ def test_attention_implementations_agree(implementation):
     model = tiny_llama(8)
     model.set_attn_implementation(implementation)
     assert takes_masks(model)
-    tree = Tree([1, 2, 3, 4], [Branch(1, [5], [[0], [1, 2]]), Branch(4, [5, 6], [[0, 1]])])
+    tree = Tree([1, 2, 3, 4], [Branch(1, AnswerTrie([5], [[0], [1, 2]])), Branch(4, AnswerTrie([5, 6], [[0, 1]]))])
     found = success_probabilities(model, [tree], EOS)[0]
     expected = [by_hand(model, tree.context, 1, [5], [[0], [1, 2]]), by_hand(model, tree.context, 4, [5, 6], [[0, 1]])]
     assert found == pytest.approx(expected, rel=1e-5)
@@ -108,7 +113,7 @@ def test_models_that_take_no_mask_are_known():
 def test_mode_random_state_and_gradients_are_left_alone():
     model = tiny_llama(8).train()
     model.config.attention_dropout = 0.5
-    tree = Tree([1, 2, 3], [Branch(2, [5], [[0], [1]])])
+    tree = Tree([1, 2, 3], [Branch(2, AnswerTrie([5], [[0], [1]]))])
     torch.manual_seed(3)
     expected = torch.rand(2)
     torch.manual_seed(3)
@@ -121,7 +126,7 @@ def test_mode_random_state_and_gradients_are_left_alone():
 
 def test_a_branch_without_answers_has_no_chance():
     model = tiny_llama(8)
-    trees = [Tree([1, 2], [Branch(2, [5], []), Branch(1, [5], [[0]])]), Tree([1], [])]
+    trees = [Tree([1, 2], [Branch(2, AnswerTrie([5], [])), Branch(1, AnswerTrie([5], [[0]]))]), Tree([1], [])]
     (none, some), empty = success_probabilities(model, trees, EOS)
     assert none == 0 and some > 0 and empty == []
 
@@ -149,8 +154,8 @@ def test_an_answer_that_merges_with_the_suffix_is_encoded_alone():
 
 def test_a_brace_that_the_suffix_opens_is_closed():
     tokenizer = merging_tokenizer()
-    branch = answer_branch(tokenizer, Forcing(tokenizer, "so {"), "", 1, ["2"])
-    assert tokenizer.convert_ids_to_tokens(branch.tokens)[-3:] == ["{", "2", "}"]
+    branch = AcceptedAnswers(tokenizer, Forcing(tokenizer, "so {"), ["2"]).branch("", 1)
+    assert tokenizer.convert_ids_to_tokens(branch.trie.tokens)[-3:] == ["{", "2", "}"]
 
 
 def test_a_task_without_a_list_of_answers_is_refused_with_the_mend():
@@ -183,10 +188,8 @@ def test_forced_answers_of_the_starter_are_right_as_often(source, options):
         newline = tokenizer("\n")["input_ids"][0]
         cuts = [0, *(i + 1 for i, token in enumerate(trace) if token == newline)][:3]
         texts = [tokenizer.decode(trace[:cut], skip_special_tokens=True) for cut in cuts]
-        branches = [
-            answer_branch(tokenizer, forcing, text, len(prompt) + cut, accepted_answers(row))
-            for cut, text in zip(cuts, texts, strict=True)
-        ]
+        answers = AcceptedAnswers(tokenizer, forcing, accepted_answers(row))
+        branches = [answers.branch(text, len(prompt) + cut) for cut, text in zip(cuts, texts, strict=True)]
         (exact,) = success_probabilities(model, [Tree([*prompt, *trace], branches)], eos)
         verifier = get_verifier(row["verifier"])
         for cut, text, value in zip(cuts, texts, exact, strict=True):

@@ -10,7 +10,7 @@ from metatune.curricula import build_tokenizer, load_distributions
 from metatune.recipes.run_folder import STARTER
 from metatune.rewards import correctness_reward
 from metatune.trainers import DUMPTrainer, MRTConfig, MRTTrainer
-from metatune.trainers.answer_likelihood import Tree, answer_branch, success_probabilities
+from metatune.trainers.answer_likelihood import AcceptedAnswers, Tree, success_probabilities
 from metatune.trainers.progress import group_advantages
 
 from .dump_setup import config, digits, rows, tiny_model
@@ -379,7 +379,8 @@ def test_progress_trains_an_adapter(tmp_path, starter):
     )
     trainer.train()
     prompt = tokenizer("make 7 from 3 4 using +")["input_ids"]
-    trees = [Tree(prompt, [answer_branch(tokenizer, trainer._forcing, "", len(prompt), ["3+4"])])]
+    answers = AcceptedAnswers(tokenizer, trainer._forcing, ["3+4"])
+    trees = [Tree(prompt, [answers.branch("", len(prompt))])]
     adapted = success_probabilities(trainer.model, trees, trainer.eos_token_ids)[0][0]
     with trainer.model.disable_adapter():
         base = success_probabilities(trainer.model, trees, trainer.eos_token_ids)[0][0]
