@@ -6,8 +6,8 @@ Seconds of a GRPO step of the starter on countdown, 4 prompts of 8 completions, 
 next: without progress, with values by likelihood (goal: at most 1.3 times), and with 4 forced answers a prefix (goal:
 at most 2 times). One trainer does each kind of step in turn, with a learning rate of 0, so that all see the same model
 and what slows the machine slows all. Once as TRL generates, once with `compact_generation` and `length_grouping`,
-where a step is shorter and the same work weighs more. Ratios of medians, bootstrap over rounds of three steps. Also: the
-seconds of the measuring in such a step.
+where a step is shorter and the same work weighs more. Ratios of medians, bootstrap over rounds of three steps. Also:
+the seconds of the measuring in such a step.
 """
 
 import argparse
