@@ -141,7 +141,13 @@ def evaluate_at_budgets(
     extended = extend_traces(recorder, tokenizer, prompts, traces, targets, **how)
     ends, episode_texts = _episodes(tokenizer, traces, episodes)
     cuts = [
-        _cuts(ids, budgets, [at_target[row] for at_target in extended], ends[row], engine.eos_token_ids)
+        _cuts(
+            ids,
+            budgets,
+            [at_target[row] for at_target in extended],
+            ends[row] if episodes else None,
+            engine.eos_token_ids,
+        )
         for row, ids in enumerate(traces)
     ]
     places = [(row, cut) for row, cuts_of_row in enumerate(cuts) for cut in cuts_of_row if cut is not None]
@@ -225,12 +231,18 @@ def _own_outcome(completion: Completion, num_answers: int) -> _Point:
 
 
 def _cuts(
-    ids: list[int], budgets: Sequence[int], extended: list[list[int]], ends: list[int], eos_token_ids: frozenset[int]
+    ids: list[int],
+    budgets: Sequence[int],
+    extended: list[list[int]],
+    ends: list[int] | None,
+    eos_token_ids: frozenset[int],
 ) -> list[list[int] | None]:
     """List every cut of a trace: budgets, extended budgets, episodes; `None` where its own outcome stands."""
     ended = bool(ids) and ids[-1] in eos_token_ids
     at_budgets = [None if ended and budget >= len(ids) else ids[:budget] for budget in (0, *budgets)]
-    at_episodes = [ids[:end] for end in (0, *ends[:-1])] + [None] if ends else []
+    at_episodes = []
+    if ends is not None:  # an empty completion has no episode, and still what it would answer at once
+        at_episodes = [ids[:end] for end in (0, *ends[:-1])] + [None] * bool(ends)
     return [*at_budgets, *extended, *at_episodes]
 
 

@@ -26,6 +26,7 @@ import textwrap
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -420,10 +421,8 @@ class MRTTrainer(DUMPTrainer):
         """Keep some of this process's traces for `traces.jsonl`."""
         self._traces = []
         for row in range(min(NUM_KEPT_TRACES, len(ends))):
-            ids, texts, start = self._completion_ids[row], [], 0
-            for end in ends[row]:
-                texts.append(self._tokenizer.decode(ids[start:end], skip_special_tokens=True))
-                start = end
+            pieces = token_texts(self._tokenizer, self._completion_ids[row])  # an episode may end inside a character
+            texts = ["".join(pieces[start:end]) for start, end in pairwise([0, *ends[row]])]
             own = values[row, : len(texts) + 1].tolist()
             prompt = self._drawn[row]["prompt"]
             self._traces.append(

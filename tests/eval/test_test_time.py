@@ -127,6 +127,15 @@ def test_episodes_have_their_own_curve_and_end_with_the_outcome(tokenizer, tmp_p
     }
 
 
+def test_an_empty_completion_has_no_episode_and_still_what_it_answers_at_once(tokenizer, tmp_path):
+    rule = EpisodeRule(by="delimiter")
+    _, measured = measure(tokenizer, ["a\n7\nanswer 7~", ""], budgets=[20], episodes=rule)
+    empty = measured.budgets.traces[1]
+    assert empty.episode_ends == [] and len(empty.episodes.success) == 1
+    assert len(measured.budgets.summary()["episodes"]) == 4
+    measured.save(tmp_path)
+
+
 def test_what_cannot_be_scored_is_left_out_and_counted(tokenizer):
     items = [item("p"), item("q", answer="?")]
     _, measured = measure(tokenizer, ["7~", "7~"], items)
