@@ -23,34 +23,26 @@ The mathematics is in `progress.py`.
 
 import json
 import textwrap
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate.logging import get_logger
 from accelerate.utils import gather_object
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-from trl import GRPOTrainer
-from trl.data_utils import is_conversational
-from trl.models import unwrap_model_for_generation
 
-from ..rewards import EpisodeRule, Forcing, episode_ends, get_verifier, token_texts
+from ..rewards import EpisodeRule, Forcing, episode_ends, token_texts
 from . import progress
-from .answer_likelihood import AcceptedAnswers, Tree, success_probabilities
 from .dump_trainer import DUMPTrainer
 from .mrt_config import MRTConfig
 from .prefix_pool import PrefixPool
+from .success import SuccessAtPrefixes
 
-logger = get_logger(__name__)
 NUM_KEPT_TRACES = 16
 
 
-class MRTTrainer(DUMPTrainer):
+class MRTTrainer(SuccessAtPrefixes, DUMPTrainer):
     """
     GRPO trainer that rewards progress.
 
@@ -191,114 +183,6 @@ class MRTTrainer(DUMPTrainer):
         self._log_values(values, outcome_at)
         return values, outcome_at
 
-    def _estimate(self, prompts: list[list[int]], cuts: list[list[int]]) -> list[list[float]]:
-        """Estimate J of this process's prefixes: each completion cut at each of its `cuts`."""
-        distinct: dict[tuple[int, ...], tuple[int, int]] = {}  # equal prefixes are answered once
-        for row, row_cuts in enumerate(cuts):
-            for cut in row_cuts:
-                distinct.setdefault((*prompts[row], *self._completion_ids[row][:cut]), (row, cut))
-        places = list(distinct.values())
-        estimate = self._by_likelihood if self.args.success_estimator == "likelihood" else self._by_rollouts
-        values = dict(zip(distinct, estimate(prompts, places), strict=True))
-        return [
-            [values[(*prompts[row], *self._completion_ids[row][:cut])] for cut in row_cuts]
-            for row, row_cuts in enumerate(cuts)
-        ]
-
-    def _by_rollouts(self, prompts: list[list[int]], places: list[tuple[int, int]]) -> list[float]:
-        """Return the mean reward of forced answers at each prefix, a pair of row and cut."""
-        wanted = len(places)
-        # Ranks generate and score together, so all ask for as many; what a rank adds is thrown away.
-        most = max(gather_object([wanted]))
-        places = [*places, *([places[-1] if places else (0, 0)] * (most - wanted))]
-        repeats = self.args.num_forced_answers
-        texts = [self._text(row, cut) for row, cut in places]
-        forced = [
-            [*prompts[row], *self._completion_ids[row][:cut], *self._forcing.ids_after(text)]
-            for (row, cut), text in zip(places, texts, strict=True)
-        ]
-        with self._bounded_completions(self.args.forced_answer_tokens):
-            answers, _ = super()._generate_single_turn(
-                [ids for ids in forced for _ in range(repeats)], None, {}, repeats
-            )
-        self._count_forced(answers[: wanted * repeats])
-        contents = [
-            text + self._forcing.text_after(text) + answer
-            for text, answer in zip(
-                [text for text in texts for _ in range(repeats)],
-                self._tokenizer.batch_decode(answers, skip_special_tokens=True),
-                strict=True,
-            )
-        ]
-        inputs = [self._drawn[row] for row, _ in places for _ in range(repeats)]
-        scores = self._score(inputs, contents, answers)
-        return scores.view(most, repeats).nanmean(1)[:wanted].tolist()
-
-    def _by_likelihood(self, prompts: list[list[int]], places: list[tuple[int, int]]) -> list[float]:
-        """Return the probability of an accepted answer at each prefix, a pair of row and cut."""
-        by_row: dict[int, list[int]] = defaultdict(list)
-        for row, cut in places:
-            by_row[row].append(cut)
-        trees, tries = [], {}
-        for row, cuts in by_row.items():
-            answers = accepted_answers(self._drawn[row])
-            key = tuple(answers)  # a group has one list
-            if key not in tries:
-                tries[key] = AcceptedAnswers(self._tokenizer, self._forcing, answers)
-            branches = [tries[key].branch(self._text(row, cut), len(prompts[row]) + cut) for cut in cuts]
-            trees.append(Tree([*prompts[row], *self._completion_ids[row]], branches))
-        with (
-            self._throughput.phase("score"),
-            # As for generation: under ZeRO-3 the processes run different numbers of batches, on gathered weights.
-            unwrap_model_for_generation(
-                self.model_wrapped,
-                self.accelerator,
-                gather_deepspeed3_params=self.args.ds3_gather_for_generation,
-                gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
-            ) as model,
-        ):
-            values = success_probabilities(model, trees, self.eos_token_ids)
-        found = {
-            (row, cut): value
-            for (row, cuts), row_values in zip(by_row.items(), values, strict=True)
-            for cut, value in zip(cuts, row_values, strict=True)
-        }
-        return [found[place] for place in places]
-
-    def _score(self, inputs: list[dict], contents: list[str], ids: list[list[int]]) -> torch.Tensor:
-        """Return this process's outcome rewards of texts that are no rollouts; NaN where unscorable."""
-        prompts = [row["prompt"] for row in inputs]
-        conversational = is_conversational({"prompt": prompts[0]})
-        completions = [[{"role": "assistant", "content": text}] for text in contents] if conversational else contents
-        with self._throughput.phase("score"):
-            rewards_per_func = GRPOTrainer._calculate_rewards(self, inputs, prompts, completions, ids)
-        self._pending_metrics.clear()  # these belong to the next batch's rollouts, not to forced answers
-        self._pending_extra_logs.clear()
-        first = self.accelerator.process_index * len(inputs)
-        rewards_per_func = rewards_per_func[first : first + len(inputs)]
-        totals = (rewards_per_func * self.reward_weights.to(rewards_per_func.device)).nansum(dim=1)
-        return totals.masked_fill(rewards_per_func.isnan().all(dim=1), torch.nan)
-
-    def _text(self, row: int, cut: int) -> str:
-        return self._tokenizer.decode(self._completion_ids[row][:cut], skip_special_tokens=True)
-
-    @contextmanager
-    def _bounded_completions(self, length: int) -> Iterator[None]:
-        """Generate at most `length` tokens inside the block, whichever engine does it."""
-        holders = [(self, "max_completion_length")]
-        if self.use_vllm:
-            holders.append((self.vllm_generation, "max_completion_length"))
-        else:
-            holders.append((self.generation_config, "max_new_tokens"))
-        before = [getattr(holder, name) for holder, name in holders]
-        for holder, name in holders:
-            setattr(holder, name, length)
-        try:
-            yield
-        finally:
-            for (holder, name), value in zip(holders, before, strict=True):
-                setattr(holder, name, value)
-
     # ---- rollouts from stale prefixes ----
 
     def _choose_prefixes(self) -> None:
@@ -377,16 +261,6 @@ class MRTTrainer(DUMPTrainer):
 
     # ---- logs ----
 
-    def _count_forced(self, completion_ids: Sequence[Sequence[int]]) -> None:
-        """Count tokens that were sampled beside the rollouts, and warn where answers do not come to an end."""
-        eos = set(self.eos_token_ids)
-        ended = sum(bool(ids) and ids[-1] in eos for ids in completion_ids)
-        own = [sum(map(len, completion_ids)), ended, len(completion_ids)]
-        tokens, ended, number = np.sum(gather_object([own]), axis=0).tolist()
-        self._rollout_tokens += tokens
-        if self._prefixes is None and number:
-            self._log("forced_ended", ended / number)
-
     def _shrinkage(self, values: torch.Tensor, outcome_at: torch.Tensor) -> float:
         if self.args.success_estimator == "likelihood":
             return 1.0
@@ -457,25 +331,6 @@ class MRTTrainer(DUMPTrainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None and self.args.progress == "prefix":
             self._pool.load(Path(checkpoint))
-
-
-def accepted_answers(row: dict[str, Any]) -> list[str]:
-    """Return every accepted answer of a training row.
-
-    Raises:
-        ValueError: if the row does not say how it is verified, or its accepted answers are no finite list.
-    """
-    mend = "set success_estimator to rollouts"
-    if row.get("verifier") is None:
-        raise ValueError(f"success_estimator: likelihood needs the columns verifier, answer and info; {mend}")
-    info = json.loads(row["info"]) if row.get("info") else {}
-    answers = get_verifier(row["verifier"]).accepted_answers(row["answer"], info)
-    if answers is None:
-        raise ValueError(
-            f"success_estimator: likelihood sums over all accepted answers, and those of the verifier "
-            f"{row['verifier']!r} are no finite list (an equal answer can be written in many ways); {mend}"
-        )
-    return answers
 
 
 def _continued(prefix: str, completion: str | list[dict[str, Any]]) -> str | list[dict[str, Any]]:

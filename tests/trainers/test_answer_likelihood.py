@@ -25,7 +25,7 @@ from metatune.trainers.answer_likelihood import (
     takes_masks,
 )
 from metatune.trainers.generation import sample_completions
-from metatune.trainers.mrt_trainer import accepted_answers
+from metatune.trainers.success import accepted_answers
 
 from .conftest import tiny_llama
 

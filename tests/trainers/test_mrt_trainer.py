@@ -386,3 +386,8 @@ def test_progress_trains_an_adapter(tmp_path, starter):
         base = success_probabilities(trainer.model, trees, trainer.eos_token_ids)[0][0]
     assert adapted != base
     assert last(trainer, "progress/mean") != 0
+
+
+def test_forced_answers_that_do_not_end_are_told(tmp_path, caplog):
+    make(tmp_path, "episode", max_steps=1, forced_answer_tokens=1).train()
+    assert "forced answers came to an end within forced_answer_tokens, 1: raise it" in caplog.text
