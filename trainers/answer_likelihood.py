@@ -28,7 +28,7 @@ from ..rewards import Forcing
 
 MASKED_ATTENTION = ("sdpa", "eager")
 ROW_TOKENS = 128  # branch tokens of a row, where its context is not longer still
-MAX_PADDING = 0.25  # of a batch's tokens
+MAX_PADDING = 0.1  # of a batch's tokens
 MAX_LOGITS = 2**28  # numbers in a batch's logits: 1 GiB in fp32
 
 
@@ -212,7 +212,7 @@ def _pieces(tree: Tree, packed: bool) -> Iterator[list[tuple[int, Branch]]]:
 
 def _batches(rows: Sequence[Tree], max_tokens: int, max_branch_tokens: int) -> Iterator[list[int]]:
     """Yield row numbers of like shape; a row beyond the limits goes alone."""
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i].context) + rows[i].num_branch_tokens)
+    order = sorted(range(len(rows)), key=lambda i: (rows[i].num_branch_tokens, len(rows[i].context)))
     batch, context, branches, used = [], 0, 0, 0
     for index in order:
         own = len(rows[index].context), rows[index].num_branch_tokens
@@ -231,13 +231,60 @@ def _batches(rows: Sequence[Tree], max_tokens: int, max_branch_tokens: int) -> I
 def _branch_probabilities(
     model: PreTrainedModel, rows: Sequence[Tree], eos_token_ids: list[int], packed: bool
 ) -> list[list[float]]:
-    """Run one batch. Rows are laid out as [padding][context][branches][padding], contexts ending in one column."""
+    """Run one batch."""
+    ids_BL, positions_BL, real_BL, seen_BLL, parents_BN = (tensor.to(model.device) for tensor in _layout(rows))
+    num_branch = parents_BN.shape[1]
+    if (
+        not packed
+    ):  # without forks a branch continues its context, so plain causal attention over what is there will do
+        mask = real_BL.long()
+    elif model.config.get_text_config()._attn_implementation == "sdpa":
+        mask = seen_BLL[:, None]
+    else:
+        lowest = torch.finfo(model.dtype).min
+        mask = torch.zeros(seen_BLL.shape, dtype=model.dtype, device=model.device).masked_fill(~seen_BLL, lowest)[
+            :, None
+        ]
+    logits_BNV = model(
+        input_ids=ids_BL, attention_mask=mask, position_ids=positions_BL, logits_to_keep=num_branch, use_cache=False
+    ).logits
+
+    dtype = torch.promote_types(logits_BNV.dtype, torch.float32)
+    norms_BN = torch.stack([logits_NV.to(dtype).logsumexp(-1) for logits_NV in logits_BNV])  # a row each: V is large
+    rows_B1 = torch.arange(len(rows), device=model.device)[:, None]
+    steps_BN = logits_BNV[rows_B1, parents_BN, ids_BL[:, -num_branch:]].to(dtype) - norms_BN[rows_B1, parents_BN]
+    ending_BN = logits_BNV[..., eos_token_ids].to(dtype).logsumexp(-1) - norms_BN
+    steps_BN, ending_BN = steps_BN.cpu(), ending_BN.cpu()
+    values = []
+    for row, tree in enumerate(rows):
+        values.append([])
+        at = 0
+        for branch in tree.branches:
+            trie = branch.trie
+            own = slice(at, at + len(trie))
+            steps_N = steps_BN[row, own].clone()  # of each node, the log-probability of its token
+            steps_N[: trie.num_given] = 0.0
+            answers_A = trie.ancestors[trie.leaves].to(dtype) @ steps_N + ending_BN[row, own][trie.leaves]
+            values[-1].append(answers_A.exp().sum().item())
+            at = own.stop
+    return values
+
+
+def _layout(rows: Sequence[Tree]) -> tuple[torch.Tensor, ...]:
+    """Lay rows out as [padding][context][branches][padding], contexts ending in one column.
+
+    Returns:
+        Token ids and positions, shape (B, L); where no padding is, shape (B, L), bool; who sees whom, shape (B, L, L),
+        bool, everyone himself; and of each token after the contexts the one before it, counted from there, shape
+        (B, N); where that is in the context or nowhere, any.
+    """
     width = max(len(row.context) for row in rows)
     num_branch = max(row.num_branch_tokens for row in rows)
     ids_BL = torch.zeros(len(rows), width + num_branch, dtype=torch.long)
-    positions_BL = torch.zeros_like(ids_BL)
+    positions_BL, real_BL = torch.zeros_like(ids_BL), torch.zeros_like(ids_BL, dtype=torch.bool)
     seen_BLL = torch.eye(width + num_branch, dtype=torch.bool).repeat(len(rows), 1, 1)
     causal_CC = torch.ones(width, width, dtype=torch.bool).tril()
+    parents_BN = torch.zeros(len(rows), num_branch, dtype=torch.long)
     for row, tree in enumerate(rows):
         length = len(tree.context)
         start = width - length
@@ -251,40 +298,12 @@ def _branch_probabilities(
             positions_BL[row, block] = branch.cut - 1 + branch.trie.ancestors.sum(1)
             seen_BLL[row, block, block] = branch.trie.ancestors
             seen_BLL[row, block, start : start + branch.cut] = True
+            parents_BN[row, at - width : block.stop - width] = (
+                torch.tensor(branch.trie.parents).clamp(min=0) + at - width
+            )
             at = block.stop
-
-    device = model.device
-    if packed:
-        mask = torch.zeros(seen_BLL.shape, dtype=model.dtype).masked_fill(~seen_BLL, torch.finfo(model.dtype).min)
-        mask = mask[:, None]
-    else:  # without forks a branch continues its context, so plain causal attention over what is there will do
-        mask = torch.zeros_like(ids_BL)
-        for row, tree in enumerate(rows):
-            mask[row, width - len(tree.context) : width + tree.num_branch_tokens] = 1
-    logits_BNV = model(
-        input_ids=ids_BL.to(device),
-        attention_mask=mask.to(device),
-        position_ids=positions_BL.to(device),
-        logits_to_keep=num_branch,
-        use_cache=False,
-    ).logits
-    log_probs_BNV = logits_BNV.float().log_softmax(-1).cpu()
-    ending_BN = log_probs_BNV[..., eos_token_ids].logsumexp(-1)
-
-    values = []
-    for row, tree in enumerate(rows):
-        values.append([])
-        at = 0
-        for branch in tree.branches:
-            trie = branch.trie
-            own = slice(at, at + len(trie))
-            steps_N = torch.zeros(len(trie))  # of each node of an answer, the log-probability of its token
-            nodes = slice(trie.num_given, len(trie))
-            steps_N[nodes] = log_probs_BNV[row, own][trie.parents[nodes], trie.tokens[nodes]]
-            answers_A = trie.ancestors[trie.leaves].float() @ steps_N + ending_BN[row, own][trie.leaves]
-            values[-1].append(answers_A.exp().sum().item())
-            at = own.stop
-    return values
+        real_BL[row, start:at] = True
+    return ids_BL, positions_BL, real_BL, seen_BLL, parents_BN
 
 
 @contextmanager
