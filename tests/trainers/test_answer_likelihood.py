@@ -9,7 +9,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from metatune.curricula import build_tokenizer, load_distributions
 from metatune.recipes.run_folder import STARTER
@@ -64,9 +70,15 @@ def forests(draw):
     return trees
 
 
-@given(forests(), st.sampled_from([8, 64, 10_000]), st.booleans(), st.sampled_from([[7], [6, 7]]))
+@given(
+    forests(),
+    st.sampled_from([8, 64, 10_000]),
+    st.sampled_from([2, 128]),
+    st.booleans(),
+    st.sampled_from([[7], [6, 7], [1, 7]]),
+)
 @settings(deadline=None, max_examples=40)
-def test_trees_sum_what_plain_passes_sum(forest, max_tokens, packed, eos):
+def test_trees_sum_what_plain_passes_sum(forest, max_tokens, row_tokens, packed, eos):
     model = tiny_llama(8)
     trees = [
         Tree(list(context), [Branch(cut, AnswerTrie(suffix, answers)) for cut, suffix, answers in branches])
@@ -74,11 +86,12 @@ def test_trees_sum_what_plain_passes_sum(forest, max_tokens, packed, eos):
     ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(answer_likelihood, "takes_masks", lambda model: packed)
+        patch.setattr(answer_likelihood, "ROW_TOKENS", row_tokens)
         found = success_probabilities(model, trees, eos, max_tokens=max_tokens)
     expected = [[by_hand(model, context, *branch, eos=eos) for branch in branches] for context, branches in forest]
     assert [len(row) for row in found] == [len(row) for row in expected]
     for mine, theirs in zip(found, expected, strict=True):
-        assert mine == pytest.approx(theirs, rel=1e-5, abs=1e-9)
+        assert mine == pytest.approx(theirs, rel=1e-9, abs=1e-12)
 
 
 def test_shared_beginnings_are_computed_once():
@@ -90,15 +103,44 @@ def test_shared_beginnings_are_computed_once():
     assert [chain.tokens for chain in trie.chains] == [[9, 1, 2, 3], [9, 1, 2, 4], [9, 1, 2]]
 
 
+TREES = [
+    Tree([1, 2, 3, 4], [Branch(1, AnswerTrie([5], [[0], [1, 2]])), Branch(4, AnswerTrie([5, 6], [[0, 1], [0]]))]),
+    Tree([4, 3], [Branch(2, AnswerTrie([5], [[2, 2, 2]]))]),
+]
+
+
+def other_llama(**options):
+    config = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.2}
+    sizes = {"vocab_size": 8, "hidden_size": 32, "intermediate_size": 32, "pad_token_id": 0}
+    special = {"bos_token_id": None, "eos_token_id": None}
+    torch.manual_seed(0)
+    return LlamaForCausalLM(LlamaConfig(**{**config, **sizes, **special, **options})).eval()
+
+
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
-def test_attention_implementations_agree(implementation):
-    model = tiny_llama(8)
+@pytest.mark.parametrize("options", [{}, {"num_key_value_heads": 1}, {"tie_word_embeddings": True}])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-5), (torch.bfloat16, 0.2)])
+def test_any_model_and_attention_agrees_with_plain_passes(implementation, options, dtype, tolerance):
+    model = other_llama(**options).to(dtype)
     model.set_attn_implementation(implementation)
     assert takes_masks(model)
-    tree = Tree([1, 2, 3, 4], [Branch(1, AnswerTrie([5], [[0], [1, 2]])), Branch(4, AnswerTrie([5, 6], [[0, 1]]))])
-    found = success_probabilities(model, [tree], EOS)[0]
-    expected = [by_hand(model, tree.context, 1, [5], [[0], [1, 2]]), by_hand(model, tree.context, 4, [5, 6], [[0, 1]])]
-    assert found == pytest.approx(expected, rel=1e-5)
+    found = success_probabilities(model, TREES, EOS)
+    expected = [
+        [by_hand(model, tree.context, b.cut, b.trie.tokens[: b.trie.num_given], b.trie.answers) for b in tree.branches]
+        for tree in TREES
+    ]
+    for mine, theirs in zip(found, expected, strict=True):
+        assert all(map(math.isfinite, mine))
+        assert mine == pytest.approx(theirs, rel=tolerance)
+
+
+@pytest.mark.parametrize(("limit", "batches"), [(8 * 8, 1), (8 * 7, 2)])
+def test_the_number_of_logits_bounds_a_batch(monkeypatch, limit, batches):
+    model, asked = tiny_llama(8), []
+    monkeypatch.setattr(answer_likelihood, "MAX_LOGITS", limit)
+    model.register_forward_hook(lambda *args: asked.append(args[-1].logits.numel()))
+    assert len(success_probabilities(model, [TREES[1], TREES[1]], EOS)) == 2  # 4 branch tokens each, 8 tokens known
+    assert len(asked) == batches and max(asked) <= limit
 
 
 def test_models_that_take_no_mask_are_known():
@@ -112,7 +154,9 @@ def test_models_that_take_no_mask_are_known():
 
 def test_mode_random_state_and_gradients_are_left_alone():
     model = tiny_llama(8).train()
-    model.config.attention_dropout = 0.5
+    for layer in model.model.layers:
+        layer.self_attn.attention_dropout = 0.5
+    assert not torch.equal(*(model(torch.tensor([[1, 2, 3]])).logits for _ in range(2))), "dropout is on"
     tree = Tree([1, 2, 3], [Branch(2, AnswerTrie([5], [[0], [1]]))])
     torch.manual_seed(3)
     expected = torch.rand(2)
