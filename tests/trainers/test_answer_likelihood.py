@@ -143,6 +143,14 @@ def test_the_number_of_logits_bounds_a_batch(monkeypatch, limit, batches):
     assert len(asked) == batches and max(asked) <= limit
 
 
+@pytest.mark.parametrize(("max_tokens", "batches"), [(12, 1), (11, 2)])
+def test_the_number_of_tokens_bounds_a_batch(max_tokens, batches):
+    model, seen = tiny_llama(8), []
+    model.register_forward_hook(lambda *args: seen.append(args[-1]))
+    success_probabilities(model, [TREES[1], TREES[1]], EOS, max_tokens=max_tokens)  # a context of 2 and 4 more each
+    assert len(seen) == batches
+
+
 def test_models_that_take_no_mask_are_known():
     model = tiny_llama(8)
     model.config._attn_implementation = "flash_attention_2"
