@@ -10,7 +10,8 @@ written in another form than the listed one (spaces, another tokenisation): a lo
 All prefixes of a trace and all their answers share one row: the trace once, then for each prefix the suffix and a trie
 of the answers as branches. An attention mask lets a branch see the trace up to its prefix and its own ancestors only,
 and position ids continue from the prefix. Attention implementations that take no such mask (flash attention), and
-models with sliding windows, get one plain row for each prefix and answer instead.
+models that would not heed it (sliding windows, recurrent or convolutional layers, ALiBi), get one plain row for each
+prefix and answer instead.
 
 Rows are batched by like shape, and a trace whose answers are many gets several rows: attention grows with the square
 of a row, and padding costs as much as tokens.
@@ -127,8 +128,17 @@ class AcceptedAnswers:
         self._tries: dict[str, AnswerTrie] = {}
 
     def branch(self, prefix_text: str, cut: int) -> Branch:
-        """Return the branch of the prefix that ends with `prefix_text` and has `cut` tokens, prompt included."""
+        """Return the branch of the prefix that ends with `prefix_text` and has `cut` tokens, prompt included.
+
+        Raises:
+            ValueError: if nothing of the suffix is left after that text.
+        """
         suffix = self._forcing.text_after(prefix_text)
+        if not suffix:
+            raise ValueError(
+                f"forcing_suffix {self._forcing.suffix!r} adds nothing to a trace that has closed its thinking, so the "
+                "accepted answers would follow the thinking itself: let it open the answer, after what ends the thinking"
+            )
         if suffix not in self._tries:
             closing = "}" if suffix.endswith("{") else ""
             ids = [answer_token_ids(self._tokenizer, suffix, answer + closing) for answer in self._answers]
@@ -150,10 +160,19 @@ def answer_token_ids(tokenizer: PreTrainedTokenizerBase, suffix: str, answer: st
 
 
 def takes_masks(model: PreTrainedModel) -> bool:
-    """Tell whether a model's attention can be masked token by token."""
+    """Tell whether what a model's token sees is what an attention mask shows it, and nothing else.
+
+    Windows, recurrent layers and convolutions go by the order of a row, in which the branches stand side by side.
+    """
     config = model.config.get_text_config()
-    windows = any("sliding" in kind or "chunked" in kind for kind in getattr(config, "layer_types", None) or [])
-    return config._attn_implementation in MASKED_ATTENTION and not windows
+    kinds = getattr(config, "layer_types", None)
+    # Without kinds of layers, one window holds for all.
+    full = (
+        all(kind == "full_attention" for kind in kinds) if kinds else getattr(config, "sliding_window", None) is None
+    )
+    # Models that transformers runs on sdpa are those whose masks it builds, or takes; others build their own.
+    own_masks = not model._supports_sdpa
+    return full and not own_masks and not model._is_stateful and config._attn_implementation in MASKED_ATTENTION
 
 
 def success_probabilities(
@@ -184,7 +203,7 @@ def success_probabilities(
     max_branch_tokens = max(1, MAX_LOGITS // model.config.get_text_config().vocab_size)
     with _evaluating(model), torch.no_grad():
         for batch in _batches(rows, max_tokens, max_branch_tokens):
-            found = _branch_probabilities(model, [rows[i] for i in batch], list(eos_token_ids), packed)
+            found = _branch_probabilities(model, [rows[i] for i in batch], sorted(set(eos_token_ids)), packed)
             for row, row_values in zip(batch, found, strict=True):
                 for (index, number), value in zip(owners[row], row_values, strict=True):
                     values[index][number] += value
@@ -264,7 +283,9 @@ def _branch_probabilities(
             own = slice(at, at + len(trie))
             steps_N = steps_BN[row, own].clone()  # of each node, the log-probability of its token
             steps_N[: trie.num_given] = 0.0
-            answers_A = trie.ancestors[trie.leaves].to(dtype) @ steps_N + ending_BN[row, own][trie.leaves]
+            # no product, in which an impossible token (minus infinity) would spoil the answers without it
+            paths_A = torch.where(trie.ancestors[trie.leaves], steps_N, 0.0).sum(1)
+            answers_A = paths_A + ending_BN[row, own][trie.leaves]
             values[-1].append(answers_A.exp().sum().item())
             at = own.stop
     return values

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     LlamaConfig,
@@ -151,13 +152,59 @@ def test_the_number_of_tokens_bounds_a_batch(max_tokens, batches):
     assert len(seen) == batches
 
 
-def test_models_that_take_no_mask_are_known():
+def test_an_attention_without_masks_is_known():
     model = tiny_llama(8)
+    assert takes_masks(model)
     model.config._attn_implementation = "flash_attention_2"
     assert not takes_masks(model)
-    model.config._attn_implementation = "sdpa"
-    model.config.layer_types = ["full_attention", "sliding_attention"]
+
+
+HYBRID = {"layer_types": ["linear_attention", "full_attention"]}
+HEADS = {f"linear_num_{kind}_heads": 2 for kind in ("key", "value")}
+HEADS |= {f"linear_{kind}_head_dim": 16 for kind in ("key", "value")}
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("mistral", {"sliding_window": 2}),
+        ("gemma3_text", {"sliding_window": 2, "layer_types": ["sliding_attention", "full_attention"]}),
+        ("qwen3_5_text", HYBRID | HEADS),
+        ("lfm2", HYBRID),
+        ("mamba2", {"num_heads": 4, "n_groups": 1, "chunk_size": 8}),
+        ("mpt", {"d_model": 64, "n_heads": 2, "n_layers": 2}),
+    ],
+)
+def test_models_that_look_beyond_the_mask_get_plain_rows(kind, options):
+    sizes = {"vocab_size": 8, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 32}
+    sizes |= {"num_attention_heads": 2, "num_key_value_heads": 2, "initializer_range": 0.2}
+    special = {"pad_token_id": 0, "bos_token_id": None, "eos_token_id": None}
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **{**sizes, **special, **options})).eval()
     assert not takes_masks(model)
+    for mine, tree in zip(success_probabilities(model, TREES, EOS), TREES, strict=True):
+        expected = [
+            by_hand(model, tree.context, b.cut, b.trie.tokens[: b.trie.num_given], b.trie.answers)
+            for b in tree.branches
+        ]
+        assert mine == pytest.approx(expected, rel=1e-4)
+
+
+def test_an_impossible_token_spoils_no_other_answer():
+    model = tiny_llama(8)
+
+    def forbid(module, args, output):
+        output.logits[..., 2] = -torch.inf
+
+    model.register_forward_hook(forbid)
+    trees = [Tree([1], [Branch(1, AnswerTrie([5], answers))]) for answers in ([[0]], [[2]], [[0], [2]])]
+    (possible,), (impossible,), (both,) = success_probabilities(model, trees, EOS)
+    assert impossible == 0 and 0 < both == possible < 1
+
+
+def test_an_ending_token_named_twice_counts_once():
+    model = tiny_llama(8)
+    assert success_probabilities(model, TREES, [7, 7, 6]) == success_probabilities(model, TREES, [6, 7])
 
 
 def test_mode_random_state_and_gradients_are_left_alone():
@@ -208,6 +255,14 @@ def test_a_brace_that_the_suffix_opens_is_closed():
     tokenizer = merging_tokenizer()
     branch = AcceptedAnswers(tokenizer, Forcing(tokenizer, "so {"), ["2"]).branch("", 1)
     assert tokenizer.convert_ids_to_tokens(branch.trie.tokens)[-3:] == ["{", "2", "}"]
+
+
+def test_a_suffix_of_which_nothing_is_left_is_refused():
+    tokenizer = merging_tokenizer()
+    answers = AcceptedAnswers(tokenizer, Forcing(tokenizer, "\n</think>"), ["2"])
+    assert answers.branch("so", 3).cut == 3
+    with pytest.raises(ValueError, match="adds nothing to a trace that has closed its thinking"):
+        answers.branch("so\n</think>", 3)
 
 
 def test_a_task_without_a_list_of_answers_is_refused_with_the_mend():
