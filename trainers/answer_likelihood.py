@@ -136,8 +136,8 @@ class AcceptedAnswers:
         suffix = self._forcing.text_after(prefix_text)
         if not suffix:
             raise ValueError(
-                f"forcing_suffix {self._forcing.suffix!r} adds nothing to a trace that has closed its thinking, so the "
-                "accepted answers would follow the thinking itself: let it open the answer, after what ends the thinking"
+                f"forcing_suffix {self._forcing.suffix!r} adds nothing to a trace that has closed its thinking, but "
+                "the accepted answers are listed without what opens them: put that at the end of the suffix"
             )
         if suffix not in self._tries:
             closing = "}" if suffix.endswith("{") else ""
@@ -166,13 +166,13 @@ def takes_masks(model: PreTrainedModel) -> bool:
     """
     config = model.config.get_text_config()
     kinds = getattr(config, "layer_types", None)
-    # Without kinds of layers, one window holds for all.
-    full = (
-        all(kind == "full_attention" for kind in kinds) if kinds else getattr(config, "sliding_window", None) is None
-    )
-    # Models that transformers runs on sdpa are those whose masks it builds, or takes; others build their own.
-    own_masks = not model._supports_sdpa
-    return full and not own_masks and not model._is_stateful and config._attn_implementation in MASKED_ATTENTION
+    if kinds is None:  # then one window, if any, holds for all layers
+        full = getattr(config, "sliding_window", None) is None
+    else:
+        full = set(kinds) == {"full_attention"}
+    # What transformers cannot run on sdpa adds to the mask itself, or takes no positions (GPT-Neo, MPT, Bloom).
+    plain = full and model._supports_sdpa and not model._is_stateful
+    return plain and config._attn_implementation in MASKED_ATTENTION
 
 
 def success_probabilities(

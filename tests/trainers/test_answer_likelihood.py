@@ -170,7 +170,7 @@ HEADS |= {f"linear_{kind}_head_dim": 16 for kind in ("key", "value")}
         ("mistral", {"sliding_window": 2}),
         ("gemma3_text", {"sliding_window": 2, "layer_types": ["sliding_attention", "full_attention"]}),
         ("qwen3_5_text", HYBRID | HEADS),
-        ("lfm2", HYBRID),
+        ("lfm2", {"layer_types": ["conv", "full_attention"]}),
         ("mamba2", {"num_heads": 4, "n_groups": 1, "chunk_size": 8}),
         ("mpt", {"d_model": 64, "n_heads": 2, "n_layers": 2}),
     ],
