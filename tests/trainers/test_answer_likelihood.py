@@ -298,6 +298,16 @@ def test_forced_answers_of_the_starter_are_right_as_often(source, options):
         answers = AcceptedAnswers(tokenizer, forcing, accepted_answers(row))
         branches = [answers.branch(text, len(prompt) + cut) for cut, text in zip(cuts, texts, strict=True)]
         (exact,) = success_probabilities(model, [Tree([*prompt, *trace], branches)], eos)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(answer_likelihood, "takes_masks", lambda model: False)
+            (plain,) = success_probabilities(model, [Tree([*prompt, *trace], branches)], eos)
+        suffixes = [forcing.ids_after(text) for text in texts]
+        expected = [
+            by_hand(model, [*prompt, *trace], b.cut, suffix, b.trie.answers, eos)
+            for b, suffix in zip(branches, suffixes, strict=True)
+        ]
+        assert exact == pytest.approx(expected, rel=1e-5)
+        assert plain == pytest.approx(expected, rel=1e-5)
         verifier = get_verifier(row["verifier"])
         for cut, text, value in zip(cuts, texts, exact, strict=True):
             forced = [*prompt, *trace[:cut], *forcing.ids_after(text)]
