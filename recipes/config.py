@@ -244,14 +244,19 @@ def check_world_size() -> None:
         raise ConfigError("ACCELERATE_USE_CPU=true makes DDP of DeepSpeed: unset it, and set use_cpu: true instead")
 
     found = PartialState().num_processes
-    for name in (EXPECTED_PROCESSES, "WORLD_SIZE"):
-        expected = int(os.environ.get(name, found))
-        if expected != found:
-            raise ConfigError(
-                f"{expected} processes were asked for ({name}) but {found} would train together; launch with "
-                f"`metatune … --num_processes {expected}`, or set use_cpu: true and use "
-                f"`accelerate launch --multi_gpu --num_processes {expected}` if there is no GPU"
-            )
+    _check_number(EXPECTED_PROCESSES, found)
+    _check_number("WORLD_SIZE", found)
+
+
+def _check_number(name: str, found: int) -> None:
+    """Raise [`ConfigError`] unless the environment variable `name`, if set, asks for `found` processes."""
+    expected = int(os.environ.get(name, found))
+    if expected != found:
+        raise ConfigError(
+            f"{expected} processes were asked for ({name}) but {found} would train together; launch with "
+            f"`metatune … --num_processes {expected}`, or set use_cpu: true and use "
+            f"`accelerate launch --multi_gpu --num_processes {expected}` if there is no GPU"
+        )
 
 
 def run(make_parser: Callable[[], StrictParser], main: Callable[..., None]) -> None:
@@ -263,6 +268,8 @@ def run(make_parser: Callable[[], StrictParser], main: Callable[..., None]) -> N
     """
     configs = ()
     try:
+        if "WORLD_SIZE" in os.environ:  # before the processes meet: who ends early would leave the others waiting
+            _check_number(EXPECTED_PROCESSES, int(os.environ["WORLD_SIZE"]))
         configs = make_parser().parse_args_and_config()
         main(*configs)
     except ConfigError as error:

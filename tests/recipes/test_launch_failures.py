@@ -109,7 +109,7 @@ def test_two_machines_that_disagree_about_the_number_of_processes_end_with_one_l
     ]
     for machine, total in zip(machines, ("2", "4"), strict=True):
         code, _, errors = finish(machine, limit=120)
-        assert code == 2
+        assert code == 2, errors
         assert f"{total} processes were asked for" in last_line(errors) and "3 would train" in last_line(errors)
         assert "Traceback" not in errors and errors.count("processes were asked for") == 1
 
