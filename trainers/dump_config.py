@@ -76,14 +76,17 @@ class DUMPConfig(GRPOConfig):
                 "length_grouping would change the bnpo loss, which divides by each micro-batch's own tokens: use "
                 "loss_type dapo or set length_grouping to false"
             )
-        if self.compact_generation:
-            others = [name for name in ("use_vllm", "use_transformers_continuous_batching") if getattr(self, name)]
-            if others:
-                raise ValueError(
-                    f"compact_generation and {others[0]} both choose the rollout engine: set one of them to false"
-                )
-            if self.generation_kwargs or self.repetition_penalty != 1.0 or self.cache_implementation:
-                raise ValueError(
-                    "compact_generation knows temperature, top_p, top_k and min_p only: remove generation_kwargs, "
-                    "repetition_penalty and cache_implementation, or set compact_generation to false"
-                )
+        if self.compact_generation and (obstacle := self.obstacle_to_compact_generation()):
+            raise ValueError(obstacle)
+
+    def obstacle_to_compact_generation(self) -> str | None:
+        """Tell which option `sample_completions` cannot honour, and the mend; `None` if there is none."""
+        others = [name for name in ("use_vllm", "use_transformers_continuous_batching") if getattr(self, name)]
+        if others:
+            return f"compact_generation and {others[0]} both choose the rollout engine: set one of them to false"
+        if self.generation_kwargs or self.repetition_penalty != 1.0 or self.cache_implementation:
+            return (
+                "compact_generation knows temperature, top_p, top_k and min_p only: remove generation_kwargs, "
+                "repetition_penalty and cache_implementation, or set compact_generation to false"
+            )
+        return None

@@ -85,6 +85,7 @@ class DUMPTrainer(GRPOTrainer):
             for index, rows in enumerate(self._arm_rows)
         ]
         self._throughput = Throughput(self.accelerator.device, self.accelerator.gather)
+        self._compact = args.compact_generation
         self.add_callback(self._throughput)
         if self.use_vllm:
             self.vllm_generation.sync_weights = self._throughput.timed("sync", self.vllm_generation.sync_weights)
@@ -210,7 +211,7 @@ class DUMPTrainer(GRPOTrainer):
         return inputs
 
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, *args, **kwargs):
-        generate = self._generate_compactly if self.args.compact_generation else super()._generate_single_turn
+        generate = self._generate_compactly if self._compact else super()._generate_single_turn
         with self._throughput.phase("generate"):
             completion_ids, logprobs = generate(prompt_ids, images, multimodal_fields, *args, **kwargs)
         self._throughput.add_generated(completion_ids)

@@ -59,7 +59,7 @@ class SuccessAtPrefixes:
             [*prompts[row], *self._completion_ids[row][:cut], *self._forcing.ids_after(text)]
             for (row, cut), text in zip(places, texts, strict=True)
         ]
-        with self._bounded_completions(self.args.forced_answer_tokens):
+        with self._short_completions(self.args.forced_answer_tokens):
             answers, _ = self._generate_single_turn([ids for ids in forced for _ in range(repeats)], None, {}, repeats)
         ended = self._count_forced(answers[: wanted * repeats])
         self._metrics["train"]["progress/forced_ended"].append(ended)
@@ -129,20 +129,27 @@ class SuccessAtPrefixes:
         return self._tokenizer.decode(self._completion_ids[row][:cut], skip_special_tokens=True)
 
     @contextmanager
-    def _bounded_completions(self, length: int) -> Iterator[None]:
-        """Generate at most `length` tokens inside the block, whichever engine does it."""
-        holders = [(self, "max_completion_length")]
+    def _short_completions(self, length: int) -> Iterator[None]:
+        """Generate at most `length` tokens inside the block, whichever engine does it.
+
+        In place of `generate`, which would read every prefix once for each of its answers, `sample_completions` does.
+        """
+        settings = [(self, "max_completion_length", length)]
         if self.use_vllm:
-            holders.append((self.vllm_generation, "max_completion_length"))
+            settings.append((self.vllm_generation, "max_completion_length", length))
         else:
-            holders.append((self.generation_config, "max_new_tokens"))
-        before = [getattr(holder, name) for holder, name in holders]
-        for holder, name in holders:
-            setattr(holder, name, length)
+            settings.append((self.generation_config, "max_new_tokens", length))
+        model = self.accelerator.unwrap_model(self.model)
+        plain = model._supports_default_dynamic_cache() and not model._is_stateful
+        if plain and self.args.obstacle_to_compact_generation() is None:
+            settings.append((self, "_compact", True))
+        before = [getattr(holder, name) for holder, name, _ in settings]
+        for holder, name, value in settings:
+            setattr(holder, name, value)
         try:
             yield
         finally:
-            for (holder, name), value in zip(holders, before, strict=True):
+            for (holder, name, _), value in zip(settings, before, strict=True):
                 setattr(holder, name, value)
 
     def _count_forced(self, completion_ids: Sequence[Sequence[int]]) -> float:
