@@ -2,14 +2,16 @@
 
     python benchmarks/mrt.py [--seeds 10] [--quick] [--workers 2]
 
-Every method trains the same starter checkpoint on the same countdown problems (search by one attempt a line, which is
-an episode) with the same GRPO settings; only what is paid differs:
+Every method trains the same checkpoint, the starter taught to keep searching (recipes/mrt/searcher.yaml, made at the
+first run), on the same countdown problems (search by one attempt a line, which is an episode) with the same GRPO settings;
+only what is paid differs:
 
 - `stock`: TRL's own `GRPOTrainer`; `grpo`: ours with everything off, which goes on to twice the steps, so that a
   method that costs more is compared with GRPO of the same compute too;
 - `prefix_no_bonus`: rollouts that start from stale prefixes, no bonus: what `prefix` owes to its starts alone;
 - `length_penalty`: right answers are worth less the longer they are;
-- `episode` (values by likelihood), `episode_rollouts` (by 4 forced answers), `prefix`, `anytime` (by likelihood).
+- `episode` (values by likelihood), `episode_rollouts` (by 4 forced answers), `episode_to_go` (every episode is paid for
+  all progress from it on), `prefix`, `anytime` (by likelihood).
 
 Held-out problems, sampled traces, forced answers at each budget (eval/test_time.py): accuracy at the trained length,
 tokens of a trace, regret up to the trained length, accuracy extended to 2 and 4 times of it, and the tokens at equal
@@ -41,12 +43,14 @@ METHODS = {
     "length_penalty": {"progress": "length_penalty", "progress_weight": 0.4},
     "episode": {"progress": "episode", "success_estimator": "likelihood"},
     "episode_rollouts": {"progress": "episode", "success_estimator": "rollouts", "num_forced_answers": 4},
+    "episode_to_go": {"progress": "episode", "success_estimator": "likelihood", "progress_decay": 1.0},
     "prefix": {"progress": "prefix"},
     "anytime": {"progress": "anytime", "success_estimator": "likelihood", "budgets": [24, 48, 72, 96]},
 }
-TASKS = {"countdown-3": (3, "+-"), "countdown-4": (4, "+-"), "countdown-3-times": (3, "+-*")}
-STEPS, LENGTH, LEARNING_RATE = 100, 96, 1e-4
-GROUPS, GENERATIONS = 4, 8
+TASKS = {"countdown-3": 3, "countdown-4": 4}  # numbers, with + and -
+STEPS, LENGTH, LEARNING_RATE = 60, 96, 1e-4
+GROUPS, GENERATIONS = 16, 8
+SEARCHER = ROOT / "runs" / "searcher"
 BUDGETS = (12, 24, 36, 48, 64, 80, 96)
 EXTEND = (2, 4)
 
@@ -61,7 +65,6 @@ def run_one(method: str, seed: int, steps: int, learning_rate: float) -> dict:
     from metatune.curricula import load_distributions
     from metatune.eval.engines import CompactEngine
     from metatune.eval.test_time import evaluate_at_budgets
-    from metatune.recipes.run_folder import STARTER
     from metatune.rewards import Forcing, correctness_reward
     from metatune.trainers import MRTConfig, MRTTrainer
 
@@ -73,15 +76,15 @@ def run_one(method: str, seed: int, steps: int, learning_rate: float) -> dict:
             {
                 "name": name,
                 "source": "countdown",
-                "config": {"numbers": numbers, "operators": operators},
+                "config": {"numbers": numbers, "operators": "+-"},
                 "train_size": 1000,
-                "test_size": 60,
+                "test_size": 120,
             }
-            for name, (numbers, operators) in TASKS.items()
+            for name, numbers in TASKS.items()
         ]
     )
     held_out = datasets.concatenate_datasets([d.test for d in distributions])
-    tokenizer = AutoTokenizer.from_pretrained(STARTER)
+    tokenizer = AutoTokenizer.from_pretrained(SEARCHER)
     points = []
     last_step = 2 * steps if method == "grpo" else steps
     compute = {"tokens": 0, "counting": True}
@@ -98,7 +101,7 @@ def run_one(method: str, seed: int, steps: int, learning_rate: float) -> dict:
         def on_log(self, args, state, control, logs=None, **kwargs):
             mean = logs.get("completions/mean_length")
             if mean is not None:
-                self.rollout_tokens = logs.get("rollout_tokens", self.rollout_tokens + round(mean * 32))
+                self.rollout_tokens = logs.get("rollout_tokens", self.rollout_tokens + round(mean * GROUPS * GENERATIONS))
 
         def on_step_end(self, args, state, control, model=None, **kwargs):
             if state.global_step in (steps, steps * 3 // 2, 2 * steps):
@@ -113,7 +116,7 @@ def run_one(method: str, seed: int, steps: int, learning_rate: float) -> dict:
                 held_out,
                 forcing=Forcing(tokenizer),
                 budgets=BUDGETS,
-                num_samples=2,
+                num_samples=3,
                 num_answers=2,
                 answer_tokens=16,
                 extrapolate=EXTEND,
@@ -163,7 +166,7 @@ def run_one(method: str, seed: int, steps: int, learning_rate: float) -> dict:
             **options,
         )
     trainer = (GRPOTrainer if options is None else MRTTrainer)(
-        model=str(STARTER),
+        model=str(SEARCHER),
         reward_funcs=correctness_reward,
         args=config,
         train_dataset=datasets.concatenate_datasets([d.train for d in distributions]),
@@ -305,6 +308,10 @@ def main() -> None:
     steps = args.steps // 10 if args.quick else args.steps
 
     RUNS.parent.mkdir(exist_ok=True)
+    if not (SEARCHER / "model.safetensors").exists():
+        recipe = ("sft", "--config", "recipes/mrt/searcher.yaml", "--output_dir", SEARCHER)
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        subprocess.run([sys.executable, "-m", "metatune.recipes.cli", *recipe], cwd=ROOT, check=True, **quiet)
     done = finished_runs()
     # Seeds outermost: an interrupted benchmark has whole seeds.
     wanted = [(method, seed, steps, args.learning_rate) for seed in seeds for method in args.methods]

@@ -22,9 +22,13 @@ class MRTConfig(DUMPConfig):
         progress_weight (`float`, *optional*, defaults to `1.0`):
             The paper's alpha: weight of the progress beside the outcome. Of `length_penalty`, the share of a right
             answer's reward that length can take (0 to 1). `anytime` has no weight: its return contains the outcome.
-        progress_scale (`str`, *optional*, defaults to `"batch"`):
+        progress_decay (`float`, *optional*, defaults to `0.0`):
+            Of `episode`: how much of later episodes' progress an episode is paid too, 0 (none) to 1 (all of it: the
+            outcome against the chance of success before the episode).
+        progress_scale (`str`, *optional*):
             What the advantages of `episode` and `anytime` are divided by: their standard deviation over the `"batch"`
-            or the `"group"`, or nothing (`"none"`). The outcome's advantage follows `scale_rewards`.
+            or the `"group"`, or nothing (`"none"`). By default `"none"` for `episode`, whose progress is a part of the
+            outcome, and `"batch"` for `anytime`. The outcome's own advantage follows `scale_rewards`.
         episodes (`dict` or `str`, *optional*):
             How a trace is cut; the options of [`metatune.rewards.EpisodeRule`], for instance `{by: delimiter}`. By
             default paragraphs that open with a turning phrase.
@@ -51,8 +55,11 @@ class MRTConfig(DUMPConfig):
         default="none", metadata={"help": "What is paid beside the outcome: " + ", ".join(PROGRESS) + "."}
     )
     progress_weight: float = field(default=1.0, metadata={"help": "Weight of the progress (alpha)."})
-    progress_scale: str = field(
-        default="batch", metadata={"help": "Divide progress advantages by their deviation: batch, group or none."}
+    progress_decay: float = field(
+        default=0.0, metadata={"help": "Share of the next episode's progress that an episode is paid too (episode)."}
+    )
+    progress_scale: str | None = field(
+        default=None, metadata={"help": "Divide progress advantages by their deviation: batch, group or none."}
     )
     episodes: dict | str | None = field(
         default=None,
@@ -75,6 +82,8 @@ class MRTConfig(DUMPConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.progress_scale is None:
+            self.progress_scale = "batch" if self.progress == "anytime" else "none"
         for name, choices in (
             ("progress", PROGRESS),
             ("progress_scale", SCALES),
@@ -85,6 +94,10 @@ class MRTConfig(DUMPConfig):
         for name in ("num_forced_answers", "forced_answer_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.progress_decay <= 1:
+            raise ValueError(f"progress_decay is between 0 and 1, got {self.progress_decay}")
+        if self.progress_decay and self.progress != "episode":
+            raise ValueError(f"progress_decay belongs to progress: episode, not {self.progress}; remove it")
         if self.progress == "length_penalty" and not 0 <= self.progress_weight <= 1:
             raise ValueError(
                 f"progress_weight is the share of the reward that length can take, 0 to 1: got {self.progress_weight}"

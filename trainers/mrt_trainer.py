@@ -127,7 +127,7 @@ class MRTTrainer(SuccessAtPrefixes, DUMPTrainer):
             return progress.spread(self._local(advantages), ends, width)
         factor = self._shrinkage(values, outcome_at)
         advantages = progress.episode_advantages(
-            values, self.num_generations, scale=args.progress_scale, factor=factor
+            values, self.num_generations, decay=args.progress_decay, scale=args.progress_scale, factor=factor
         )
         bonus = progress.spread(self._local(advantages), ends, width)
         self._show(ends, self._local(values))
@@ -264,8 +264,10 @@ class MRTTrainer(SuccessAtPrefixes, DUMPTrainer):
     def _shrinkage(self, values: torch.Tensor, outcome_at: torch.Tensor) -> float:
         if self.args.success_estimator == "likelihood":
             return 1.0
-        noise = progress.progress_noise(values, self.args.num_forced_answers, outcome_at)
-        factor = progress.shrinkage(progress.progress_of(values), noise, self.num_generations)
+        decay = self.args.progress_decay
+        noise = progress.progress_noise(values, self.args.num_forced_answers, outcome_at, decay)
+        paid = progress.progress_to_go(progress.progress_of(values), decay)
+        factor = progress.shrinkage(paid, noise, self.num_generations)
         self._log("shrinkage", factor)
         return factor
 

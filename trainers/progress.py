@@ -47,7 +47,7 @@ def shrinkage(progress: torch.Tensor, noise_variance: torch.Tensor, group_size: 
     the variances pooled over the batch). 1 for an estimator without noise.
 
     Args:
-        progress (`torch.Tensor` of shape (B, E)): estimated progress, NaN where there is no episode.
+        progress (`torch.Tensor` of shape (B, E)): estimates, NaN where there is no episode.
         noise_variance (`torch.Tensor` of shape (B, E)): variance of each estimate about its true value.
         group_size (`int`): completions of a prompt, G.
 
@@ -74,32 +74,59 @@ def binomial_variance(values: torch.Tensor, num_answers: int) -> torch.Tensor:
     return values * (1 - values) / (num_answers - 1)
 
 
-def progress_noise(values: torch.Tensor, num_answers: int, ends_with_outcome: torch.Tensor) -> torch.Tensor:
-    """Return the sampling variance of every episode's progress.
+def progress_to_go(progress: torch.Tensor, decay: float) -> torch.Tensor:
+    """Return what every episode is paid for: its own progress and, weighted less and less, that of later ones.
+
+    Args:
+        progress (`torch.Tensor` of shape (B, E)): NaN where there is no episode.
+        decay (`float`): weight of the next episode's progress, of the one after it squared, and so on. 0 pays an
+            episode for itself alone; 1 for all that follows, which telescopes to outcome - J_(j-1).
+
+    Returns:
+        `torch.Tensor` of shape (B, E): sum over k >= j of decay^(k - j) p_k, NaN where there is no episode.
+    """
+    paid = progress.clone()
+    for episode in range(progress.shape[1] - 2, -1, -1):
+        paid[:, episode] += decay * paid[:, episode + 1].nan_to_num(0.0)
+    return paid
+
+
+def progress_noise(
+    values: torch.Tensor, num_answers: int, ends_with_outcome: torch.Tensor, decay: float = 0.0
+) -> torch.Tensor:
+    """Return the sampling variance of what every episode is paid for.
 
     Args:
         values (`torch.Tensor` of shape (B, E + 1)): J estimated by `num_answers` sampled answers each. J_0 is one
             estimate for a whole group, so its noise falls out of the group's mean and counts as none.
         num_answers (`int`): K.
         ends_with_outcome (`torch.Tensor` of shape (B, E + 1), bool): the values that are the outcome, without noise.
+        decay (`float`, *optional*, defaults to `0.0`): as for [`progress_to_go`].
 
     Returns:
-        `torch.Tensor` of shape (B, E): the variances; those of two neighbours add up.
+        `torch.Tensor` of shape (B, E). With V_j the variance of J_j, that of -J_(j-1) + (1 - decay) J_j + decay
+        (1 - decay) J_(j+1) + ... + decay^(n-j) J_n; for decay 0 the variances of two neighbours.
     """
     variance = binomial_variance(values, num_answers).masked_fill(ends_with_outcome, 0.0)
     variance[:, 0] = 0.0
-    return variance[:, 1:] + variance[:, :-1]
+    after = variance[:, 1:].clone()  # of what stands after -J_(j-1)
+    for episode in range(after.shape[1] - 2, -1, -1):
+        later = after[:, episode + 1]
+        goes_on = (1 - decay) ** 2 * after[:, episode] + decay**2 * later
+        after[:, episode] = torch.where(later.isnan(), after[:, episode], goes_on)
+    return after + variance[:, :-1]
 
 
 def episode_advantages(
-    values: torch.Tensor, group_size: int, *, scale: str = "batch", factor: float = 1.0
+    values: torch.Tensor, group_size: int, *, decay: float = 0.0, scale: str = "batch", factor: float = 1.0
 ) -> torch.Tensor:
-    """Return every episode's advantage: its progress against the group's mean progress at the same episode.
+    """Return every episode's advantage: what it is paid for against the group's mean at the same episode.
 
     Args:
         values (`torch.Tensor` of shape (B, E + 1)): J_0 to J_n of each trace, NaN after its last; a row that is NaN
             up to its last value (an unscorable outcome) keeps what is known.
         group_size (`int`): completions of a prompt, G; B is a multiple of it.
+        decay (`float`, *optional*, defaults to `0.0`): as for [`progress_to_go`].
         scale (`str`, *optional*, defaults to `"batch"`): divide by the standard deviation over the `batch`, over each
             `group`, or not at all (`none`).
         factor (`float`, *optional*, defaults to `1.0`): what [`shrinkage`] returned.
@@ -107,8 +134,8 @@ def episode_advantages(
     Returns:
         `torch.Tensor` of shape (B, E): advantages, 0 where there is no episode.
     """
-    progress = progress_of(values)
-    return factor * _scaled(_centred(progress, group_size), ~progress.isnan(), group_size, scale)
+    paid = progress_to_go(progress_of(values), decay)
+    return factor * _scaled(_centred(paid, group_size), ~paid.isnan(), group_size, scale)
 
 
 def anytime_advantages(values: torch.Tensor, group_size: int, *, scale: str = "batch") -> torch.Tensor:

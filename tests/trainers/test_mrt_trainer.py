@@ -329,6 +329,8 @@ def test_traces_are_kept_for_the_page(tmp_path):
     [
         ({"progress": "episodes"}, "progress is one of none, episode"),
         ({"progress_scale": "std"}, "progress_scale is one of"),
+        ({"progress": "episode", "progress_decay": 1.5}, "between 0 and 1, got 1.5"),
+        ({"progress": "anytime", "progress_decay": 0.5}, "belongs to progress: episode"),
         ({"success_estimator": "mc"}, "success_estimator is one of"),
         ({"num_forced_answers": 0}, "num_forced_answers must be at least 1"),
         ({"progress": "anytime", "budgets": [4, 8]}, "end with max_completion_length, 12"),

@@ -16,6 +16,7 @@ from metatune.trainers.progress import (
     prefix_rewards,
     progress_noise,
     progress_of,
+    progress_to_go,
     shrinkage,
     spread,
 )
@@ -56,6 +57,26 @@ def test_episode_advantages_by_hand():
     scaled = expected / (math.sqrt(0.065) + 1e-4)
     torch.testing.assert_close(episode_advantages(values, 2, scale="batch"), scaled)
     torch.testing.assert_close(episode_advantages(values, 2, scale="group"), scaled)
+
+
+def test_progress_to_go_by_hand():
+    # J 0.2, 0.6, 0.5, 1: progress 0.4, -0.1, 0.5. Half of what follows: 0.4 + 0.5 (-0.1 + 0.25) = 0.475; 0.15; 0.5.
+    # All of it: 1 - 0.2, 1 - 0.6, 1 - 0.5. The shorter trace: 0.3, 0.2 and no third.
+    progress = progress_of(torch.tensor([[0.2, 0.6, 0.5, 1.0], [0.5, 0.8, 1.0, NAN]]))
+    expected = torch.tensor([[0.475, 0.15, 0.5], [0.4, 0.2, NAN]])
+    torch.testing.assert_close(progress_to_go(progress, 0.5), expected, equal_nan=True)
+    expected = torch.tensor([[0.8, 0.4, 0.5], [0.5, 0.2, NAN]])
+    torch.testing.assert_close(progress_to_go(progress, 1.0), expected, equal_nan=True)
+    torch.testing.assert_close(progress_to_go(progress, 0.0), progress, equal_nan=True)
+
+
+@given(groups_of_values())
+def test_all_progress_to_go_is_the_outcome_against_the_chance_before(case):
+    values, _ = case
+    paid = progress_to_go(progress_of(values), 1.0)
+    expected = outcomes(values)[:, None] - values[:, :-1]
+    exists = ~paid.isnan()
+    torch.testing.assert_close(paid[exists], expected[exists], atol=1e-6, rtol=0)
 
 
 def test_a_trace_that_has_ended_makes_no_more_progress():
@@ -219,6 +240,18 @@ def test_neighbours_variances_add_up_and_the_outcome_has_none():
     values = torch.tensor([[0.5, 0.5, 0.5, 1.0]])
     noise = progress_noise(values, 5, torch.tensor([[False, False, False, True]]))
     torch.testing.assert_close(noise, torch.tensor([[0.0625, 0.125, 0.0625]]))  # J_0 is one draw for the group
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5, 1.0])
+def test_the_noise_of_progress_to_go_is_that_of_a_simulation(decay):
+    generator = torch.Generator().manual_seed(0)
+    truth, answers, draws = torch.tensor([0.5, 0.3, 0.6, 0.8]), 6, 40_000
+    values = (torch.rand(draws, 4, answers, generator=generator) < truth[:, None]).float().mean(-1)
+    values[:, 0], values[:, 3] = 0.5, 1.0  # J_0 is shared, and the outcome is no estimate
+    outcome_at = torch.tensor([False, False, False, True]).expand(draws, 4)
+    found = progress_noise(values, answers, outcome_at, decay).mean(0)
+    paid = progress_to_go(progress_of(values), decay)
+    torch.testing.assert_close(found, paid.var(0), rtol=0.05, atol=1e-4)
 
 
 def test_pure_noise_is_shrunk_to_nothing_and_signal_is_kept():
