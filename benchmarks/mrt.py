@@ -3,15 +3,15 @@
     python benchmarks/mrt.py [--seeds 10] [--quick] [--workers 2]
 
 Every method trains the same checkpoint, the starter taught to keep searching (recipes/mrt/searcher.yaml, made at the
-first run), on the same countdown problems (search by one attempt a line, which is an episode) with the same GRPO settings;
-only what is paid differs:
+first run), on the same countdown problems (search by one attempt a line, which is an episode) with the same GRPO
+settings; only what is paid differs:
 
 - `stock`: TRL's own `GRPOTrainer`; `grpo`: ours with everything off, which goes on to twice the steps, so that a
   method that costs more is compared with GRPO of the same compute too;
 - `prefix_no_bonus`: rollouts that start from stale prefixes, no bonus: what `prefix` owes to its starts alone;
 - `length_penalty`: right answers are worth less the longer they are;
-- `episode` (values by likelihood), `episode_rollouts` (by 4 forced answers), `episode_to_go` (every episode is paid for
-  all progress from it on), `prefix`, `anytime` (by likelihood).
+- `episode` (values by likelihood), `episode_rollouts` (by 4 forced answers), `episode_to_go` (every episode is paid
+  for all progress from it on), `prefix`, `anytime` (by likelihood).
 
 Held-out problems, sampled traces, forced answers at each budget (eval/test_time.py): accuracy at the trained length,
 tokens of a trace, regret up to the trained length, accuracy extended to 2 and 4 times of it, and the tokens at equal
@@ -101,7 +101,8 @@ def run_one(method: str, seed: int, steps: int, learning_rate: float) -> dict:
         def on_log(self, args, state, control, logs=None, **kwargs):
             mean = logs.get("completions/mean_length")
             if mean is not None:
-                self.rollout_tokens = logs.get("rollout_tokens", self.rollout_tokens + round(mean * GROUPS * GENERATIONS))
+                by_now = self.rollout_tokens + round(mean * GROUPS * GENERATIONS)
+                self.rollout_tokens = logs.get("rollout_tokens", by_now)
 
         def on_step_end(self, args, state, control, model=None, **kwargs):
             if state.global_step in (steps, steps * 3 // 2, 2 * steps):
