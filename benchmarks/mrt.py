@@ -23,9 +23,10 @@ delete the file after a change of a trainer or the starter. Seeds from 1000 on a
 """
 
 import argparse
+import contextlib
+import io
 import json
 import multiprocessing
-import os
 import subprocess
 import sys
 import tempfile
@@ -51,8 +52,62 @@ TASKS = {"countdown-3": 3, "countdown-4": 4}  # numbers, with + and -
 STEPS, LENGTH, LEARNING_RATE = 60, 96, 1e-4
 GROUPS, GENERATIONS = 16, 8
 SEARCHER = ROOT / "runs" / "searcher"
+OURS = {
+    "curriculum": "uniform",
+    "compact_generation": True,
+    "length_grouping": True,
+    "episodes": {"by": "delimiter"},
+    "forced_answer_tokens": 16,
+}
 BUDGETS = (12, 24, 36, 48, 64, 80, 96)
 EXTEND = (2, 4)
+
+
+def make_searcher() -> None:
+    """Train the checkpoint that every method begins with, unless it is there."""
+    if not (SEARCHER / "model.safetensors").exists():
+        recipe = ("sft", "--config", "recipes/mrt/searcher.yaml", "--output_dir", str(SEARCHER))
+        silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        subprocess.run([sys.executable, "-m", "metatune.recipes.cli", *recipe], cwd=ROOT, check=True, **silent)
+
+
+def tasks() -> list:
+    """Return the distributions, 1,000 problems to train on and 120 held out of each, where there are as many."""
+    from metatune.curricula import load_distributions
+
+    sizes = {"train_size": 1000, "test_size": 120}
+    options = [({"numbers": numbers, "operators": "+-"}, name) for name, numbers in TASKS.items()]
+    return load_distributions([{"name": n, "source": "countdown", "config": c, **sizes} for c, n in options])
+
+
+def grpo_options(output_dir: str, steps: int, seed: int, learning_rate: float) -> dict:
+    """Return the options that all methods share."""
+    return {
+        "output_dir": output_dir,
+        "max_steps": steps,
+        "seed": seed,
+        "per_device_train_batch_size": 16,
+        "gradient_accumulation_steps": GROUPS * GENERATIONS // 16,
+        "num_generations": GENERATIONS,
+        "max_completion_length": LENGTH,
+        "learning_rate": learning_rate,
+        "lr_scheduler_type": "constant_with_warmup",
+        "warmup_steps": 10,
+        "adam_beta2": 0.98,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "use_cpu": True,
+        "model_init_kwargs": {"dtype": "float32"},
+    }
+
+
+def quiet() -> contextlib.AbstractContextManager:
+    """Keep a trainer's log lines off the screen."""
+    return contextlib.redirect_stdout(io.StringIO())
 
 
 def run_one(method: str, seed: int, steps: int, learning_rate: float) -> dict:
@@ -62,7 +117,6 @@ def run_one(method: str, seed: int, steps: int, learning_rate: float) -> dict:
     from transformers import AutoTokenizer, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
-    from metatune.curricula import load_distributions
     from metatune.eval.engines import CompactEngine
     from metatune.eval.test_time import evaluate_at_budgets
     from metatune.rewards import Forcing, correctness_reward
@@ -71,18 +125,7 @@ def run_one(method: str, seed: int, steps: int, learning_rate: float) -> dict:
     torch.set_num_threads(1)
     datasets.disable_progress_bars()
     started = time.perf_counter()
-    distributions = load_distributions(
-        [
-            {
-                "name": name,
-                "source": "countdown",
-                "config": {"numbers": numbers, "operators": "+-"},
-                "train_size": 1000,
-                "test_size": 120,
-            }
-            for name, numbers in TASKS.items()
-        ]
-    )
+    distributions = tasks()
     held_out = datasets.concatenate_datasets([d.test for d in distributions])
     tokenizer = AutoTokenizer.from_pretrained(SEARCHER)
     points = []
@@ -132,40 +175,12 @@ def run_one(method: str, seed: int, steps: int, learning_rate: float) -> dict:
             }
 
     callback = HeldOut()
-    common = {
-        "output_dir": tempfile.mkdtemp(),
-        "max_steps": last_step,
-        "seed": seed,
-        "per_device_train_batch_size": 16,
-        "gradient_accumulation_steps": GROUPS * GENERATIONS // 16,
-        "num_generations": GENERATIONS,
-        "max_completion_length": LENGTH,
-        "learning_rate": learning_rate,
-        "lr_scheduler_type": "constant_with_warmup",
-        "warmup_steps": 10,
-        "adam_beta2": 0.98,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "bf16": False,
-        "gradient_checkpointing": False,
-        "use_cpu": True,
-        "model_init_kwargs": {"dtype": "float32"},
-    }
+    common = grpo_options(tempfile.mkdtemp(), last_step, seed, learning_rate)
     options = METHODS[method]
     if options is None:
         config = GRPOConfig(**common)
     else:
-        config = MRTConfig(
-            **common,
-            curriculum="uniform",
-            compact_generation=True,
-            length_grouping=True,
-            episodes={"by": "delimiter"},
-            forced_answer_tokens=16,
-            **options,
-        )
+        config = MRTConfig(**common, **OURS, **options)
     trainer = (GRPOTrainer if options is None else MRTTrainer)(
         model=str(SEARCHER),
         reward_funcs=correctness_reward,
@@ -188,9 +203,9 @@ def run_one(method: str, seed: int, steps: int, learning_rate: float) -> dict:
 
 def _work(jobs) -> None:
     """Run jobs from a shared queue, one thread each; each finished run is one line of RUNS."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # trainers print their logs
     while (job := jobs.get()) is not None:
-        result = run_one(*job)
+        with quiet():
+            result = run_one(*job)
         with RUNS.open("a") as file:
             file.write(json.dumps(result) + "\n")
 
@@ -309,10 +324,7 @@ def main() -> None:
     steps = args.steps // 10 if args.quick else args.steps
 
     RUNS.parent.mkdir(exist_ok=True)
-    if not (SEARCHER / "model.safetensors").exists():
-        recipe = ("sft", "--config", "recipes/mrt/searcher.yaml", "--output_dir", SEARCHER)
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        subprocess.run([sys.executable, "-m", "metatune.recipes.cli", *recipe], cwd=ROOT, check=True, **quiet)
+    make_searcher()
     done = finished_runs()
     # Seeds outermost: an interrupted benchmark has whole seeds.
     wanted = [(method, seed, steps, args.learning_rate) for seed in seeds for method in args.methods]
