@@ -5,10 +5,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .dump_config import DUMPConfig
     from .dump_trainer import DUMPTrainer
+    from .meta_reward_config import MetaRewardConfig
+    from .meta_reward_trainer import MetaRewardTrainer
     from .mrt_config import MRTConfig
     from .mrt_trainer import MRTTrainer
 
-__all__ = ["DUMPConfig", "DUMPTrainer", "MRTConfig", "MRTTrainer"]
+__all__ = ["DUMPConfig", "DUMPTrainer", "MRTConfig", "MRTTrainer", "MetaRewardConfig", "MetaRewardTrainer"]
 
 
 def __getattr__(name: str):
@@ -17,5 +19,7 @@ def __getattr__(name: str):
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     kind = "Config" if name.endswith("Config") else "Trainer"
-    module = f"{name.removesuffix(kind)}_{kind}".lower()
+    method = name.removesuffix(kind)
+    method = "meta_reward" if method == "MetaReward" else method.lower()
+    module = f"{method}_{kind.lower()}"
     return getattr(import_module(f".{module}", __name__), name)

@@ -1,0 +1,296 @@
+"""Reward modelling with treatments of noisy pairs, contrastive terms, and MetaRM's step; each an independent option.
+
+A reward model trained once on noisy pairs meets a policy that walks away from its data. Its loss on a pair is
+
+    L = -t log sigmoid(z) - (1 - t) log sigmoid(-z),   z = r_c - r_r - m      (Secrets of RLHF II, arXiv 2401.06080)
+
+with target t and margin m from the pair's preference strength, plus a weighted contrastive term on features; and
+MetaRM (arXiv 2405.00438) takes its gradient at weights that hold the responses of the shifted policy further apart:
+
+    theta' = theta + eta * grad J(X_s),   theta <- theta - alpha * grad L(theta'; X_t)
+
+What deviates from the papers, and why:
+
+- Eq. 6 of the first prints the margin outside of the logarithm, where it has no gradient; here it is inside.
+- Llama-shaped models have no dropout but in attention, so two views differ by dropout on the input embeddings.
+- `normalised` moves by a given length, as SAM does: plain steps of 5e-6 vanish in rounding and depend on the scale.
+- With gradient accumulation the move is made once an optimizer step, from one meta batch.
+- J rewards any spread, labels have no part in it: the logs say how much of the spread is length.
+
+The mathematics is in `pair_loss.py`, `contrastive.py` and `rewards/preference_strength.py`, the move in
+`meta_step.py`.
+"""
+
+import textwrap
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from safetensors.torch import load_file, save_file
+from torch.nn.functional import dropout
+from trl import RewardTrainer
+from trl.trainer.reward_trainer import DataCollatorForPreference
+
+from ..rewards.preference_strength import pair_targets
+from .contrastive import Prototypes, items_of, simcse_loss, swav_loss
+from .meta_reward_config import MetaRewardConfig
+from .meta_set import MetaSet
+from .meta_step import WeightShift, norm_of, objective_gradients
+from .pair_loss import difference_objective, soft_target_term
+
+PROTOTYPES = "prototypes.safetensors"
+
+
+@dataclass
+class _Collator(DataCollatorForPreference):
+    """TRL's, which knows margins, with targets."""
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        output = super().torch_call(examples)
+        if "target" in examples[0]:
+            output["target"] = torch.tensor([example["target"] for example in examples], dtype=torch.float)
+        return output
+
+
+class MetaRewardTrainer(RewardTrainer):
+    """
+    Trainer for reward models that stay right.
+
+    Takes what [`~trl.RewardTrainer`] takes, and the meta set. `args` is a [`MetaRewardConfig`].
+
+    Args:
+        meta_dataset ([`~datasets.Dataset`], *optional*): responses of the policy that the reward model is to judge,
+            for `meta_step`: the columns `prompt` (text or messages) and `responses` (a list of k texts, or of k lists
+            of messages; the same k everywhere, at least 2). No labels.
+
+    Raises:
+        ValueError: if a treatment needs a column that the pairs do not have, if a meta step has no meta set or one
+            smaller than a batch, or as [`~metatune.rewards.preference_strength.pair_targets`].
+    """
+
+    _tag_names = ["trl", "reward-trainer", "meta-reward", "metatune"]
+    _name = "MetaReward"
+    _paper = {
+        "title": "Alleviating Shifted Distribution in Human Preference Alignment through Meta-Learning",
+        "id": "2405.00438",
+        # docstyle-ignore
+        "citation": textwrap.dedent("""\
+            @inproceedings{dou2025metarm,
+                title        = {{Alleviating Shifted Distribution in Human Preference Alignment through
+                                Meta-Learning}},
+                author       = {Shihan Dou and Yan Liu and Enyu Zhou and Songyang Gao and Tianlong Li and
+                                Limao Xiong and Xin Zhao and Haoxiang Jia and Junjie Ye and Rui Zheng and Tao Gui and
+                                Qi Zhang and Xuanjing Huang},
+                year         = 2025,
+                booktitle    = {AAAI Conference on Artificial Intelligence},
+                eprint       = {arXiv:2405.00438},
+            }"""),
+    }
+
+    def __init__(
+        self,
+        model,
+        args: MetaRewardConfig | None = None,
+        data_collator=None,
+        train_dataset=None,
+        *positional,
+        meta_dataset: Dataset | None = None,
+        **kwargs,
+    ):
+        args = MetaRewardConfig() if args is None else args
+        if (args.meta_step == "none") != (meta_dataset is None):
+            raise ValueError("meta_step needs a meta_dataset, and a meta_dataset needs meta_step: plain or normalised")
+        super().__init__(model, args, data_collator, treated(train_dataset, args), *positional, **kwargs)
+        if data_collator is None:
+            collator = self.data_collator
+            self.data_collator = _Collator(collator.pad_token_id, collator.pad_to_multiple_of)
+        self._shift = WeightShift()
+        self._meta_set = None
+        if meta_dataset is not None:
+            self._meta_set = MetaSet(
+                meta_dataset,
+                self.processing_class,
+                batch_size=args.per_device_meta_batch_size,
+                seed=args.seed,
+                max_length=args.max_length,
+            )
+            self._meta_set.check(self.accelerator.num_processes)
+        if args.contrastive == "swav":
+            generator_state = torch.get_rng_state()
+            torch.manual_seed(args.seed)  # the same on every process, and nothing else is drawn differently
+            hidden_size = self.model.config.get_text_config().hidden_size
+            self.model.swav_prototypes = Prototypes(hidden_size, args.num_prototypes).to(self.model.device)
+            torch.set_rng_state(generator_state)
+
+    def _set_signature_columns_if_needed(self):
+        super()._set_signature_columns_if_needed()
+        if "target" not in self._signature_columns:
+            self._signature_columns.append("target")
+
+    # ---- the loss ----
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        target = inputs.pop("target", None)
+        contrasted = self.args.contrastive != "none" and self.model.training
+        if contrasted:
+            inputs, target = _two_views(inputs, target)
+            inputs["output_hidden_states"] = True
+        with self._embedding_dropout(self.args.contrastive_dropout if contrasted else 0.0):
+            loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
+        if target is not None:
+            chosen, rejected = outputs.logits.squeeze(-1).chunk(2)
+            logits = chosen - rejected - inputs.get("margin", 0.0)
+            loss = loss + soft_target_term(logits, target).mean()
+        if contrasted:
+            term = self._contrastive_term(outputs.hidden_states[-1], inputs["attention_mask"])
+            self._metrics["train"]["contrastive"].append(self.accelerator.reduce(term.detach(), "mean").item())
+            loss = loss + self.args.contrastive_weight * term
+        return (loss, outputs) if return_outputs else loss
+
+    @contextmanager
+    def _embedding_dropout(self, probability: float) -> Iterator[None]:
+        if not probability:
+            yield
+            return
+        embeddings = self.accelerator.unwrap_model(self.model).get_input_embeddings()
+        handle = embeddings.register_forward_hook(lambda module, inputs, output: dropout(output, probability))
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def _contrastive_term(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        last_B = attention_mask.sum(1) - 1  # padded on the right
+        features_BD = hidden_states[torch.arange(len(hidden_states), device=hidden_states.device), last_B]
+        chosen, chosen_other, rejected, rejected_other = features_BD.chunk(4)
+        views = [
+            items_of(c, r, self.args.contrastive_on) for c, r in ((chosen, rejected), (chosen_other, rejected_other))
+        ]
+        if self.args.contrastive == "simcse":
+            return simcse_loss(*views, self.args.contrastive_temperature)
+        prototypes = self.accelerator.unwrap_model(self.model).swav_prototypes
+        return swav_loss(*(prototypes(view) for view in views), self.args.contrastive_temperature)
+
+    # ---- MetaRM's step ----
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        if self._meta_set is None:
+            return super().training_step(model, inputs, num_items_in_batch)
+        if not self._shift.moved:
+            self._move(model)
+        put_back = True
+        try:
+            with self._shift.undone_before_step(self.model_wrapped if self.is_deepspeed_enabled else None):
+                loss = super().training_step(model, inputs, num_items_in_batch)
+            put_back = self.accelerator.sync_gradients
+        finally:
+            if put_back:
+                self._shift.undo()
+        return loss
+
+    def _move(self, model) -> None:
+        """Move the weights along the gradient of the difference objective on this step's part of the meta set."""
+        batch = self._meta_set.batch(
+            self.state.global_step, self.accelerator.process_index, self.accelerator.num_processes
+        )
+        batch = self._prepare_inputs(batch)
+        k = batch.pop("num_responses")
+        spread = {}
+
+        def objective(unwrapped):
+            with self.compute_loss_context_manager():
+                rewards_PK = unwrapped(**batch, use_cache=False).logits.squeeze(-1).view(-1, k).float()
+            spread["lengths"] = batch["attention_mask"].sum(1).view(-1, k).float()
+            spread["rewards"] = rewards_PK.detach()
+            return difference_objective(rewards_PK).mean()
+
+        model.train()
+        value, gradients = objective_gradients(model, self.accelerator, objective)
+        norm = norm_of(gradients)
+        step = self.args.meta_step_size
+        if self.args.meta_step == "normalised":
+            step = step / norm if norm > 0 else 0.0
+        self._shift.along(gradients, step)
+        metrics = self._metrics["train"]
+        metrics["meta/difference"].append(value)
+        metrics["meta/gradient_norm"].append(norm)
+        metrics["meta/reward_std"].append(self._mean(spread["rewards"].std(1).mean()))
+        metrics["meta/length_correlation"].append(self._mean(_correlation(spread["rewards"], spread["lengths"])))
+
+    def _mean(self, value: torch.Tensor) -> float:
+        return self.accelerator.reduce(value, reduction="mean").item()
+
+    # ---- prototypes are trained with the model, and are no part of it ----
+
+    def _save(self, output_dir=None, state_dict=None):
+        if self.args.contrastive != "swav":
+            return super()._save(output_dir, state_dict)
+        state_dict = dict(self.model.state_dict() if state_dict is None else state_dict)
+        name = next(name for name in state_dict if name.endswith("swav_prototypes.weight"))
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({"weight": state_dict.pop(name).contiguous()}, folder / PROTOTYPES)
+        return super()._save(output_dir, state_dict)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        file = Path(resume_from_checkpoint) / PROTOTYPES
+        if file.is_file():
+            self.model.swav_prototypes.load_state_dict(load_file(file))
+
+
+def treated(dataset: Dataset | None, args: MetaRewardConfig) -> Dataset | None:
+    """Return the pairs with the target and the margin that the treatments give them.
+
+    Raises:
+        ValueError: if the preference strength that a treatment needs is not there, or a margin would be overwritten.
+    """
+    if dataset is None or not (args.uses_strength or args.label_smoothing):
+        return dataset
+    for column in ["strength"] * args.uses_strength + ["strength_std"] * args.posterior_labels:
+        if column not in dataset.column_names:
+            raise ValueError(
+                f"the pairs have no column '{column}': vote on them first with `metatune strength`, or remove flip, "
+                "soft_labels, adaptive_margin and posterior_labels"
+            )
+    if args.adaptive_margin and "margin" in dataset.column_names:
+        raise ValueError("adaptive_margin would overwrite the pairs' own column 'margin': remove one of the two")
+    strength = np.asarray(dataset["strength"] if args.uses_strength else np.zeros(len(dataset)), dtype=float)
+    std = np.asarray(dataset["strength_std"], dtype=float) if args.posterior_labels else None
+    pairs = pair_targets(
+        strength,
+        std,
+        flip=args.flip,
+        label_smoothing=args.label_smoothing,
+        soft_labels=args.soft_labels,
+        adaptive_margin=args.adaptive_margin,
+        posterior_labels=args.posterior_labels,
+    )
+    dataset = dataset.add_column("target", [float(target) for target in pairs.target])
+    if args.adaptive_margin:
+        dataset = dataset.add_column("margin", [float(margin) for margin in pairs.margin])
+    return dataset
+
+
+def _two_views(inputs: Mapping[str, Any], target: torch.Tensor | None) -> tuple[dict[str, Any], torch.Tensor | None]:
+    """Repeat chosen and rejected rows, so that every text is read twice: [c, c, r, r]."""
+    doubled = dict(inputs)
+    for name in ("input_ids", "attention_mask"):
+        chosen, rejected = inputs[name].chunk(2)
+        doubled[name] = torch.cat([chosen, chosen, rejected, rejected])
+    if "margin" in inputs:
+        doubled["margin"] = inputs["margin"].repeat(2)
+    return doubled, None if target is None else target.repeat(2)
+
+
+def _correlation(rewards: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """Return Pearson's correlation within prompts, of tensors of shape (P, k); 0 where one of them does not vary."""
+    rewards_PK = rewards - rewards.mean(1, keepdim=True)
+    lengths_PK = lengths - lengths.mean(1, keepdim=True)
+    scale = (rewards_PK.square().sum() * lengths_PK.square().sum()).sqrt()
+    return (rewards_PK * lengths_PK).sum() / scale if scale > 0 else scale
