@@ -7,6 +7,10 @@ the mean of its d_im, and their population deviation says how much the models di
 Every treatment of a pair is a target t, the probability that `chosen` is better, and a margin m of the logit
 z = r_chosen - r_rejected - m, which binary cross-entropy compares with t. Swapping a pair is t -> 1 - t with m -> -m:
 a label that is turned keeps its margin here, which is what "the margin changes sign after a flip" means.
+
+Where this deviates from the paper: its models vote on the pairs that they were trained on, wrong labels learnt by heart
+included; [`cross_fitting_folds`] lets every model vote on pairs that it has not seen. Posterior labels, which need no
+threshold, are not the paper's.
 """
 
 from dataclasses import dataclass
@@ -35,9 +39,15 @@ def preference_strength(votes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         votes (`np.ndarray` of shape (N, M)): margins by M models; NaN where a model has no vote.
 
     Raises:
-        ValueError: for a pair without any vote.
+        ValueError: for a pair without any vote, and for an infinite one.
     """
     votes_NM = np.asarray(votes, dtype=float)
+    if votes_NM.ndim != 2:
+        raise ValueError(f"votes have a row a pair and a column a model, got shape {votes_NM.shape}")
+    infinite = np.argwhere(np.isinf(votes_NM))
+    if len(infinite):
+        pair, model = infinite[0] + 1
+        raise ValueError(f"the vote of model {model} on pair {pair} is infinite: its training has diverged")
     without = np.flatnonzero(np.isnan(votes_NM).all(axis=1))
     if len(without):
         raise ValueError(f"pair {without[0] + 1} has no vote ({len(without)} in all): score every pair at least once")
@@ -67,9 +77,9 @@ def pair_targets(
             that the strength is positive.
 
     Raises:
-        ValueError: for a number out of range, or `posterior_labels` beside what it replaces.
+        ValueError: for a number out of range or missing, or `posterior_labels` beside what it replaces.
     """
-    strength_N = np.asarray(strength, dtype=float)
+    strength_N = _finite("strength", strength)
     for name, value, below in (("flip", flip, 1.0), ("label_smoothing", label_smoothing, 0.5)):
         if value is not None and not 0 <= value < below:
             raise ValueError(f"{name} must be at least 0 and below {below:g}, got {value}")
@@ -82,7 +92,10 @@ def pair_targets(
     if posterior_labels:
         if std is None:
             raise ValueError("posterior_labels needs the deviation of the votes")
-        return PairTargets(_posterior(strength_N, np.asarray(std, dtype=float)), adaptive_margin * strength_N)
+        std_N = _finite("std", std)
+        if std_N.shape != strength_N.shape or (std_N < 0).any():
+            raise ValueError(f"std must be at least 0 for each of the {len(strength_N)} pairs")
+        return PairTargets(_posterior(strength_N, std_N), adaptive_margin * strength_N)
     smoothing_N = np.full(len(strength_N), label_smoothing)
     if soft_labels is not None:
         smoothing_N = np.where(strength_N < 0, np.maximum(soft_labels, label_smoothing), smoothing_N)
@@ -95,8 +108,64 @@ def pair_targets(
 
 def _posterior(strength: np.ndarray, std: np.ndarray) -> np.ndarray:
     """Return Phi(strength / std); without deviation its limit, 0, 1/2 or 1."""
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         z_N = strength / std
     z_N = np.where(strength == 0, 0.0, z_N)
     normal = NormalDist()
     return np.array([normal.cdf(z) if np.isfinite(z) else float(z > 0) for z in z_N])
+
+
+def _finite(name: str, values: np.ndarray) -> np.ndarray:
+    """Return the numbers of the pairs as floats; raises `ValueError` for one that is NaN or infinite."""
+    values_N = np.asarray(values, dtype=float)
+    bad = np.flatnonzero(~np.isfinite(values_N))
+    if len(bad):
+        raise ValueError(f"{name} of pair {bad[0] + 1} is {values_N[bad[0]]} ({len(bad)} such pairs): remove them")
+    return values_N
+
+
+def cross_fitting_folds(groups: np.ndarray, num_folds: int, seed: int) -> np.ndarray:
+    """Split pairs into folds at random, those of one group together.
+
+    Groups come in random order, each to the fold with the fewest pairs, so that folds differ by at most one group.
+
+    Args:
+        groups (`np.ndarray` of shape (N,)): number of the group of each pair, for example of its prompt.
+        num_folds (`int`): K, at least 1.
+        seed (`int`): of the order.
+
+    Returns:
+        `np.ndarray` of shape (N,): fold of each pair, from 0 to K - 1; none is empty.
+
+    Raises:
+        ValueError: if there are fewer groups than folds.
+    """
+    distinct_G, group_N, size_G = np.unique(np.asarray(groups), return_inverse=True, return_counts=True)
+    if not 1 <= num_folds <= len(distinct_G):
+        raise ValueError(f"num_folds is {num_folds}; it must be from 1 to {len(distinct_G)}, the number of groups")
+    fold_G, pairs_K = np.zeros(len(distinct_G), dtype=int), np.zeros(num_folds, dtype=int)
+    for group in np.random.default_rng(seed).permutation(len(distinct_G)):
+        fold_G[group] = np.argmin(pairs_K)
+        pairs_K[fold_G[group]] += size_G[group]
+    return fold_G[group_N]
+
+
+def detection_auc(strength: np.ndarray, flipped: np.ndarray) -> float:
+    """Return the chance that a flipped pair is weaker than a clean one, ties counted half: 0.5 tells nothing, 1 all.
+
+    Args:
+        strength (`np.ndarray` of shape (N,)): mean margins.
+        flipped (`np.ndarray` of bool, shape (N,)): whether the label of the pair is known to be wrong.
+
+    Raises:
+        ValueError: unless there is a pair of each kind.
+    """
+    strength_N, flipped_N = _finite("strength", strength), np.asarray(flipped, dtype=bool)
+    if strength_N.shape != flipped_N.shape or flipped_N.all() or not flipped_N.any():
+        raise ValueError(
+            f"an AUC needs flipped and clean pairs, got {flipped_N.sum()} flipped of {flipped_N.size} labels for "
+            f"{strength_N.size} strengths"
+        )
+    clean, weak = np.sort(strength_N[~flipped_N]), strength_N[flipped_N]
+    at_most, below = np.searchsorted(clean, weak, side="right"), np.searchsorted(clean, weak, side="left")
+    return float(1 - (at_most + below).mean() / (2 * len(clean)))
