@@ -28,6 +28,7 @@ COMMANDS = {
     "sft": Command("sft", "warm-start a model on demonstrations, or make one from nothing", launched=True),
     "grpo": Command("grpo", "train with GRPO over a curriculum of task distributions", launched=True),
     "reward": Command("reward", "train a reward model on preference pairs", launched=True),
+    "strength": Command("strength", "let an ensemble vote on preference pairs that its members have not seen"),
     "star": Command("star", "sample traces, keep those of most progress, fine-tune on them, repeat"),
     "vllm-serve": Command("vllm_serve", "serve a model with vLLM for `vllm_mode: server`", foreign_options=True),
     "eval": Command("evaluate", "measure accuracy, pass@k and maj@k with intervals, at token budgets too"),

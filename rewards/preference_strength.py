@@ -8,9 +8,9 @@ Every treatment of a pair is a target t, the probability that `chosen` is better
 z = r_chosen - r_rejected - m, which binary cross-entropy compares with t. Swapping a pair is t -> 1 - t with m -> -m:
 a label that is turned keeps its margin here, which is what "the margin changes sign after a flip" means.
 
-Where this deviates from the paper: its models vote on the pairs that they were trained on, wrong labels learnt by heart
-included; [`cross_fitting_folds`] lets every model vote on pairs that it has not seen. Posterior labels, which need no
-threshold, are not the paper's.
+Where this deviates from the paper: its models vote on pairs that they were trained on, wrong labels learnt by heart
+included; [`cross_fitting_folds`] lets every model vote on pairs that it has not seen. Posterior labels,
+which need no threshold, are not the paper's.
 """
 
 from dataclasses import dataclass
