@@ -22,9 +22,10 @@ def plot_strength(strength: np.ndarray, std: np.ndarray, path: Path) -> None:
         raise ValueError("no pair has a strength: there is nothing to draw")
     figure = new_figure(11.5, 4.4)
     left, right = figure.subplots(1, 2)
-    edges = np.histogram_bin_edges(strength, bins=min(60, max(10, len(strength) // 20)))
-    left.hist(strength[strength < 0], bins=edges, color=HUES[4])
-    left.hist(strength[strength >= 0], bins=edges, color=AFTER)
+    width = (np.ptp(strength) or 1.0) / min(60, max(20, len(strength) // 20))
+    edges = width * np.arange(np.floor(strength.min() / width), np.floor(strength.max() / width) + 2)  # one is 0
+    for part, colour in ((strength[strength < 0], HUES[4]), (strength[strength >= 0], AFTER)):
+        left.hist(part, bins=edges, color=colour, edgecolor="white", linewidth=0.5)
     left.axvline(0, color=INK, linewidth=1)
     set_heading(left, f"{(strength < 0).mean():.0%} of {len(strength)} pairs have a negative strength", "red: below 0")
     left.set_ylabel("pairs")
@@ -34,7 +35,7 @@ def plot_strength(strength: np.ndarray, std: np.ndarray, path: Path) -> None:
     means = [[values[part].mean() for part in parts] for values in (strength, std)]
     right.plot(*means, color=INK, marker="o", markersize=4)
     right.axvline(0, color=INK, linewidth=1)
-    finding = f"Votes deviate by {std.mean():.2g} on average, by {std[parts[0]].mean():.2g} on the weakest tenth"
+    finding = f"Votes deviate by {std.mean():.2g}, on the weakest tenth by {std[parts[0]].mean():.2g}"
     set_heading(right, finding, "a point is a pair; black: means of tenths by strength")
     right.set_ylabel("standard deviation of the votes")
     right.set_ylim(bottom=0)

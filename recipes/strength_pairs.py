@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -49,8 +50,8 @@ def is_empty(response: str | list) -> bool:
     if isinstance(response, str):
         return not response.strip()
     if response and isinstance(response[-1], dict):
-        content = response[-1].get("content")
-        return is_empty(content or "") and not response[-1].get("tool_calls")
+        content = response[-1].get("content") or ""
+        return isinstance(content, str) and not content.strip() and not response[-1].get("tool_calls")
     return not response
 
 
@@ -110,7 +111,8 @@ def fingerprint(dataset: Dataset) -> str:
 def write_dataset(dataset: Dataset, folder: Path, split: str, as_lines: bool) -> None:
     """Write a split as JSONL or Parquet, under the name by which `datasets` finds it in `folder`."""
     path = folder / f"{split}.{'jsonl' if as_lines else 'parquet'}"
-    write_atomically(path, dataset.to_json if as_lines else dataset.to_parquet)
+    write = partial(dataset.to_json, double_precision=15) if as_lines else dataset.to_parquet
+    write_atomically(path, write)
 
 
 def is_lines(name: str) -> bool:
