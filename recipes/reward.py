@@ -5,17 +5,20 @@
 
 Data is `dataset_name`: a dataset of the hub, a local folder, or a JSON, JSONL or Parquet file, with the columns
 `chosen` and `rejected`, texts or conversations, and optionally `prompt` and `margin`. The model is any checkpoint; a
-language model's head is replaced by a new one that gives one number. Everything else is TRL's `RewardConfig` and
-`ModelConfig`.
+language model's head is replaced by a new one that gives one number. Options of [`MetaRewardConfig`] treat noisy pairs
+(`flip`, `adaptive_margin`, … by the preference strength that `metatune strength` measured), add contrastive terms, and
+take MetaRM's step (`meta_step`) with `meta_dataset_name`: responses of the policy that is to be judged, columns
+`prompt` and `responses`. Everything else is TRL's `RewardConfig` and `ModelConfig`.
 
 Writes into `output_dir`: the model (its adapter with `use_peft: true`) and its tokenizer, `checkpoint-*`,
 `recipe.yaml` (every option that is not a default) and `metrics.jsonl` (one JSON object a log line).
 `resume_from_checkpoint: true` goes on from the last checkpoint that was written to its end.
 """
 
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from trl import ModelConfig, RewardConfig, ScriptArguments
+from trl import ModelConfig, ScriptArguments
 
 from metatune.recipes.adapters import adapter_error, check_adapter_options, record_base
 from metatune.recipes.config import ConfigError, StrictParser, check_world_size, nearest, run
@@ -28,8 +31,48 @@ from metatune.recipes.run_folder import (
     train_and_save,
 )
 from metatune.recipes.sharding import shard_small_parameters
+from metatune.trainers import MetaRewardConfig
 
 FILE_FORMATS = {".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+
+
+@dataclass
+class RewardScriptArguments(ScriptArguments):
+    """
+    Arguments of the reward recipe beside the trainer's.
+
+    Args:
+        meta_dataset_name (`str`, *optional*):
+            Responses of the policy that the reward model is to judge, for `meta_step`: a dataset of the hub, a local
+            folder (its training split counts), or a JSON, JSONL or Parquet file.
+    """
+
+    meta_dataset_name: str | None = field(
+        default=None, metadata={"help": "The policy's responses, columns prompt and responses, for meta_step."}
+    )
+
+
+def load_splits(name: str, option: str, split: str, config: str | None = None):
+    """Return the splits of a dataset of the hub or a folder, or a file as the one split of that name.
+
+    Raises [`ConfigError`] for what cannot be read.
+    """
+    import datasets
+
+    try:
+        if not Path(name).is_file():
+            return datasets.load_dataset(name, name=config)
+        kind = FILE_FORMATS.get(Path(name).suffix)
+        if kind is None:
+            raise ConfigError(f"{option}: {name}: not one of {', '.join(FILE_FORMATS)}")
+        if not Path(name).stat().st_size:
+            raise ConfigError(f"{option}: {name} is empty")
+        return datasets.load_dataset(kind, data_files={split: name})
+    except (OSError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        cause = error.__cause__ or error
+        raise ConfigError(f"{option}: {name}: {' '.join(str(cause).split())}") from error
 
 
 def load_data(script_args: ScriptArguments, with_evaluation: bool):
@@ -37,24 +80,8 @@ def load_data(script_args: ScriptArguments, with_evaluation: bool):
 
     Raises [`ConfigError`] for a file that cannot be read, a split that is not there, and pairs that are not whole.
     """
-    import datasets
-
     name = script_args.dataset_name
-    try:
-        if Path(name).is_file():
-            kind = FILE_FORMATS.get(Path(name).suffix)
-            if kind is None:
-                raise ConfigError(f"dataset_name: {name}: not one of {', '.join(FILE_FORMATS)}")
-            if not Path(name).stat().st_size:
-                raise ConfigError(f"dataset_name: {name} is empty")
-            splits = datasets.load_dataset(kind, data_files={script_args.dataset_train_split: name})
-        else:
-            splits = datasets.load_dataset(name, name=script_args.dataset_config)
-    except (OSError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        cause = error.__cause__ or error
-        raise ConfigError(f"dataset_name: {name}: {' '.join(str(cause).split())}") from error
+    splits = load_splits(name, "dataset_name", script_args.dataset_train_split, script_args.dataset_config)
     wanted = [script_args.dataset_train_split] + [script_args.dataset_test_split] * with_evaluation
     for split in wanted:
         if split not in splits:
@@ -83,7 +110,18 @@ def check_pairs(dataset, where: str) -> None:
             raise ConfigError(f"{where}: row {row + 1} has no '{column}'")
 
 
-def check(script_args: ScriptArguments, training_args: RewardConfig, model_args: ModelConfig) -> None:
+def load_meta_set(script_args: RewardScriptArguments):
+    """Return the meta set, `None` without one."""
+    if script_args.meta_dataset_name is None:
+        return None
+    split = script_args.dataset_train_split
+    splits = load_splits(script_args.meta_dataset_name, "meta_dataset_name", split)
+    if split not in splits:
+        raise ConfigError(f"meta_dataset_name: {script_args.meta_dataset_name} has no split '{split}'")
+    return splits[split]
+
+
+def check(script_args: RewardScriptArguments, training_args: MetaRewardConfig, model_args: ModelConfig) -> None:
     """Raise [`ConfigError`] for what can be told before any process is launched."""
     if model_args.model_name_or_path is None:
         raise ConfigError("give `model_name_or_path`: a folder, a hub name, or starter")
@@ -91,17 +129,20 @@ def check(script_args: ScriptArguments, training_args: RewardConfig, model_args:
         raise ConfigError("give `dataset_name`: a folder, a file of pairs, or a hub name")
     if script_args.dataset_streaming:
         raise ConfigError("dataset_streaming: pairs are checked before training, so set it to false")
+    if (training_args.meta_step == "none") != (script_args.meta_dataset_name is None):
+        raise ConfigError("meta_step and meta_dataset_name go together: give both or neither")
     check_adapter_options(model_args)
     check_checkpoint(training_args)
     if Path(script_args.dataset_name).exists():
         load_data(script_args, with_evaluation=training_args.eval_strategy != "no")
 
 
-def main(script_args: ScriptArguments, training_args: RewardConfig, model_args: ModelConfig) -> None:
+def main(script_args: RewardScriptArguments, training_args: MetaRewardConfig, model_args: ModelConfig) -> None:
     """Train, and save the model and its tokenizer in `training_args.output_dir`."""
-    from trl import RewardTrainer, get_peft_config, get_quantization_config
+    from trl import get_peft_config, get_quantization_config
 
     from metatune.recipes.callbacks import MetricsLog
+    from metatune.trainers import MetaRewardTrainer
 
     check(script_args, training_args, model_args)
     check_world_size()
@@ -110,18 +151,20 @@ def main(script_args: ScriptArguments, training_args: RewardConfig, model_args: 
     training_args.model_init_kwargs = model_init_kwargs(training_args, model_args)
     model_args.lora_task_type = "SEQ_CLS"  # PEFT then trains and saves the new head beside the adapter
     train_dataset, eval_dataset = load_data(script_args, with_evaluation=training_args.eval_strategy != "no")
+    meta_dataset = load_meta_set(script_args)
     try:
-        trainer = RewardTrainer(
+        trainer = MetaRewardTrainer(
             model=model_to_load(model_args),
             args=training_args,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
+            meta_dataset=meta_dataset,
             callbacks=[MetricsLog()],
             quantization_config=get_quantization_config(model_args),
             peft_config=get_peft_config(model_args),
         )
     except ValueError as error:
-        raise adapter_error(error) or error from error
+        raise adapter_error(error) or ConfigError(str(error)) from error
     record_base(trainer.model, model_args)
     left_out = len(train_dataset) - len(trainer.train_dataset)
     if not len(trainer.train_dataset):
@@ -133,7 +176,7 @@ def main(script_args: ScriptArguments, training_args: RewardConfig, model_args: 
 
 def make_parser(prog: str | None = None) -> StrictParser:
     """Return the parser of this recipe's options."""
-    return StrictParser((ScriptArguments, RewardConfig, ModelConfig), prog=prog)
+    return StrictParser((RewardScriptArguments, MetaRewardConfig, ModelConfig), prog=prog)
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ from trl import RewardTrainer
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
 from ..rewards.preference_strength import pair_targets
+from . import rollout_checkpoint  # noqa: F401 (lets torch load an optimizer onto a process's `cpu:0`)
 from .contrastive import Prototypes, items_of, simcse_loss, swav_loss
 from .meta_reward_config import MetaRewardConfig
 from .meta_set import MetaSet

@@ -4,11 +4,10 @@ import json
 
 import pytest
 from datasets import Dataset
-from trl import ScriptArguments
 
 from metatune.recipes import cli
 from metatune.recipes.config import ConfigError
-from metatune.recipes.reward import load_data
+from metatune.recipes.reward import RewardScriptArguments, load_data
 
 from .launches import REWARD, log_rows, metatune, succeed, write_pairs, write_recipe
 
@@ -16,7 +15,7 @@ PAIR = {"chosen": "yes", "rejected": "no"}
 
 
 def load(path, with_evaluation=False, **options):
-    return load_data(ScriptArguments(dataset_name=str(path), **options), with_evaluation)
+    return load_data(RewardScriptArguments(dataset_name=str(path), **options), with_evaluation)
 
 
 def write_rows(path, *rows):
