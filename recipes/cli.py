@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import version
+from typing import NoReturn
 
 from .config import ConfigError, config_path, nearest, read_recipe
+from .failures import leave
 
 
 @dataclass(frozen=True)
@@ -105,5 +107,10 @@ def dispatch(argv: list[str]) -> int:
     return 0
 
 
+def run() -> NoReturn:
+    """Run the command line as a program of its own."""
+    leave(main())
+
+
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run()

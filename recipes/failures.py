@@ -42,12 +42,12 @@ def record(message: str) -> bool:
 
 
 def leave(code: int) -> NoReturn:
-    """End this process; one of several skips the interpreter's teardown.
+    """End this process; one of several, or one that ran vLLM, skips the interpreter's teardown.
 
-    DDP keeps gloo's threads alive, also past `destroy_process_group`, and now and then one of them aborts the
-    teardown: a run that had saved its model would end with SIGABRT.
+    DDP keeps gloo's threads alive, also past `destroy_process_group`, and vLLM its own; now and then one of them
+    aborts the teardown: a run that had saved its model would end with SIGABRT.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 and "vllm" not in sys.modules:
         raise SystemExit(code)
     atexit._run_exitfuncs()  # what loggers and trackers have registered
     sys.stdout.flush()
@@ -90,15 +90,19 @@ def cause_of(failures: Mapping[int, Any]) -> tuple[int, Any]:
         failures (`Mapping[int, ProcessFailure]`): torchrun's record of each failed process, by rank.
 
     Returns:
-        `tuple[int, ProcessFailure]`: a process killed by a signal comes before one that failed by itself, and one
-        that only lost its connection to another comes last.
+        `tuple[int, ProcessFailure]`: a process killed by a signal comes before one that failed by itself, then one
+        ended by SIGTERM, as torchrun ends the others, and one that only lost its connection to another comes last.
     """
 
     def order(rank: int) -> tuple:
         failure = failures[rank]
-        lost_peer = any(part in one_line(failure.message) for part in LOST_PEER_TEXTS)
-        by_itself = failure.exitcode >= 0 or failure.exitcode == -signal.SIGTERM  # SIGTERM: torchrun ends the others
-        return by_itself, lost_peer, failure.timestamp, rank
+        if any(part in one_line(failure.message) for part in LOST_PEER_TEXTS):
+            kind = 3
+        elif failure.exitcode == -signal.SIGTERM:
+            kind = 2
+        else:
+            kind = 0 if failure.exitcode < 0 else 1
+        return kind, failure.timestamp, rank
 
     rank = min(failures, key=order)
     return rank, failures[rank]

@@ -28,6 +28,8 @@ def test_the_killed_process_is_the_cause_not_those_that_lost_it():
     assert cause_of({0: lost, 1: failure(-9, timestamp=3)})[0] == 1
     assert cause_of({0: closed, 1: failure(-9, timestamp=3)})[0] == 1
     assert cause_of({0: lost, 1: failure(1, "ValueError", timestamp=2)})[0] == 1
+    assert cause_of({0: failure(-15, timestamp=1), 1: failure(2, "a mistake", timestamp=2)})[0] == 1
+    assert cause_of({0: lost, 1: failure(-15, timestamp=2)})[0] == 1  # ended from outside
     assert cause_of({0: failure(1, "first", 1), 1: failure(1, "second", 2)})[0] == 0
 
 
@@ -61,9 +63,13 @@ def test_a_failed_write_is_told_with_its_folder_and_what_to_do(error, tmp_path):
     assert known_cause(FileNotFoundError(errno.ENOENT, "No such file"), None) is None
 
 
-@pytest.mark.parametrize(("world_size", "teardown"), [("1", True), ("2", False)])
-def test_one_of_several_processes_leaves_without_the_teardown_that_gloo_may_abort(world_size, teardown):
+@pytest.mark.parametrize(
+    ("world_size", "before", "teardown"),
+    [("1", "", True), ("2", "", False), ("1", "import sys; sys.modules['vllm'] = sys", False)],
+)
+def test_a_process_leaves_without_the_teardown_that_threads_of_gloo_or_vllm_may_abort(world_size, before, teardown):
     program = (
+        f"{before}\n"
         "import atexit\n"
         "from metatune.recipes.failures import leave\n"
         "class Late:\n"
