@@ -21,18 +21,12 @@ delete the file after a change of the trainer, a curriculum or the starter.
 """
 
 import argparse
-import json
-import multiprocessing
-import os
-import subprocess
-import sys
 import tempfile
 import time
-from pathlib import Path
 
 import numpy as np
+from shared import CPU_RUN, ROOT, print_claims, run_jobs
 
-ROOT = Path(__file__).resolve().parents[1]
 RUNS = ROOT / "benchmarks" / "results" / "dump_runs.jsonl"
 # Name to curriculum and its options; `dump` counts prompts as the paper's text, `dump_completions` as its code does.
 METHODS = {
@@ -157,12 +151,7 @@ def run_one(mixture: str, method: str, seed: int, budget: int) -> dict:
         "warmup_steps": 5,
         "adam_beta2": 0.98,
         "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "bf16": False,
-        "gradient_checkpointing": False,
-        "use_cpu": True,
+        **CPU_RUN,
         "model_init_kwargs": {"dtype": "float32"},
     }
     if stock:
@@ -192,22 +181,6 @@ def run_one(mixture: str, method: str, seed: int, budget: int) -> dict:
         "prompts": prompts,
         "seconds": round(time.perf_counter() - started, 1),
     }
-
-
-def _work(jobs) -> None:
-    """Run jobs from a shared queue, one thread each; each finished run is one line of RUNS."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # trainers print their logs
-    while (job := jobs.get()) is not None:
-        result = run_one(*job)
-        with RUNS.open("a") as file:
-            file.write(json.dumps(result) + "\n")
-
-
-def finished_runs() -> dict[tuple, dict]:
-    if not RUNS.exists():
-        return {}
-    rows = [json.loads(line) for line in RUNS.read_text().splitlines()]
-    return {(row["mixture"], row["method"], row["seed"], row["budget"]): row for row in rows}
 
 
 def tokens_to_target(curve: list[list[float]], target: float) -> tuple[float, bool]:
@@ -314,31 +287,15 @@ def main() -> None:
     seeds = range(args.first_seed, args.first_seed + (1 if args.quick else args.seeds))
     budgets = {mixture: BUDGET[mixture] // (10 if args.quick else 1) for mixture in mixtures}
 
-    RUNS.parent.mkdir(exist_ok=True)
-    done = finished_runs()
     # Seeds outermost: an interrupted benchmark has whole seeds.
     wanted = [(m, method, seed, budgets[m]) for m in mixtures for seed in seeds for method in args.methods]
-    todo = [job for job in wanted if job not in done]
-    context = multiprocessing.get_context("spawn")
-    jobs = context.Queue()
-    for job in [*todo, *[None] * args.workers]:
-        jobs.put(job)
-    workers = [context.Process(target=_work, args=(jobs,)) for _ in range(args.workers)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    done = finished_runs()
-    missing = [job for job in wanted if job not in done]
-    if missing:
-        sys.exit(f"{len(missing)} runs failed, the first is {missing[0]}; run again to go on")
+    done = run_jobs(run_one, wanted, RUNS, ("mixture", "method", "seed", "budget"), args.workers)
 
     claims = []
     for mixture in mixtures:
         runs = {method: [done[mixture, method, seed, budgets[mixture]] for seed in seeds] for method in args.methods}
         claims += summarise(mixture, runs, budgets[mixture])
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
-    print(json.dumps({"benchmark": "dump", "commit": commit.strip(), "claims": claims}))
+    print_claims("dump", claims)
 
 
 if __name__ == "__main__":

@@ -23,11 +23,10 @@ import tempfile
 import time
 import urllib.request
 from importlib.util import find_spec
-from pathlib import Path
 
 import numpy as np
+from shared import CPU_RUN, ROOT, print_claims
 
-ROOT = Path(__file__).resolve().parents[1]
 PROMPTS, TOKENS = 32, 64
 ENGINES = ("transformers", "compact", "continuous_batching", "vllm colocate", "vllm server")
 LAUNCHES = {"1 process": None, "DDP x 2": "cpu2", "ZeRO-2 x 2": "zero2", "ZeRO-3 x 2": "zero3"}
@@ -175,12 +174,7 @@ def measure_steps(steps: int) -> None:
         max_completion_length=64,
         learning_rate=1e-6,
         logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        bf16=False,
-        gradient_checkpointing=False,
-        use_cpu=True,
+        **CPU_RUN,
         model_init_kwargs={"dtype": "float32"},
         curriculum="uniform",
     )
@@ -300,8 +294,7 @@ def main() -> None:
                 "steps": len(stock_steps),
             }
         )
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
-    print(json.dumps({"benchmark": "engines", "commit": commit.strip(), "claims": claims}))
+    print_claims("engines", claims)
 
 
 if __name__ == "__main__":

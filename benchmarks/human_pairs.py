@@ -13,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from reward_world import ROOT
+from reward_world import small_model, teach
+from shared import ROOT
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 BASE = ROOT / "runs" / "human_base"
 VOCABULARY, POSITIONS = 2000, 160
@@ -73,34 +74,17 @@ def make_base(questions: Sequence[dict], steps: int = 1200, batch_size: int = 32
         texts, trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=special, initial_alphabet=alphabet)
     )
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token=PAD, eos_token=END)
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=64,
-            intermediate_size=192,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            max_position_embeddings=POSITIONS,
-            tie_word_embeddings=True,
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            bos_token_id=None,
-        )
-    )
+    model = small_model(tokenizer, intermediate_size=192, positions=POSITIONS)
     stream = torch.tensor(
         [token for text in texts for token in [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]]
     )
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, steps)
-    for _ in range(steps):
+
+    def draw() -> dict[str, torch.Tensor]:
         starts_B = torch.randint(len(stream) - POSITIONS, (batch_size,))
         ids_BT = stream[starts_B[:, None] + torch.arange(POSITIONS)]
-        model(input_ids=ids_BT, labels=ids_BT).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        schedule.step()
+        return {"input_ids": ids_BT, "labels": ids_BT}
+
+    teach(model, draw, steps)
     model.save_pretrained(BASE)
     tokenizer.save_pretrained(BASE)
 

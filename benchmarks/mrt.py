@@ -23,19 +23,14 @@ delete the file after a change of a trainer or the starter. Seeds from 1000 on a
 """
 
 import argparse
-import contextlib
-import io
-import json
-import multiprocessing
 import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 
 import numpy as np
+from shared import CPU_RUN, ROOT, bootstrap, print_claims, run_jobs
 
-ROOT = Path(__file__).resolve().parents[1]
 RUNS = ROOT / "benchmarks" / "results" / "mrt_runs.jsonl"
 METHODS = {
     "stock": None,
@@ -95,19 +90,9 @@ def grpo_options(output_dir: str, steps: int, seed: int, learning_rate: float) -
         "warmup_steps": 10,
         "adam_beta2": 0.98,
         "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "bf16": False,
-        "gradient_checkpointing": False,
-        "use_cpu": True,
+        **CPU_RUN,
         "model_init_kwargs": {"dtype": "float32"},
     }
-
-
-def quiet() -> contextlib.AbstractContextManager:
-    """Keep a trainer's log lines off the screen."""
-    return contextlib.redirect_stdout(io.StringIO())
 
 
 def run_one(method: str, seed: int, steps: int, learning_rate: float) -> dict:
@@ -201,22 +186,6 @@ def run_one(method: str, seed: int, steps: int, learning_rate: float) -> dict:
     }
 
 
-def _work(jobs) -> None:
-    """Run jobs from a shared queue, one thread each; each finished run is one line of RUNS."""
-    while (job := jobs.get()) is not None:
-        with quiet():
-            result = run_one(*job)
-        with RUNS.open("a") as file:
-            file.write(json.dumps(result) + "\n")
-
-
-def finished_runs() -> dict[tuple, dict]:
-    if not RUNS.exists():
-        return {}
-    rows = [json.loads(line) for line in RUNS.read_text().splitlines()]
-    return {(row["method"], row["seed"], row["steps"], row["learning_rate"]): row for row in rows}
-
-
 def at_compute(points: list[dict], compute: float, key: str) -> np.ndarray:
     """Read GRPO's evaluations at another method's compute, on the line between its neighbours."""
     spent = [point["compute"] for point in points]
@@ -234,16 +203,6 @@ def tokens_ratio(reference: np.ndarray, other: np.ndarray) -> float:
     (x, a), (y, b) = reference.mean(0), other.mean(0)
     level = min(a.max(), b.max())
     return tokens_at(x, a, level) / tokens_at(y, b, level)
-
-
-def bootstrap(statistic, *samples, resamples: int = 2_000) -> tuple[float, list[float]]:
-    """Percentile interval of a statistic of per-seed samples; all samples are resampled by the same seeds."""
-    rng = np.random.default_rng(0)
-    arrays = [np.asarray(sample, dtype=float) for sample in samples]
-    draws = rng.integers(0, len(arrays[0]), (resamples, len(arrays[0])))
-    values = [statistic(*(array[draw] for array in arrays)) for draw in draws]
-    low, high = np.percentile(values, [2.5, 97.5])
-    return float(statistic(*arrays)), [float(low), float(high)]
 
 
 def difference(a: np.ndarray, b: np.ndarray) -> float:
@@ -323,30 +282,14 @@ def main() -> None:
     seeds = range(args.first_seed, args.first_seed + (1 if args.quick else args.seeds))
     steps = args.steps // 10 if args.quick else args.steps
 
-    RUNS.parent.mkdir(exist_ok=True)
     make_searcher()
-    done = finished_runs()
     # Seeds outermost: an interrupted benchmark has whole seeds.
     wanted = [(method, seed, steps, args.learning_rate) for seed in seeds for method in args.methods]
-    todo = [job for job in wanted if job not in done]
-    context = multiprocessing.get_context("spawn")
-    jobs = context.Queue()
-    for job in [*todo, *[None] * args.workers]:
-        jobs.put(job)
-    workers = [context.Process(target=_work, args=(jobs,)) for _ in range(args.workers)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    done = finished_runs()
-    missing = [job for job in wanted if job not in done]
-    if missing:
-        sys.exit(f"{len(missing)} runs failed, the first is {missing[0]}; run again to go on")
+    done = run_jobs(run_one, wanted, RUNS, ("method", "seed", "steps", "learning_rate"), args.workers)
 
     runs = {method: [done[method, seed, steps, args.learning_rate] for seed in seeds] for method in args.methods}
     claims = summarise(runs, steps)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
-    print(json.dumps({"benchmark": "mrt", "commit": commit.strip(), "claims": claims}))
+    print_claims("mrt", claims)
 
 
 if __name__ == "__main__":

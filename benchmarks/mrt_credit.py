@@ -17,11 +17,11 @@ Seeds from 1000 on: nothing that benchmarks/mrt.py reports is touched.
 import argparse
 import json
 import re
-import subprocess
 import tempfile
 
 import mrt
 import numpy as np
+from shared import print_claims, quiet
 
 ADVANTAGES = {  # weight of the outcome's advantage, weight and decay of the progress', and its scale
     "outcome": (1.0, 0.0, 0.0, "none"),
@@ -262,7 +262,7 @@ def measure_behaviour(distributions, steps: int, seed: int) -> list[dict]:
                 ),
                 train_dataset=datasets.concatenate_datasets([d.train for d in distributions]),
             )
-            with mrt.quiet():
+            with quiet():
                 trainer.train()
             model = trainer.model.eval()
         numbers = behaviour(model, tokenizer, held_out)
@@ -290,8 +290,7 @@ def main() -> None:
     distributions = mrt.tasks()
     claims = measure_signal(distributions, 6 if args.quick else args.batches, args.seed)
     claims += measure_behaviour(distributions, 4 if args.quick else args.steps, args.seed)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=mrt.ROOT, capture_output=True, text=True)
-    print(json.dumps({"benchmark": "mrt_credit", "commit": commit.stdout.strip(), "claims": claims}))
+    print_claims("mrt_credit", claims)
 
 
 if __name__ == "__main__":

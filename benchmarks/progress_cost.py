@@ -12,17 +12,15 @@ the seconds of the measuring in such a step.
 
 import argparse
 import contextlib
-import json
 import os
-import subprocess
 import tempfile
 import time
 from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
+from shared import CPU_RUN, print_claims
 
-ROOT = Path(__file__).resolve().parents[1]
 KINDS = {"none": ("none", "likelihood"), "likelihood": ("episode", "likelihood"), "rollouts": ("episode", "rollouts")}
 GOALS = {"likelihood": 1.3, "rollouts": 2.0}
 TASKS = {"countdown-3": (3, "+-"), "countdown-4": (4, "+-"), "countdown-3-times": (3, "+-*")}
@@ -80,12 +78,7 @@ def measure(fast: bool, rounds: int) -> tuple[dict[str, list[float]], dict[str, 
         compact_generation=fast,
         length_grouping=fast,
         logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        bf16=False,
-        gradient_checkpointing=False,
-        use_cpu=True,
+        **CPU_RUN,
         model_init_kwargs={"dtype": "float32"},
     )
     trainer = MRTTrainer(
@@ -145,8 +138,7 @@ def main() -> None:
                         "steps": len(seconds[kind]),
                     }
                 )
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
-    print(json.dumps({"benchmark": "progress_cost", "commit": commit.strip(), "claims": claims}))
+    print_claims("progress_cost", claims)
 
 
 if __name__ == "__main__":

@@ -33,22 +33,18 @@ jobs are kept in benchmarks/results/reward_runs.jsonl; delete it after a change 
 """
 
 import argparse
-import json
-import multiprocessing
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-from mrt import quiet
 from reward_tables import summarise_flips, summarise_human, summarise_shift, summarise_votes
 from reward_trainee import BUDGET, RESPONSES, Trainee
 from reward_world import make_base
+from shared import CPU_RUN, ROOT, print_claims, run_jobs
 
-ROOT = Path(__file__).resolve().parents[1]
 RUNS = ROOT / "benchmarks" / "results" / "reward_runs.jsonl"
 PAIRS, QUICK_PAIRS, HUMAN_PAIRS = 2000, 320, 500  # in a pass
 FLIPS = (0.0, 0.1, 0.2, 0.3, 0.4)
@@ -136,12 +132,7 @@ def move(reward_model, seed: int) -> dict:
             lr_scheduler_type="constant",
             beta=0.05,
             seed=seed,
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            bf16=False,
-            gradient_checkpointing=False,
-            use_cpu=True,
+            **CPU_RUN,
             model_init_kwargs={"dtype": "float32"},
         )
         DUMPTrainer(
@@ -240,7 +231,8 @@ def human_job(seed: int, num_pairs: int, path: Path) -> dict:
 # Jobs and their table
 
 
-def run_job(job: tuple[str, int, float | None, int, str | None]) -> dict:
+def run_job(part: str, seed: int, share: float | None, num_pairs: int, path: Path | None) -> dict:
+    """Do one part for one seed."""
     import datasets
     import torch
     import transformers
@@ -249,31 +241,14 @@ def run_job(job: tuple[str, int, float | None, int, str | None]) -> dict:
     datasets.disable_progress_bars()
     transformers.utils.logging.set_verbosity_error()
     started = time.perf_counter()
-    part, seed, share, num_pairs, path = job
-    with quiet():
-        if part == "human":
-            found = human_job(seed, num_pairs, Path(path))
-        elif part == "shift":
-            found = shift_job(seed, num_pairs)
-        else:
-            found = (flips_job if part == "flips" else votes_job)(seed, share, num_pairs)
+    if part == "human":
+        found = human_job(seed, num_pairs, path)
+    elif part == "shift":
+        found = shift_job(seed, num_pairs)
+    else:
+        found = (flips_job if part == "flips" else votes_job)(seed, share, num_pairs)
     seconds = round(time.perf_counter() - started, 1)
     return {"part": part, "seed": seed, "share": share, "pairs": num_pairs, "seconds": seconds, **found}
-
-
-def _work(jobs) -> None:
-    """Run jobs from a shared queue, one thread each; each finished job is one line of RUNS."""
-    while (job := jobs.get()) is not None:
-        result = run_job(job)
-        with RUNS.open("a") as file:
-            file.write(json.dumps(result) + "\n")
-
-
-def finished_jobs() -> dict[tuple, dict]:
-    if not RUNS.exists():
-        return {}
-    rows = [json.loads(line) for line in RUNS.read_text().splitlines()]
-    return {(row["part"], row["seed"], row["share"], row["pairs"]): row for row in rows}
 
 
 def main() -> None:
@@ -290,31 +265,18 @@ def main() -> None:
         parser.error("--parts human needs --qa_feedback FILE")
     seeds = range(args.first_seed, args.first_seed + (1 if args.quick else args.seeds))
     pairs = {part: QUICK_PAIRS if args.quick else HUMAN_PAIRS if part == "human" else PAIRS for part in PARTS}
-    path = str(args.qa_feedback) if args.qa_feedback else None
 
     make_base()
     if "human" in parts:
         import human_pairs
 
         human_pairs.make_base(human_pairs.load(args.qa_feedback))
-    RUNS.parent.mkdir(exist_ok=True)
     # Seeds outermost: an interrupted benchmark has whole seeds.
     wanted = [
         (part, seed, share, pairs[part]) for seed in seeds for part in parts for share in SHARES.get(part, (None,))
     ]
-    done = finished_jobs()
-    context = multiprocessing.get_context("spawn")
-    jobs = context.Queue()
-    for job in [*((*job, path) for job in wanted if job not in done), *[None] * args.workers]:
-        jobs.put(job)
-    workers = [context.Process(target=_work, args=(jobs,)) for _ in range(args.workers)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    done = finished_jobs()
-    if missing := [job for job in wanted if job not in done]:
-        sys.exit(f"{len(missing)} jobs failed, the first is {missing[0]}; run again to go on")
+    run = partial(run_job, path=args.qa_feedback)
+    done = run_jobs(run, wanted, RUNS, ("part", "seed", "share", "pairs"), args.workers)
 
     claims = []
     if "shift" in parts:
@@ -328,8 +290,7 @@ def main() -> None:
         )
     if "human" in parts:
         claims += summarise_human([done["human", seed, None, pairs["human"]] for seed in seeds])
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
-    print(json.dumps({"benchmark": "reward", "commit": commit.strip(), "claims": claims}))
+    print_claims("reward", claims)
 
 
 if __name__ == "__main__":

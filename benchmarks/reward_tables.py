@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
-from mrt import bootstrap
+from shared import bootstrap
 
 
 def over_seeds(values: Sequence[float]) -> tuple[float, list[float]]:

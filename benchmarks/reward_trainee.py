@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from shared import CPU_RUN
 
 BATCH, BUDGET = 16, 4
 RESPONSES = 4  # k, of a meta set
@@ -84,12 +85,7 @@ class Trainee:
                 lr_scheduler_type="cosine",
                 warmup_steps=steps // 10 + 1,
                 logging_steps=steps,
-                save_strategy="no",
-                report_to="none",
-                disable_tqdm=True,
-                bf16=False,
-                gradient_checkpointing=False,
-                use_cpu=True,
+                **CPU_RUN,
                 seed=seed,
                 **options,
             )

@@ -14,15 +14,13 @@ bootstrap over seeds.
 """
 
 import argparse
-import json
-import subprocess
 
 import numpy as np
-from mrt import quiet
 from reward import LEVELS, PAIRS, SHIFT_FLIPS, letters, move, sample_pairs
 from reward_tables import over_seeds, show
 from reward_trainee import BUDGET, RESPONSES
-from reward_world import ROOT, World, draw_prompts, every_pair, load_base, make_base, respond
+from reward_world import World, draw_prompts, every_pair, load_base, make_base, respond
+from shared import print_claims, quiet
 
 PROMPTS = 400
 LABELS = {
@@ -131,8 +129,7 @@ def main() -> None:
         print(f"{label:22}" + "".join(f"{show(cell, '+'):>26}" for cell in cells))
         for level, (value, ci) in zip(LEVELS, cells, strict=True):
             claims.append({"claim": f"{label}, {level} steps", "value": value, "ci": ci, "seeds": args.seeds})
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
-    print(json.dumps({"benchmark": "reward_why", "commit": commit.strip(), "claims": claims}))
+    print_claims("reward_why", claims)
 
 
 if __name__ == "__main__":

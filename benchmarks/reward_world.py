@@ -9,17 +9,16 @@ of its responses what pays there; a policy that is trained against that reward m
 
 import random
 import string
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from shared import ROOT
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from metatune.curricula.tokenizer import build_tokenizer
 from metatune.trainers.generation import sample_completions
 
-ROOT = Path(__file__).resolve().parents[1]
 BASE = ROOT / "runs" / "reward_base"
 LETTERS, MARKS = string.ascii_uppercase, ".,;:"
 ASKED, LENGTH = 4, 32
@@ -81,36 +80,49 @@ def response_ids(prompt: str, response: str) -> list[int]:
     return [*prompt_ids(prompt), *TOKENIZER(response)["input_ids"], END]
 
 
-def make_base(steps: int = 1500, batch_size: int = 128, learning_rate: float = 2e-3) -> None:
-    """Teach the language model that policies and reward models begin as, unless it is there; about 1.5 minutes."""
-    if (BASE / "model.safetensors").exists():
-        return
+def small_model(tokenizer: PreTrainedTokenizerBase, intermediate_size: int, positions: int) -> LlamaForCausalLM:
+    """Return a language model of 0.1 to 0.25 M parameters with random weights, always the same."""
     torch.manual_seed(0)
-    rng = random.Random(0)
-    config = LlamaConfig(
-        vocab_size=len(TOKENIZER),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        tie_word_embeddings=True,
-        pad_token_id=PAD,
-        eos_token_id=END,
-        bos_token_id=None,
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=64,
+            intermediate_size=intermediate_size,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            max_position_embeddings=positions,
+            tie_word_embeddings=True,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            bos_token_id=None,
+        )
     )
-    model = LlamaForCausalLM(config)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, steps)
+
+
+def teach(model: LlamaForCausalLM, draw: Callable[[], dict[str, torch.Tensor]], steps: int) -> None:
+    """Train a language model on batches as they are drawn."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, steps)
     for _ in range(steps):
-        prompts = ["".join(rng.sample(LETTERS, ASKED)) for _ in range(batch_size)]
-        ids_BT, mask_BT, answer_BT = padded([(p, demonstrate(p, rng)) for p in prompts])
-        labels_BT = ids_BT.masked_fill(~answer_BT, -100)
-        model(input_ids=ids_BT, attention_mask=mask_BT, labels=labels_BT).loss.backward()
+        model(**draw()).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
+
+
+def make_base(steps: int = 1500, batch_size: int = 128) -> None:
+    """Teach the language model that policies and reward models begin as, unless it is there; about 1.5 minutes."""
+    if (BASE / "model.safetensors").exists():
+        return
+    model, rng = small_model(TOKENIZER, intermediate_size=128, positions=64), random.Random(0)
+
+    def draw() -> dict[str, torch.Tensor]:
+        prompts = ["".join(rng.sample(LETTERS, ASKED)) for _ in range(batch_size)]
+        ids_BT, mask_BT, answer_BT = padded([(p, demonstrate(p, rng)) for p in prompts])
+        return {"input_ids": ids_BT, "attention_mask": mask_BT, "labels": ids_BT.masked_fill(~answer_BT, -100)}
+
+    teach(model, draw, steps)
     model.save_pretrained(BASE)
     TOKENIZER.save_pretrained(BASE)
 

@@ -10,18 +10,15 @@ the range; parts are timed around TRL's own methods, in the same run.
 """
 
 import argparse
-import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
 from collections import defaultdict
-from pathlib import Path
 
 import numpy as np
+from shared import CPU_RUN, print_claims
 
-ROOT = Path(__file__).resolve().parents[1]
 PROMPTS, GENERATIONS = 16, 8
 PARTS = ("generate", "score", "forward", "backward", "step")
 # Name to micro-batch and options of DUMPTrainer; None is stock.
@@ -75,12 +72,7 @@ def measure(variant: str, steps: int) -> dict[str, float]:
         "max_completion_length": 96,
         "learning_rate": 1e-6,  # the lengths stay what they are
         "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "bf16": False,
-        "gradient_checkpointing": False,
-        "use_cpu": True,
+        **CPU_RUN,
         "model_init_kwargs": {"dtype": "float32"},
     }
     make_trainer, config = GRPOTrainer, None
@@ -160,8 +152,7 @@ def main() -> None:
                 "repeats": args.repeats,
             }
         )
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
-    print(json.dumps({"benchmark": "step_time", "commit": commit.strip(), "claims": claims}))
+    print_claims("step_time", claims)
 
 
 if __name__ == "__main__":
