@@ -137,9 +137,10 @@ def check(script_args: GRPOScriptArguments, training_args: MRTConfig, model_args
             f"reward_weights has {len(weights)} weights for {number} reward_funcs: those of reward_models are written "
             "beside them, as weight"
         )
-    if script_args.reward_models and training_args.progress in ("episode", "anytime"):
+    if script_args.reward_models and training_args.progress in ("episode", "anytime", "length_penalty"):
         raise ConfigError(
-            f"progress: {training_args.progress} is paid for a chance of success, which reward_models do not give"
+            f"progress: {training_args.progress} pays by what is right, which reward_models do not tell: take prefix "
+            "or none, or leave reward_models out"
         )
 
 

@@ -18,13 +18,16 @@ def load_splits(name: str, option: str, split: str, config: str | None = None):
     """
     import datasets
 
+    path = Path(name)
+    if not path.exists() and (path.suffix in FILE_FORMATS or len(path.parts) > 2):  # a hub name is owner/name
+        raise ConfigError(f"{option}: {name}: no such file or folder")
     try:
-        if not Path(name).is_file():
+        if not path.is_file():
             return datasets.load_dataset(name, name=config)
-        kind = FILE_FORMATS.get(Path(name).suffix)
+        kind = FILE_FORMATS.get(path.suffix)
         if kind is None:
             raise ConfigError(f"{option}: {name}: not one of {', '.join(FILE_FORMATS)}")
-        if not Path(name).stat().st_size:
+        if not path.stat().st_size:
             raise ConfigError(f"{option}: {name} is empty")
         return datasets.load_dataset(kind, data_files={split: name})
     except (OSError, ValueError, datasets.exceptions.DatasetGenerationError) as error:

@@ -30,8 +30,7 @@ class RewardModelReward:
     """A TRL reward function over reward models.
 
     A response that a model cannot score (too long, or a reward that is no finite number) gets `None`, which TRL leaves
-    out of the baseline. Beside other reward functions TRL would take it for 0; [`DUMPTrainer`] heeds
-    `scores_everything` and leaves such a response out.
+    out of the baseline. Beside other reward functions TRL would take it for 0; [`DUMPTrainer`] leaves it out.
 
     Where TRL passes `log_metric`, logs under its name: `unscorable` (share), `length` (mean, in tokens, or in
     characters without `completion_ids`), `length_correlation` (of reward and length within the batch; left out where
@@ -46,8 +45,6 @@ class RewardModelReward:
     Raises:
         ValueError: no model, an unknown combination, or one that does not go with `std_weight`.
     """
-
-    scores_everything = True
 
     def __init__(
         self,

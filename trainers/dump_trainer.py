@@ -35,6 +35,7 @@ from trl.extras.profiling import profiling_context
 from trl.models import unwrap_model_for_generation
 
 from ..curricula import ItemCycle, make_curriculum
+from ..rewards import RewardModelReward
 from .dump_config import DUMPConfig
 from .generation import sample_completions
 from .length_grouping import group_by_length
@@ -135,7 +136,7 @@ class DUMPTrainer(GRPOTrainer):
         self._lengths = torch.tensor([len(ids) for ids in completion_ids_list], device=self.accelerator.device)
         with self._throughput.phase("score"):
             rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        by_model = torch.tensor([getattr(function, "scores_everything", False) for function in self.reward_funcs])
+        by_model = torch.tensor([isinstance(function, RewardModelReward) for function in self.reward_funcs])
         # What reward models say is no right or wrong, and counts for no accuracy.
         self._verified = _weighted_total(rewards[:, ~by_model], self.reward_weights[~by_model])
         # TRL adds a missing reward as 0: what a reward model could not score has no reward at all.
@@ -166,16 +167,19 @@ class DUMPTrainer(GRPOTrainer):
 
         group_shape = (len(self._drawn_arms), self.num_generations)
         groups = [tensor.view(group_shape).tolist() for tensor in (advantages, rewards, tokens)]
-        rewards_by_arm = defaultdict(list)
+        rewards_by_arm, verified_by_arm = defaultdict(list), defaultdict(list)
         for arm, *group in zip(self._drawn_arms, *groups, strict=True):
             scored = [completion for completion in zip(*group, strict=True) if not math.isnan(completion[1])]
             if scored:
                 self.curriculum.observe(self.curriculum.arms[arm], *map(list, zip(*scored, strict=True)))
                 rewards_by_arm[self.curriculum.arms[arm]].extend(reward for _, reward, _ in scored)
+        for arm, group in zip(self._drawn_arms, self._verified.view(group_shape).tolist(), strict=True):
+            verified_by_arm[self.curriculum.arms[arm]].extend(reward for reward in group if not math.isnan(reward))
         self._last_group_metrics = {"unscorable": rewards.isnan().float().mean().item()}
         for arm, values in rewards_by_arm.items():
             self._last_group_metrics[f"reward/{arm}"] = sum(values) / len(values)
-            self._last_group_metrics[f"pass_rate/{arm}"] = _pass_rate(values)
+            if verified := verified_by_arm[arm]:
+                self._last_group_metrics[f"pass_rate/{arm}"] = _pass_rate(verified)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         logs["rollout_tokens"] = self._rollout_tokens

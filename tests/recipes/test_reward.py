@@ -48,6 +48,12 @@ def test_pairs_that_are_tokenized_already(tmp_path):
     assert load(tmp_path / "pairs.parquet")[0].to_list() == rows
 
 
+@pytest.mark.parametrize("name", ["missing.jsonl", "data/of/mine"])
+def test_a_path_that_is_not_there_is_not_looked_for_on_the_hub(name):
+    with pytest.raises(ConfigError, match=f"^dataset_name: {name}: no such file or folder$"):
+        load(name)
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [

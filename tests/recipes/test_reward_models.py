@@ -66,9 +66,11 @@ def test_a_recipe_is_checked_as_it_is_read(tmp_path):
     configs = grpo.make_parser().parse_args_and_config(["--config", str(path)])
     with pytest.raises(ConfigError, match="reward_weights has 2 weights for 0 reward_funcs"):
         grpo.check(*configs)
-    configs[1].reward_weights, configs[1].progress = None, "episode"
-    with pytest.raises(ConfigError, match="progress: episode is paid for a chance of success"):
-        grpo.check(*configs)
+    configs[1].reward_weights = None
+    for progress in ("episode", "anytime", "length_penalty"):
+        configs[1].progress = progress
+        with pytest.raises(ConfigError, match=f"progress: {progress} pays by what is right"):
+            grpo.check(*configs)
 
 
 def test_models_stand_beside_the_functions_or_in_their_place(models):

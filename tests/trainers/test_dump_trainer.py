@@ -1,6 +1,7 @@
 import json
 import math
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -8,6 +9,7 @@ from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
 from metatune.curricula import build_tokenizer
+from metatune.rewards import RewardModelReward
 from metatune.trainers import DUMPConfig, DUMPTrainer
 
 from .dump_setup import DISTRIBUTIONS, config, digits, rows, tiny_model
@@ -167,26 +169,30 @@ def test_a_completion_without_a_score_is_left_out_of_what_the_curriculum_learns(
     assert training_log(trainer)[0]["unscorable"] == 0.5
 
 
-def test_what_a_function_that_scores_everything_cannot_score_has_no_reward_at_all(tmp_path):
+def test_what_a_reward_model_cannot_score_has_no_reward_at_all(tmp_path):
     """TRL would add a 0 for it, which no reward model has said."""
 
-    class Model:
-        scores_everything, __name__ = True, "model"
-
-        def __call__(self, completions, **kwargs):
-            return [None if i % 4 == 0 else 5.0 for i in range(len(completions))]
+    class FakeModel:
+        def score(self, prompts, completions):
+            return np.array([math.nan if i % 4 == 0 else 5.0 for i in range(len(completions))])
 
     def sparing(completions, **kwargs):
         return [None if i % 4 == 1 else 1.0 for i in range(len(completions))]
 
-    trainer = make(tmp_path, reward=[Model(), sparing], max_steps=1)
+    trainer = make(tmp_path, reward=[RewardModelReward(FakeModel()), sparing], max_steps=1)
     trainer.train()
     log = training_log(trainer)[0]
     assert log["unscorable"] == 0.25 and log["rewards/sparing/mean"] == 1.0
     assert log["reward"] == pytest.approx((5 + 6 + 6) / 3)
     assert trainer.evaluate(rows())["eval_accuracy"] == 1.0  # of what the other function says of the rows it scores
 
-    assert "eval_accuracy" not in make(tmp_path, reward=Model()).evaluate(rows())
+    passed = {log[key] for key in log if key.startswith("pass_rate/")}
+    assert passed == {1.0}, "of it as well"
+
+    trainer = make(tmp_path, reward=RewardModelReward(FakeModel()), max_steps=1)
+    assert "eval_accuracy" not in trainer.evaluate(rows())
+    trainer.train()
+    assert not any(key.startswith("pass_rate/") for key in training_log(trainer)[0])
 
 
 def test_a_batch_that_nothing_could_score_stops_the_run_and_names_the_reward(tmp_path):
