@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 # `dev` is what the tests need; CI adds deepspeed and reasoning-gym, which need a C compiler.
 EXTRAS ?= dev
+# Test processes; a launch of two processes is one test.
+WORKERS ?= 2
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
@@ -26,7 +28,7 @@ quickstart: $(STAMP)
 	$(BIN)/python -m metatune.recipes.quickstart
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 test-fast: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow"
