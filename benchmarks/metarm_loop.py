@@ -16,6 +16,7 @@ benchmarks/results/metarm_loop_runs.jsonl; delete it after a change of a trainer
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -44,7 +45,7 @@ def run_one(pace: str, correction: str, seed: int, quick: bool) -> dict:
         path = Path(folder) / "recipe.yaml"
         path.write_text(yaml.safe_dump({**recipe, "output_dir": f"{folder}/run"}))
         command = [sys.executable, "-m", "metatune.recipes.cli", "metarm", "--config", str(path)]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
         summaries = json.loads((Path(folder) / "run" / "rounds.json").read_text())
     rounds = [{name: row.get(name) for name in KEPT} | {"rise": rise(row)} for row in summaries]
     seconds = round(time.perf_counter() - started)

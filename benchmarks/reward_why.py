@@ -1,28 +1,33 @@
-"""Does MetaRM's step point to where a reward model has to go? Gradients, in the world of `benchmarks/reward.py`.
+"""Why the methods of `benchmarks/reward.py` earn nothing in its world: gradients of MetaRM, and what a flip turns.
 
-    python benchmarks/reward_why.py [--seeds 10]
+    python benchmarks/reward_why.py [--seeds 10] [--parts gradients weakest]
 
-A reward model after one pass over the pairs, and the policy at each point of its way. Of three objectives the gradient
-over the whole sample: J, the difference objective on the policy's responses, which MetaRM ascends; the loss on the
-original pairs; and the loss on the policy's own pairs with gold labels, which nobody has and everybody wants.
+`gradients`: does MetaRM's step point to where a reward model has to go? A reward model after one pass over the pairs,
+and the policy at each point of its way. Of three objectives the gradient over the whole sample: J, the difference
+objective on the policy's responses, which MetaRM ascends; the loss on the original pairs; and the loss on the policy's
+own pairs with gold labels, which nobody has and everybody wants.
 
 A gradient may merely multiply all scores, which lowers a loss and raises J, and orders nothing otherwise. So `scale`
 tells how much of J's gradient is that of the spread of scores (the root mean square of their differences from their
 prompt's mean); and the other cosines are of gradients of the same objectives with scores divided by that spread, which
-change the order alone. `length` is the covariance of score and length in a prompt, also divided. Intervals: percentile
-bootstrap over seeds.
+change the order alone. `length` is the covariance of score and length in a prompt, also divided.
+
+`weakest`: of the tenth of the pairs that `flip` turns, how many were labelled wrongly? Below a half it does more harm.
+
+Intervals: percentile bootstrap over seeds.
 """
 
 import argparse
 
 import numpy as np
-from reward import LEVELS, PAIRS, SHIFT_FLIPS, letters, move, sample_pairs
+from reward import FLIPS, LEVELS, PAIRS, SHIFT_FLIPS, letters, move, sample_pairs
 from reward_tables import over_seeds, show
 from reward_trainee import BUDGET, RESPONSES
 from reward_world import World, draw_prompts, every_pair, load_base, make_base, respond
 from shared import print_claims, quiet
 
 PROMPTS = 400
+PARTS = ("gradients", "weakest")
 LABELS = {
     "scale": "J with scale",
     "J": "J with what is wanted",
@@ -108,6 +113,42 @@ def measure(seed: int) -> dict[str, list[float]]:
     return found
 
 
+def weakest(seed: int) -> list[float]:
+    """Return the share of wrong labels in the weakest tenth of the pairs, for each share of wrong labels."""
+    world, base, trainee, found = World(seed), load_base(), letters(PAIRS), []
+    for share in FLIPS[1:]:
+        voted = trainee.vote(sample_pairs(world, base, PAIRS, share, seed), seed + 100)
+        turned = np.argsort([row["strength"] for row in voted])[: len(voted) // 10]
+        found.append(float(np.mean([voted[index]["flipped"] for index in turned])))
+    return found
+
+
+def summarise_gradients(seeds: int) -> list[dict]:
+    claims = []
+    with quiet():
+        runs = [measure(seed) for seed in range(seeds)]
+    print(f"cosines after so many steps of GRPO, {seeds} seeds\n{'':20}" + "".join(f"{n:>26}" for n in LEVELS))
+    for name, label in LABELS.items():
+        cells = [over_seeds([run[name][place] for run in runs]) for place in range(len(LEVELS))]
+        print(f"{label:22}" + "".join(f"{show(cell, '+'):>26}" for cell in cells))
+        for level, (value, ci) in zip(LEVELS, cells, strict=True):
+            claims.append({"claim": f"{label}, {level} steps", "value": value, "ci": ci, "seeds": seeds})
+    return claims
+
+
+def summarise_weakest(seeds: int) -> list[dict]:
+    claims = []
+    with quiet():
+        runs = [weakest(seed) for seed in range(seeds)]
+    for place, share in enumerate(FLIPS[1:]):
+        value, ci = over_seeds([run[place] for run in runs])
+        print(f"{share:.0%} wrong labels: in the weakest tenth {show((value, ci))}")
+        claims.append(
+            {"claim": f"wrong in the weakest tenth, {share:.0%} flips", "value": value, "ci": ci, "seeds": seeds}
+        )
+    return claims
+
+
 def main() -> None:
     import datasets
     import torch
@@ -115,20 +156,17 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     args = parser.parse_args()
     datasets.disable_progress_bars()
     transformers.utils.logging.set_verbosity_error()
     torch.set_num_threads(1)
     make_base()
-    with quiet():
-        runs = [measure(seed) for seed in range(args.seeds)]
     claims = []
-    print(f"cosines after so many steps of GRPO, {args.seeds} seeds\n{'':20}" + "".join(f"{n:>26}" for n in LEVELS))
-    for name, label in LABELS.items():
-        cells = [over_seeds([run[name][place] for run in runs]) for place in range(len(LEVELS))]
-        print(f"{label:22}" + "".join(f"{show(cell, '+'):>26}" for cell in cells))
-        for level, (value, ci) in zip(LEVELS, cells, strict=True):
-            claims.append({"claim": f"{label}, {level} steps", "value": value, "ci": ci, "seeds": args.seeds})
+    if "gradients" in args.parts:
+        claims += summarise_gradients(args.seeds)
+    if "weakest" in args.parts:
+        claims += summarise_weakest(args.seeds)
     print_claims("reward_why", claims)
 
 
