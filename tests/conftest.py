@@ -2,6 +2,8 @@ import os
 
 import pytest
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # several test processes share the cores; before torch is imported
+
 
 @pytest.fixture(autouse=True)
 def _environment_of_its_own():
