@@ -1,0 +1,105 @@
+"""The running checks of a judge: when they speak up, and that a resumed run goes on with what they know."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from metatune.rewards.judge_watch import JudgeAlarm, RubricWatch
+
+
+def watched(*phases, **options):
+    """A watch that has seen phases of qualities, with a change of the rubric between them."""
+    watch = RubricWatch(**options)
+    for number, phase in enumerate(phases):
+        if number:
+            watch.rubric_changed()
+        for quality in phase:
+            watch.observe(quality)
+    return watch
+
+
+def test_a_rubric_that_fell_behind_what_was_before_it():
+    before = [0.8] * 4
+    assert watched(before, [0.6] * 4, window=4).is_suspicious
+    assert watched(before, [0.6] * 4, window=4).fallen == pytest.approx(0.2)
+    assert not watched(before, [0.6] * 3, window=4).is_suspicious, "too early to tell"
+    assert not watched(before, [0.75] * 4, window=4).is_suspicious, "within the drop"
+    assert not watched(before, [0.9] * 4, window=4).is_suspicious
+    assert not watched([0.6] * 4, window=4).is_suspicious, "nothing has changed"
+    assert not watched([], [0.1] * 4, window=4).is_suspicious, "nothing to compare with"
+    assert not watched(before, [0.1] * 4, [0.1] * 4, window=4).is_suspicious, "the change before it did that"
+
+
+def test_it_asks_once_a_window():
+    asked = []
+    watch = watched([0.8] * 3, [], window=3)
+    for _ in range(9):
+        watch.observe(0.2)
+        asked.append(watch.is_suspicious)
+    assert asked == [False, False, True] * 3
+
+
+def test_batches_that_say_nothing_do_not_count():
+    watch = watched([0.8] * 2, [0.1, None, float("nan")], window=2)
+    assert watch.fallen is None
+    watch.observe(0.1)
+    assert watch.is_suspicious
+
+
+def alarm(pairs, **options):
+    raised = JudgeAlarm(**options)
+    for pair in pairs:
+        raised.observe(*pair)
+    return raised
+
+
+def test_two_judges_that_part():
+    start = [(0.5, 0.4)] * 2
+    assert alarm(start + [(0.9, 0.4)] * 2, window=2).parted == pytest.approx(0.4)
+    assert alarm(start + [(0.9, 0.4)] * 2, window=2).is_raised
+    assert not alarm(start + [(0.9, 0.8)] * 2, window=2).is_raised, "both rise"
+    assert not alarm(start + [(0.5, 0.9)] * 2, window=2).is_raised, "the held-out judge likes it more"
+    assert not alarm([(0.9, 0.1)] * 5, window=2).is_raised, "they began as far apart"
+    assert alarm([(0.9, 0.1)], window=2).parted is None
+    assert alarm([*start, (float("nan"), 0.1)], window=2).parted == pytest.approx(0)
+
+
+numbers = st.lists(st.one_of(st.none(), st.floats(0, 1)), max_size=30)
+
+
+@given(numbers, numbers, st.integers(0, 30))
+def test_a_resumed_watch_goes_on_as_if_never_stopped(first, second, cut):
+    def go_on(watch, qualities):
+        said = []
+        for quality in qualities:
+            watch.observe(quality)
+            said.append((watch.is_suspicious, watch.fallen))
+            if quality is not None and quality > 0.9:
+                watch.rubric_changed()
+        return said
+
+    whole = watched(first, [], window=3)
+    stopped = watched(first, [], window=3)
+    expected = go_on(whole, second)
+    begun = go_on(stopped, second[:cut])
+    resumed = RubricWatch(window=3)
+    resumed.load_state_dict(json.loads(json.dumps(stopped.state_dict())))
+    assert begun + go_on(resumed, second[cut:]) == expected
+
+
+def test_a_resumed_alarm():
+    pairs = [(0.1 * i, 0.3) for i in range(9)]
+    stopped = alarm(pairs[:3], window=4)
+    resumed = JudgeAlarm(window=4)
+    resumed.load_state_dict(json.loads(json.dumps(stopped.state_dict())))
+    for pair in pairs[3:]:
+        resumed.observe(*pair)
+    assert resumed.parted == alarm(pairs, window=4).parted
+
+
+@pytest.mark.parametrize("options", [{"window": 0}, {"drop": 0.0}, {"drop": float("nan")}])
+def test_bad_options(options):
+    with pytest.raises(ValueError, match="window must be at least 1 and drop above 0"):
+        RubricWatch(**options)
