@@ -1,9 +1,9 @@
 """Two running checks of a judge while a policy trains on it. Pure: numbers in, a decision out, JSON state.
 
 [`RubricWatch`]: did the last change of the rubric make the judge worse? The gate has tried it on a few dozen
-completions; this looks at every batch since, and says when it has fallen behind what the batches before the change had.
-That alone is no proof, the policy moves too: the trainer then tries the parent once more on fresh completions and goes
-back to it if it is better.
+completions; this looks at every batch since, and says when it has fallen behind what the batches before the change
+had. That alone is no proof, the policy moves too: the trainer then tries the parent once more on fresh completions and
+goes back to it if it is better.
 
 [`JudgeAlarm`]: do the judge that trains and a held-out one that never does part? A policy that exploits the first
 earns more and more of it and no more of the second (Gao et al., Scaling Laws for Reward Model Overoptimization,
