@@ -264,17 +264,19 @@ class DUMPTrainer(GRPOTrainer):
         if waiting:
             write_rollouts(folder, self.accelerator.process_index, self._buffered_inputs)
         if self.args.should_save:
-            state = {
-                "world_size": self.accelerator.num_processes,
-                "micro_step": self._step,
-                "rollouts_waiting": waiting,
-                "rollout_tokens": self._rollout_tokens,
-                "last_group_metrics": self._last_group_metrics,
-                "curriculum": self.curriculum.state_dict(),
-                "item_cycles": [cycle.state_dict() for cycle in self._cycles],
-            }
-            write_state(folder, state)
+            write_state(folder, self._run_state() | {"rollouts_waiting": waiting})
         super()._save_checkpoint(model, trial)
+
+    def _run_state(self) -> dict[str, Any]:
+        """Return what steers the run beside TRL's own state, as JSON. Called by the main process alone."""
+        return {
+            "world_size": self.accelerator.num_processes,
+            "micro_step": self._step,
+            "rollout_tokens": self._rollout_tokens,
+            "last_group_metrics": self._last_group_metrics,
+            "curriculum": self.curriculum.state_dict(),
+            "item_cycles": [cycle.state_dict() for cycle in self._cycles],
+        }
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -288,6 +290,12 @@ class DUMPTrainer(GRPOTrainer):
                 f"{folder} was saved inside a generation block by {state['world_size']} processes and cannot be "
                 f"resumed by {world_size}: launch as many, or resume from a checkpoint at the end of a block"
             )
+        self._load_run_state(state, folder)
+        if state["rollouts_waiting"]:
+            self._buffered_inputs = read_rollouts(folder, self.accelerator.process_index, self.accelerator.device)
+
+    def _load_run_state(self, state: dict[str, Any], folder: Path) -> None:
+        """Take up what `_run_state` returned when the checkpoint in `folder` was saved. Called by every process."""
         self.curriculum.load_state_dict(state["curriculum"])
         for arm, cycle, cycle_state in zip(self.curriculum.arms, self._cycles, state["item_cycles"], strict=True):
             try:
@@ -299,8 +307,6 @@ class DUMPTrainer(GRPOTrainer):
         self._step = state["micro_step"]
         self._rollout_tokens = state["rollout_tokens"]
         self._last_group_metrics = state["last_group_metrics"]
-        if state["rollouts_waiting"]:
-            self._buffered_inputs = read_rollouts(folder, self.accelerator.process_index, self.accelerator.device)
 
 
 def _weighted_total(rewards_per_func: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
