@@ -1,0 +1,58 @@
+"""Text of a policy or a data set inside of a judge's prompt: data, whatever it says.
+
+A policy is paid by what a judge makes of its text, so it learns to talk to the judge. What it wrote stands between two
+markers that it cannot write itself; tokens that chat templates read as the beginning of a turn are defused where one
+can see it; characters that nobody sees are shown; and it is bounded in length, with what was left out said. That makes
+instructions in it no less readable: the prompt must say that they are none, and the tests can only show that they stay
+where they are.
+"""
+
+import re
+import unicodedata
+
+MARK = "~"
+SHORTEST = 6  # marks of a marker
+# The turns of Llama, Mistral, Qwen, Gemma, Phi and DeepSeek, and whatever else is written alike.
+CONTROL_TOKENS = re.compile(
+    r"<[|\uff5c][^<>|\uff5c\n]{0,60}[|\uff5c]>|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS)\]"
+    r"|<</?SYS>>|</?(?:s|bos|eos|pad|unk|start_of_turn|end_of_turn)>",
+    re.IGNORECASE,
+)
+# Quotation marks for angles, wide brackets for square ones, broken bars for bars.
+VISIBLE = str.maketrans("<>[]|\uff5c", "\u2039\u203a\uff3b\uff3d\u00a6\u00a6")
+HIDDEN = ("Cc", "Cf", "Cs", "Co")  # controls, format characters, half a surrogate pair, private ones
+KEPT = "\n\t\u200c\u200d"  # lines and columns; joiners, which emoji and several scripts are spelled with
+
+
+def fence(text: str, limit: int, label: str) -> str:
+    """Return text between two lines that it does not contain.
+
+    Args:
+        text (`str`): whatever it is.
+        limit (`int`): characters that are kept, two thirds of them from the beginning and the rest from the end.
+        label (`str`): what it is called in the opening line.
+    """
+    text = shorten(defuse(text), limit)
+    longest = max((len(run) for run in re.findall(re.escape(MARK) + "+", text)), default=0)
+    marker = MARK * max(SHORTEST, longest + 1)
+    return f"{marker} {label}\n{text}\n{marker} end of {label}"
+
+
+def defuse(text: str) -> str:
+    """Return text without the tokens of chat templates and without characters that cannot be seen."""
+    text = "".join(
+        "\N{REPLACEMENT CHARACTER}"
+        if character not in KEPT and unicodedata.category(character) in HIDDEN
+        else character
+        for character in text.replace("\r\n", "\n").replace("\r", "\n")
+    )
+    return CONTROL_TOKENS.sub(lambda match: match[0].translate(VISIBLE), text)
+
+
+def shorten(text: str, limit: int) -> str:
+    """Return at most `limit` characters of a text, and a line that says how many were left out."""
+    if len(text) <= limit:
+        return text
+    head = 2 * limit // 3
+    tail = limit - head  # above 0, since limit is
+    return f"{text[:head]}\n[{len(text) - limit} characters are left out here]\n{text[len(text) - tail :]}"

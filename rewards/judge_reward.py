@@ -1,0 +1,131 @@
+"""The reward function that a judge makes, for TRL trainers.
+
+A completion earns the judge's normalised total, 0 to 1. One that could not be judged earns `None`, which TRL leaves
+out of the baseline; it is never 0. Where too many fail, the run ends with the server's own words instead of training
+on what is left.
+"""
+
+import json
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from .judge import Judge, Judgement, failure_shares
+from .judge_client import JudgeError
+
+
+class JudgeReward:
+    """
+    Where TRL passes `log_metric`, logs under its name: `failures` and `failures/CAUSE` (shares), `score` (mean total),
+    `prompt_tokens` and `completion_tokens` (of the judge, for one completion), and `seconds` (of the call). Where it
+    passes `log_extra`, each row of the completions table gets the reasons.
+
+    Args:
+        judge (`Judge`): that scores.
+        reference_column (`str`, *optional*): column of the data set with the known answer, which the judge is shown.
+        max_failure_rate (`float`, *optional*, defaults to 0.5): share of failed judgements that ends the run.
+        window (`int`, *optional*, defaults to 256): completions that the share is taken of, the last ones.
+        name (`str`, *optional*, defaults to `"judge"`): of the function, in TRL's logs too.
+
+    Attributes:
+        last (`tuple`): prompts, completions, references and judgements of the last call.
+
+    Raises:
+        ValueError: an option out of range.
+    """
+
+    def __init__(
+        self,
+        judge: Judge,
+        *,
+        reference_column: str | None = None,
+        max_failure_rate: float = 0.5,
+        window: int = 256,
+        name: str = "judge",
+    ):
+        if not 0 <= max_failure_rate <= 1 or window < 1:
+            raise ValueError(
+                f"max_failure_rate is between 0 and 1 and window at least 1, not {max_failure_rate} and {window}"
+            )
+        self.judge, self.reference_column, self.__name__ = judge, reference_column, name
+        self.max_failure_rate = max_failure_rate
+        self._failed: deque[bool] = deque(maxlen=window)
+        self.last: tuple[list[Any], list[Any], list[str | None], list[Judgement]] = ([], [], [], [])
+
+    def __call__(
+        self,
+        prompts: Sequence[Any],
+        completions: Sequence[Any],
+        log_metric: Callable[[str, float], None] | None = None,
+        log_extra: Callable[[str, list], None] | None = None,
+        **columns,
+    ) -> list[float | None]:
+        """Reward B completions, texts or conversations.
+
+        Raises:
+            ValueError: the reference column is missing.
+            JudgeError: too many judgements failed.
+        """
+        references = self._references(columns, len(prompts))
+        started = time.perf_counter()
+        judgements = self.judge.judge(prompts, completions, references)
+        seconds = time.perf_counter() - started
+        self.last = (list(prompts), list(completions), references, judgements)
+        if log_metric is not None and judgements:
+            for metric, value in judgement_statistics(judgements).items():
+                log_metric(f"{self.__name__}/{metric}", value)
+            log_metric(f"{self.__name__}/seconds", seconds)
+        if log_extra is not None:
+            log_extra(f"{self.__name__}_reasons", [_reasons(judgement) for judgement in judgements])
+        self._count_failures(judgements)
+        return [judgement.total for judgement in judgements]
+
+    def _references(self, columns: dict[str, Any], number: int) -> list[str | None]:
+        if self.reference_column is None:
+            return [None] * number
+        if self.reference_column not in columns:
+            names = ", ".join(sorted(key for key, value in columns.items() if isinstance(value, list)))
+            raise ValueError(
+                f"the judge's reference_column is {self.reference_column!r}, which the data set lacks "
+                f"(columns: {names})"
+            )
+        return list(columns[self.reference_column])
+
+    def _count_failures(self, judgements: Sequence[Judgement]) -> None:
+        """Raise `JudgeError` once a window's share of failures, or a whole call, is past what is allowed."""
+        self._failed.extend(judgement.failure is not None for judgement in judgements)
+        rate = float(np.mean(self._failed)) if self._failed else 0.0
+        all_failed = bool(judgements) and all(judgement.failure is not None for judgement in judgements)
+        full = len(self._failed) == self._failed.maxlen
+        if rate <= self.max_failure_rate or not (full or all_failed):
+            return
+        worst = max((shares := failure_shares(judgements)), key=shares.get, default=None)
+        detail = next((each.detail for each in reversed(judgements) if each.failure == worst), None)
+        raise JudgeError(
+            f"{rate:.0%} of the last {len(self._failed)} judgements by {self.judge.client.base_url} failed, above "
+            f"max_failure_rate {self.max_failure_rate:.0%}; mostly {worst}: {detail}. Mend the server and go on with "
+            "resume_from_checkpoint: true"
+        )
+
+
+def judgement_statistics(judgements: Sequence[Judgement]) -> dict[str, float]:
+    """Return what [`JudgeReward`] logs of N > 0 judgements; no `score` where all failed."""
+    totals = [judgement.total for judgement in judgements if judgement.total is not None]
+    shares = failure_shares(judgements)
+    statistics = {"failures": sum(shares.values())} | {f"failures/{cause}": share for cause, share in shares.items()}
+    if totals:
+        statistics["score"] = float(np.mean(totals))
+    for name in ("prompt_tokens", "completion_tokens"):
+        statistics[name] = float(np.mean([getattr(judgement, name) for judgement in judgements]))
+    return statistics
+
+
+def _reasons(judgement: Judgement) -> str:
+    """Return a judgement as the text of a cell."""
+    if judgement.failure is not None:
+        return f"{judgement.failure}: {judgement.detail}"
+    reasons = {name: [score, judgement.rationales[name]] for name, score in judgement.scores.items()}
+    return json.dumps(reasons, ensure_ascii=False)

@@ -1,0 +1,66 @@
+"""What judges and meta judges are asked: Jinja templates, which a user's folder may replace one by one.
+
+A template is checked when it is loaded: an unknown name of a file, a mistake of syntax or a variable that nobody fills
+would else end a run in its first meta step. Templates run in Jinja's sandbox.
+"""
+
+import difflib
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import StrictUndefined, TemplateSyntaxError, meta
+from jinja2.sandbox import SandboxedEnvironment
+
+# File to the variables that it is given.
+VARIABLES = {
+    "judge_system.j2": {"task"},
+    "judge_user.j2": {"task", "items", "prompt", "reference", "completion", "plan", "execution"},
+    "plan.j2": {"task", "items", "prompt", "reference"},
+    "execute.j2": {"task", "items", "prompt", "plan", "completion"},
+    "again.j2": {"reason"},
+}
+
+
+class PromptTemplates:
+    """
+    Args:
+        folder (`str` or `Path`, *optional*): templates in place of ours, under the same names.
+
+    Raises:
+        ValueError: the folder is missing or has no template, has one of another name, or one that cannot be used.
+    """
+
+    def __init__(self, folder: str | Path | None = None):
+        self._environment = SandboxedEnvironment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+        sources = {name: files(__package__).joinpath("templates", name).read_text("utf-8") for name in VARIABLES}
+        own = _read_folder(Path(folder)) if folder is not None else {}
+        self._templates = {}
+        for name, source in (sources | own).items():
+            where = f"{folder}/{name}" if name in own else name
+            try:
+                unknown = meta.find_undeclared_variables(self._environment.parse(source)) - VARIABLES[name]
+                self._templates[name] = self._environment.from_string(source)
+            except TemplateSyntaxError as error:
+                raise ValueError(f"{where}, line {error.lineno}: {error.message}") from error
+            if unknown:
+                listed = ", ".join(sorted(VARIABLES[name]))
+                raise ValueError(f"{where}: unknown variable '{min(unknown)}'; it is given {listed}")
+
+    def render(self, name: str, **values: Any) -> str:
+        """Fill a template."""
+        return self._templates[name].render(**values).strip()
+
+
+def _read_folder(folder: Path) -> dict[str, str]:
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder of templates")
+    found = {path.name: path for path in sorted(folder.glob("*.j2"))}
+    for name in found:
+        if name not in VARIABLES:
+            nearest = difflib.get_close_matches(name, VARIABLES, n=1)
+            advice = f"; did you mean {nearest[0]}?" if nearest else ""
+            raise ValueError(f"{folder}/{name} is no template of ours{advice} (there are {', '.join(VARIABLES)})")
+    if not found:
+        raise ValueError(f"{folder} has no template (there are {', '.join(VARIABLES)})")
+    return {name: path.read_text(encoding="utf-8") for name, path in found.items()}
