@@ -1,0 +1,124 @@
+"""The rubrics of a run on disk: versions, events, resume, and a user's wish to go back."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from metatune.rewards.rubric import Rubric, RubricItem
+from metatune.rewards.rubric_history import RubricHistory
+
+
+def rubric(number):
+    return Rubric("Do it.", (RubricItem("item", f"criterion {number}", 1 + number % 9),))
+
+
+def begun(folder, *outcomes):
+    """A history whose versions were accepted (True), refused (False), rolled back to (a number), or failed (None)."""
+    history = RubricHistory(folder)
+    history.begin(rubric(0))
+    for step, outcome in enumerate(outcomes, start=1):
+        go_on(history, outcome, step)
+    return history
+
+
+def go_on(history, outcome, step):
+    if outcome is None:
+        history.note_failure(step, "no answer")
+    elif isinstance(outcome, bool):
+        number = len(history.versions)
+        found = {"cases": [{"prompt": f"p{number}"}], "analyses": ["a"], "verdict": {"new": {"spread": 0.1}}}
+        history.propose(rubric(number), step=step, accepted=outcome, reason=f"because {number}", **found)
+    else:
+        history.roll_back(outcome, step, "it fell")
+
+
+def test_versions_have_their_story(tmp_path):
+    history = begun(tmp_path / "rubrics", True, False, None, True, 1)
+    assert [version.parent for version in history.versions] == [None, 0, 1, 1]
+    assert [version.accepted for version in history.versions] == [True, True, False, True]
+    assert history.current.number == 1
+    values = json.loads((tmp_path / "rubrics" / "version-002.json").read_text())
+    assert values["rubric"] == rubric(2).to_dict() and values["cases"] == [{"prompt": "p2"}]
+    assert [(event["event"], event["version"]) for event in history.events] == [
+        ("given", 0), ("accepted", 1), ("refused", 2), ("failed", None), ("accepted", 3), ("rolled_back", 1)
+    ]  # fmt: skip
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_a_history_is_read_as_it_was_written(tmp_path):
+    written = begun(tmp_path, True, False, 0)
+    read = RubricHistory.read(tmp_path)
+    assert (read.versions, read.events, read.current) == (written.versions, written.events, written.current)
+
+
+outcomes = st.lists(st.one_of(st.none(), st.booleans(), st.just(0)), max_size=6)
+
+
+@given(outcomes, outcomes, outcomes)
+def test_a_resumed_history_goes_on_as_if_what_came_after_had_not_been(tmp_path_factory, first, lost, then):
+    folder, other = tmp_path_factory.mktemp("run"), tmp_path_factory.mktemp("other")
+    history = begun(folder, *first)
+    state = json.loads(json.dumps(history.state_dict()))
+    for outcome in lost:
+        go_on(history, outcome, 99)
+    resumed = RubricHistory(folder)
+    resumed.load_state_dict(state, step=len(first))
+    expected = begun(other, *first)
+    for step, outcome in enumerate(then, start=len(first) + 1):
+        go_on(resumed, outcome, step)
+        go_on(expected, outcome, step)
+    assert RubricHistory.read(folder).events == expected.events
+    for path in sorted(other.glob("*.json*")):
+        assert (folder / path.name).read_text() == path.read_text()
+    assert len(list(folder.glob("version-*"))) == len(expected.versions)
+    kept = list(folder.glob("abandoned-*/version-*"))
+    assert len(kept) == sum(isinstance(outcome, bool) for outcome in lost), "nothing is lost"
+
+
+def test_a_fresh_run_moves_what_another_left(tmp_path):
+    begun(tmp_path, True, True)
+    history = begun(tmp_path)
+    assert len(history.versions) == 1 and len(list(tmp_path.glob("abandoned-0/version-*"))) == 3
+
+
+def test_a_wish_to_go_back_is_taken_up_once(tmp_path):
+    history = begun(tmp_path, True, False, True)
+    state = history.state_dict()
+    RubricHistory.read(tmp_path).request_rollback(1, "it pays for length")
+    resumed = RubricHistory(tmp_path)
+    resumed.load_state_dict(state, step=40)
+    assert resumed.current.number == 1
+    assert resumed.events[-1] == {"event": "rolled_back", "version": 1, "step": 40, "reason": "it pays for length"}
+    again = RubricHistory(tmp_path)
+    again.load_state_dict(state, step=40)
+    assert again.current.number == 3, "the checkpoint's, and no wish any more"
+
+
+def test_what_cannot_be_gone_back_to(tmp_path):
+    history = begun(tmp_path, False)
+    for go_back in (lambda: history.roll_back(2, 1, "x"), lambda: history.request_rollback(-1, "x")):
+        with pytest.raises(ValueError, match=r"there is no version -?\d \(there are 0 to 1\)"):
+            go_back()
+    with pytest.raises(ValueError, match="version 1 was refused by the gate: add --force"):
+        history.request_rollback(1, "x")
+    history.request_rollback(1, "x", force=True)
+
+
+def test_a_folder_that_is_not_the_checkpoint_s(tmp_path):
+    state = begun(tmp_path / "a", True).state_dict()
+    with pytest.raises(ValueError, match="has 0 events, the checkpoint knows 2: put the folder rubrics of its run"):
+        RubricHistory(tmp_path / "b").load_state_dict(state, 1)
+    begun(tmp_path / "c", None, True)
+    (tmp_path / "c" / "version-001.json").write_text((tmp_path / "a" / "version-000.json").read_text())
+    with pytest.raises(ValueError, match="is not the rubric of the checkpoint"):
+        RubricHistory(tmp_path / "c").load_state_dict(state, 1)
+    (tmp_path / "a" / "version-000.json").unlink()
+    with pytest.raises(ValueError, match=r"version-000.json is missing"):
+        RubricHistory(tmp_path / "a").load_state_dict(state, 1)
+    with pytest.raises(ValueError, match=r"log.jsonl is missing: the run has no rubrics"):
+        RubricHistory.read(tmp_path / "nowhere")
+    (tmp_path / "c" / "version-000.json").write_text('{"number": 0}')
+    with pytest.raises(ValueError, match=r"version-000.json: no version of a rubric"):
+        RubricHistory.read(tmp_path / "c")
