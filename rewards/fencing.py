@@ -12,16 +12,20 @@ import unicodedata
 
 MARK = "~"
 SHORTEST = 6  # marks of a marker
-# The turns of Llama, Mistral, Qwen, Gemma, Phi and DeepSeek, and whatever else is written alike.
+# The turns of Llama, Mistral, Qwen, Gemma, Phi, DeepSeek, EXAONE, GLM, Command and Seed, and what is written alike:
+# either half of <|...|> is one too, since Gemma 4 has <|turn> and <turn|>. Of F#'s and Elixir's |> none is hit.
 CONTROL_TOKENS = re.compile(
-    r"<[|\uff5c][^<>|\uff5c\n]{0,60}[|\uff5c]>|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS)\]"
-    r"|<</?SYS>>|</?(?:s|bos|eos|pad|unk|start_of_turn|end_of_turn)>",
+    r"<[|\uff5c](?=\w)|(?<=[\w\u2581])[|\uff5c]>|\[[|\uff5c]\w+[|\uff5c]\]|<</?SYS>>|\[gMASK\]"
+    r"|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|TOOL_CONTENT|THINK|IMG)\]"
+    r"|</?(?:s|bos|eos|pad|unk|sop|eop|image|(?:bos|eos)_token|(?:start|end)_of_(?:turn|image)|extra_id_\d+|seed:\w+)>",
     re.IGNORECASE,
 )
 # Quotation marks for angles, wide brackets for square ones, broken bars for bars.
 VISIBLE = str.maketrans("<>[]|\uff5c", "\u2039\u203a\uff3b\uff3d\u00a6\u00a6")
 HIDDEN = ("Cc", "Cf", "Cs", "Co")  # controls, format characters, half a surrogate pair, private ones
 KEPT = "\n\t\u200c\u200d"  # lines and columns; joiners, which emoji and several scripts are spelled with
+# Drawn as nothing though no such category says so; variation selectors other than those of emoji can spell any text.
+BLANK = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0\ufe00-\ufe0d\U000e0000-\U000e0fff]")
 
 
 def fence(text: str, limit: int, label: str) -> str:
@@ -46,6 +50,7 @@ def defuse(text: str) -> str:
         else character
         for character in text.replace("\r\n", "\n").replace("\r", "\n")
     )
+    text = BLANK.sub("\N{REPLACEMENT CHARACTER}", text)
     return CONTROL_TOKENS.sub(lambda match: match[0].translate(VISIBLE), text)
 
 

@@ -12,11 +12,11 @@ once more. A judgement that failed has no total: it is never a score of 0.
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .fencing import fence
+from .fencing import defuse, fence
 from .judge_client import FAILURES as CLIENT_FAILURES
 from .judge_client import Chat, JudgeClient, Reply
 from .prompt_templates import PromptTemplates
@@ -132,10 +132,11 @@ class Judge:
 
     def _shown(self, rubric: Rubric, prompt: Any, completion: Any, reference: str | None) -> dict[str, Any]:
         """Return what the templates are given of an answer."""
-        shown = fence(_text(reference), self._max_prompt, "reference answer") if reference else None
+        known = reference is not None and str(reference).strip()
+        shown = fence(str(reference), self._max_prompt, "reference answer") if known else None
         return {
-            "task": rubric.task,
-            "items": rubric.items,
+            "task": defuse(rubric.task),
+            "items": [replace(item, criterion=defuse(item.criterion)) for item in rubric.items],
             "prompt": fence(_text(prompt), self._max_prompt, "prompt"),
             "reference": shown,
             "completion": fence(_text(completion), self._max_completion, "answer to be judged"),
@@ -164,7 +165,7 @@ class Judge:
                 else Reply(plan.text, plan.failure, plan.detail)
             )
             replies[index].append(shared)
-            case["plan"] = plan.text
+            case["plan"] = defuse(plan.text or "")
         going = [index for index, each in enumerate(replies) if each[-1].failure is None]
         checks = self.client.complete([self._chat("execute.j2", cases[index]) for index in going], None, temperature)
         for index, check in zip(going, checks, strict=True):
@@ -183,7 +184,7 @@ class Judge:
         corrected = [
             [
                 *chats[index],
-                {"role": "assistant", "content": replies[index].text or ""},
+                {"role": "assistant", "content": defuse(replies[index].text)},
                 {"role": "user", "content": self.templates.render("again.j2", reason=found[index][0].detail)},
             ]
             for index in again
@@ -202,7 +203,9 @@ def read_judgement(reply: Reply, rubric: Rubric) -> Judgement:
     if reply.failure is not None:
         return Judgement(failure=reply.failure, detail=reply.detail)
     try:
-        values = json.loads(_unwrap(reply.text), object_pairs_hook=_without_doubles, parse_constant=_refuse)
+        # not `strict`: where a text's length is bounded, xgrammar lets control characters through
+        decoder = json.JSONDecoder(object_pairs_hook=_without_doubles, parse_constant=_refuse, strict=False)
+        values = decoder.decode(_unwrap(reply.text))
     except (ValueError, RecursionError) as error:
         return Judgement(failure="no_json", detail=f"it is not one JSON object ({str(error)[:100]})")
     try:
@@ -215,9 +218,10 @@ def read_judgement(reply: Reply, rubric: Rubric) -> Judgement:
                 raise ValueError(f"the rationale of '{str(name)[:40]}' is no text")
         total = rubric.total({name: value["score"] for name, value in values.items()})
     except ValueError as error:
-        return Judgement(failure="bad_scores", detail=str(error)[:200])
+        return Judgement(failure="bad_scores", detail=defuse(str(error)[:200]))
     scores = {item.name: values[item.name]["score"] for item in rubric.items}
-    return Judgement(total, scores, {item.name: values[item.name]["rationale"] for item in rubric.items})
+    # defused: a meta judge reads it, and half a surrogate pair, which JSON can spell, is no text that can be written
+    return Judgement(total, scores, {item.name: defuse(values[item.name]["rationale"]) for item in rubric.items})
 
 
 def failure_shares(judgements: Sequence[Judgement]) -> dict[str, float]:

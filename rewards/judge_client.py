@@ -111,12 +111,11 @@ class JudgeClient:
         Raises:
             JudgeError: no answer, or another model.
         """
-        import openai
-
         try:
             names = _run(self._served())
-        except openai.OpenAIError as error:
+        except Exception as error:  # a server of something else may send anything
             cause, detail, _ = _cause(error)
+            detail = self._without_key(detail)
             raise JudgeError(
                 f"no use of the judge's server at {self.base_url} ({cause}: {detail}); start it with "
                 "`vllm serve MODEL`, and give its address with /v1"
@@ -165,6 +164,10 @@ class JudgeClient:
         key = os.environ[self._key_variable] if self._key_variable else "none"
         return AsyncOpenAI(base_url=self.base_url, api_key=key, max_retries=0, timeout=self.timeout)
 
+    def _without_key(self, detail: str) -> str:
+        """Servers repeat a key that they refuse."""
+        return detail.replace(os.environ[self._key_variable], "[key]") if self._key_variable else detail
+
     async def _served(self) -> list[str]:
         async with self._open() as server:
             return [model.id async for model in server.models.list()]
@@ -193,8 +196,6 @@ class JudgeClient:
 
     async def _persist(self, server: Any, chat: Chat, options: dict[str, Any]) -> Reply:
         """Try a chat until it is answered, refused, or time or tries are over."""
-        import openai
-
         end, used = time.monotonic() + self.deadline, [0, 0]
         for attempt in range(self.retries + 1):
             wanted = None
@@ -202,9 +203,9 @@ class JudgeClient:
                 left = max(0.001, end - time.monotonic())
                 async with asyncio.timeout(min(left, self.timeout)):  # the package's own counts from byte to byte
                     reply = _read(await server.chat.completions.create(messages=chat, **options))
-            except (openai.OpenAIError, TimeoutError, ValueError, TypeError) as error:
+            except Exception as error:  # whatever a server sends ends its own request and no other
                 cause, detail, wanted = _cause(error)
-                reply = Reply(failure=cause, detail=detail)
+                reply = Reply(failure=cause, detail=self._without_key(detail))
             used = [used[0] + reply.prompt_tokens, used[1] + reply.completion_tokens]
             pause = max(min(2.0**attempt, LONGEST_PAUSE) * random.uniform(0.5, 1.0), wanted or 0.0)
             last = attempt == self.retries or time.monotonic() + pause >= end
@@ -220,13 +221,15 @@ def _read(completion: Any) -> Reply:
     if not isinstance(choices, list):
         raise ValueError(f"no chat completion: {str(completion)[:100]!r}")
     usage = getattr(completion, "usage", None)
-    used = (getattr(usage, "prompt_tokens", None) or 0, getattr(usage, "completion_tokens", None) or 0)
+    counts = [getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens")]
+    used = [count if isinstance(count, int) else 0 for count in counts]
     message = getattr(choices[0], "message", None) if choices else None
     text = getattr(message, "content", None)
-    if not isinstance(text, str) or not text.strip():
-        return Reply(None, "empty", "an answer without text", *used)
-    if choices[0].finish_reason == "length":
+    text = text if isinstance(text, str) and text.strip() else None
+    if choices and getattr(choices[0], "finish_reason", None) == "length":  # also of a model that only thought
         return Reply(text, "truncated", f"the answer had no end after {used[1]} tokens: raise max_tokens", *used)
+    if text is None:
+        return Reply(None, "empty", "an answer without text", *used)
     return Reply(text, None, None, *used)
 
 
@@ -234,7 +237,7 @@ def _cause(error: Exception) -> tuple[str, str, float | None]:
     """Return a failure's name, the server's words, and the seconds that it wants to be left alone."""
     import openai
 
-    detail = " ".join(str(error).split())[:300] or type(error).__name__
+    detail = " ".join(str(error).split())[:300].encode(errors="replace").decode() or type(error).__name__
     if isinstance(error, openai.APITimeoutError | TimeoutError):
         return "timeout", detail, None
     if isinstance(error, openai.APIStatusError):

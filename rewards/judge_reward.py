@@ -7,13 +7,13 @@ on what is left.
 
 import json
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from .judge import Judge, Judgement, failure_shares
+from .judge import FAILURES, Judge, Judgement, failure_shares
 from .judge_client import JudgeError
 
 
@@ -52,7 +52,8 @@ class JudgeReward:
             )
         self.judge, self.reference_column, self.__name__ = judge, reference_column, name
         self.max_failure_rate = max_failure_rate
-        self._failed: deque[bool] = deque(maxlen=window)
+        # causes and details, `None` where nothing failed
+        self._failures: deque[tuple[str | None, str | None]] = deque(maxlen=window)
         self.last: tuple[list[Any], list[Any], list[str | None], list[Judgement]] = ([], [], [], [])
 
     def __call__(
@@ -96,16 +97,17 @@ class JudgeReward:
 
     def _count_failures(self, judgements: Sequence[Judgement]) -> None:
         """Raise `JudgeError` once a window's share of failures, or a whole call, is past what is allowed."""
-        self._failed.extend(judgement.failure is not None for judgement in judgements)
-        rate = float(np.mean(self._failed)) if self._failed else 0.0
+        self._failures.extend((judgement.failure, judgement.detail) for judgement in judgements)
+        causes = Counter(cause for cause, _ in self._failures if cause is not None)
+        rate = causes.total() / max(1, len(self._failures))
         all_failed = bool(judgements) and all(judgement.failure is not None for judgement in judgements)
-        full = len(self._failed) == self._failed.maxlen
+        full = len(self._failures) == self._failures.maxlen
         if rate <= self.max_failure_rate or not (full or all_failed):
             return
-        worst = max((shares := failure_shares(judgements)), key=shares.get, default=None)
-        detail = next((each.detail for each in reversed(judgements) if each.failure == worst), None)
+        worst = causes.most_common(1)[0][0]
+        detail = next(detail for cause, detail in reversed(self._failures) if cause == worst)
         raise JudgeError(
-            f"{rate:.0%} of the last {len(self._failed)} judgements by {self.judge.client.base_url} failed, above "
+            f"{rate:.0%} of the last {len(self._failures)} judgements by {self.judge.client.base_url} failed, above "
             f"max_failure_rate {self.max_failure_rate:.0%}; mostly {worst}: {detail}. Mend the server and go on with "
             "resume_from_checkpoint: true"
         )
@@ -115,7 +117,9 @@ def judgement_statistics(judgements: Sequence[Judgement]) -> dict[str, float]:
     """Return what [`JudgeReward`] logs of N > 0 judgements; no `score` where all failed."""
     totals = [judgement.total for judgement in judgements if judgement.total is not None]
     shares = failure_shares(judgements)
-    statistics = {"failures": sum(shares.values())} | {f"failures/{cause}": share for cause, share in shares.items()}
+    # all causes, so that TRL's mean over batches and processes is over all of them
+    statistics = {f"failures/{cause}": shares.get(cause, 0.0) for cause in FAILURES}
+    statistics["failures"] = sum(shares.values())
     if totals:
         statistics["score"] = float(np.mean(totals))
     for name in ("prompt_tokens", "completion_tokens"):

@@ -5,12 +5,15 @@ would else end a run in its first meta step. Templates run in Jinja's sandbox.
 """
 
 import difflib
+import traceback
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jinja2 import StrictUndefined, TemplateSyntaxError, meta
+from jinja2 import StrictUndefined, Template, TemplateSyntaxError, meta
 from jinja2.sandbox import SandboxedEnvironment
+
+from .rubric import RubricItem
 
 # File to the variables that it is given.
 VARIABLES = {
@@ -20,6 +23,17 @@ VARIABLES = {
     "execute.j2": {"task", "items", "prompt", "plan", "completion"},
     "again.j2": {"reason"},
 }
+
+# What a template cannot do without: a judge that is not shown the answer would score all the same.
+NEEDED = {
+    "judge_user.j2": {"items", "completion"},
+    "plan.j2": {"prompt"},
+    "execute.j2": {"plan", "completion"},
+    "again.j2": {"reason"},
+}
+OPTIONAL = {"reference", "plan", "execution"}  # `None` where there is none
+SAMPLES = dict.fromkeys(("task", "prompt", "completion", "reason", *OPTIONAL), "sample")
+SAMPLES |= {"items": [RubricItem("right", "sample", 2), RubricItem("padding", "sample", -1)]}
 
 
 class PromptTemplates:
@@ -39,23 +53,40 @@ class PromptTemplates:
         for name, source in (sources | own).items():
             where = f"{folder}/{name}" if name in own else name
             try:
-                unknown = meta.find_undeclared_variables(self._environment.parse(source)) - VARIABLES[name]
+                used = meta.find_undeclared_variables(self._environment.parse(source))
                 self._templates[name] = self._environment.from_string(source)
             except TemplateSyntaxError as error:
                 raise ValueError(f"{where}, line {error.lineno}: {error.message}") from error
-            if unknown:
+            if unknown := used - VARIABLES[name]:
                 listed = ", ".join(sorted(VARIABLES[name]))
                 raise ValueError(f"{where}: unknown variable '{min(unknown)}'; it is given {listed}")
+            if missing := NEEDED.get(name, set()) - used:
+                raise ValueError(f"{where} does not show '{min(missing)}': put it where the judge is to read it")
+            if VARIABLES[name] <= SAMPLES.keys():
+                _try(self._templates[name], where, VARIABLES[name], OPTIONAL - NEEDED.get(name, set()))
 
     def render(self, name: str, **values: Any) -> str:
         """Fill a template."""
         return self._templates[name].render(**values).strip()
 
 
+def _try(template: Template, where: str, variables: set[str], optional: set[str]) -> None:
+    """Fill a template with samples, with and without what may be missing: it would else fail in the midst of a run."""
+    for left_out in (set(), optional):
+        values = {name: None if name in left_out else SAMPLES[name] for name in variables}
+        try:
+            template.render(**values)
+        except Exception as error:  # a template can go wrong in any way
+            frames = traceback.extract_tb(error.__traceback__)
+            lines = [frame.lineno for frame in frames if frame.filename == "<template>"]
+            line = f", line {lines[-1]}" if lines else ""
+            raise ValueError(f"{where}{line}: {error}") from error
+
+
 def _read_folder(folder: Path) -> dict[str, str]:
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder of templates")
-    found = {path.name: path for path in sorted(folder.glob("*.j2"))}
+    found = {path.name: path for path in sorted(folder.iterdir()) if not path.name.startswith(".")}
     for name in found:
         if name not in VARIABLES:
             nearest = difflib.get_close_matches(name, VARIABLES, n=1)
@@ -63,4 +94,7 @@ def _read_folder(folder: Path) -> dict[str, str]:
             raise ValueError(f"{folder}/{name} is no template of ours{advice} (there are {', '.join(VARIABLES)})")
     if not found:
         raise ValueError(f"{folder} has no template (there are {', '.join(VARIABLES)})")
-    return {name: path.read_text(encoding="utf-8") for name, path in found.items()}
+    try:
+        return {name: path.read_text(encoding="utf-8") for name, path in found.items()}
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{folder}: a template cannot be read: {error}") from error
