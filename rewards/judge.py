@@ -205,7 +205,7 @@ def read_judgement(reply: Reply, rubric: Rubric) -> Judgement:
     try:
         # not `strict`: where a text's length is bounded, xgrammar lets control characters through
         decoder = json.JSONDecoder(object_pairs_hook=_without_doubles, parse_constant=_refuse, strict=False)
-        values = decoder.decode(_unwrap(reply.text))
+        values = decoder.decode(unwrap(reply.text))
     except (ValueError, RecursionError) as error:
         return Judgement(failure="no_json", detail=f"it is not one JSON object ({str(error)[:100]})")
     try:
@@ -239,7 +239,7 @@ def _with_tokens(judgement: Judgement | None, replies: Sequence[Reply]) -> Judge
     return Judgement(*kept, *used)
 
 
-def _unwrap(text: str) -> str:
+def unwrap(text: str) -> str:
     """Take off the fence of Markdown and the thoughts before the answer that many models cannot do without."""
     text = text.strip()
     if text.startswith("<think>") and "</think>" in text:

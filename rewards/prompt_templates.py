@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import StrictUndefined, Template, TemplateSyntaxError, meta
 from jinja2.sandbox import SandboxedEnvironment
 
-from .rubric import RubricItem
+from .rubric import RubricBounds, RubricItem
 
 # File to the variables that it is given.
 VARIABLES = {
@@ -22,6 +22,11 @@ VARIABLES = {
     "plan.j2": {"task", "items", "prompt", "reference"},
     "execute.j2": {"task", "items", "prompt", "plan", "completion"},
     "again.j2": {"reason"},
+    "meta_system.j2": set(),
+    "analyse.j2": {"task", "items", "distribution", "versions", "cases", "max_words"},
+    "refine.j2": {"bounds"},
+    "merge.j2": {"task", "current", "revisions", "bounds"},
+    "refine_again.j2": {"reason"},
 }
 
 # What a template cannot do without: a judge that is not shown the answer would score all the same.
@@ -30,10 +35,22 @@ NEEDED = {
     "plan.j2": {"prompt"},
     "execute.j2": {"plan", "completion"},
     "again.j2": {"reason"},
+    "analyse.j2": {"items", "cases"},
+    "merge.j2": {"revisions"},
+    "refine_again.j2": {"reason"},
 }
 OPTIONAL = {"reference", "plan", "execution"}  # `None` where there is none
 SAMPLES = dict.fromkeys(("task", "prompt", "completion", "reason", *OPTIONAL), "sample")
-SAMPLES |= {"items": [RubricItem("right", "sample", 2), RubricItem("padding", "sample", -1)]}
+SAMPLES |= {"items": [RubricItem("right", "sample", 2), RubricItem("padding", "sample", -1)], "bounds": RubricBounds()}
+SAMPLES |= {"distribution": "sample", "current": "sample", "revisions": ["sample"], "max_words": 100}
+SAMPLES |= {"versions": [{"number": 1, "outcome": "sample", "changes": "sample"}]}
+SAMPLES |= {
+    "cases": [
+        {"scores": {"right": 1}, "rationales": {"right": "sample"}, "total": 0.5, "gold": gold, "agreement": gold}
+        | dict.fromkeys(("why", "prompt", "reference", "completion"), "sample")
+        for gold in (None, 0.5)
+    ]
+}
 
 
 class PromptTemplates:
