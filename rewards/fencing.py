@@ -1,17 +1,17 @@
 """Text of a policy or a data set inside of a judge's prompt: data, whatever it says.
 
 A policy is paid by what a judge makes of its text, so it learns to talk to the judge. What it wrote stands between two
-markers that it cannot write itself; tokens that chat templates read as the beginning of a turn are defused where one
-can see it; characters that nobody sees are shown; and it is bounded in length, with what was left out said. That makes
-instructions in it no less readable: the prompt must say that they are none, and the tests can only show that they stay
-where they are.
+markers, and what looks like a marker in it becomes other characters; tokens that chat templates read as the beginning
+of a turn are defused where one can see it; characters that nobody sees are shown; and it is bounded in length, with
+what was left out said. That makes instructions in it no less readable: the prompt must say that they are none, and the
+tests can only show that they stay where they are.
 """
 
 import re
 import unicodedata
 
-MARK = "~"
-SHORTEST = 6  # marks of a marker
+MARKER = "~" * 6
+LIKE_MARKER = re.compile(MARKER + "~*")
 # The turns of Llama, Mistral, Qwen, Gemma, Phi, DeepSeek, EXAONE, GLM, Command and Seed, and what is written alike:
 # either half of <|...|> is one too, since Gemma 4 has <|turn> and <turn|>. Of F#'s and Elixir's |> none is hit.
 CONTROL_TOKENS = re.compile(
@@ -29,17 +29,15 @@ BLANK = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0\ufe00-\ufe
 
 
 def fence(text: str, limit: int, label: str) -> str:
-    """Return text between two lines that it does not contain.
+    """Return text between two lines that it does not contain, nor anything like them.
 
     Args:
         text (`str`): whatever it is.
         limit (`int`): characters that are kept, two thirds of them from the beginning and the rest from the end.
         label (`str`): what it is called in the opening line.
     """
-    text = shorten(defuse(text), limit)
-    longest = max((len(run) for run in re.findall(re.escape(MARK) + "+", text)), default=0)
-    marker = MARK * max(SHORTEST, longest + 1)
-    return f"{marker} {label}\n{text}\n{marker} end of {label}"
+    text = LIKE_MARKER.sub(lambda run: "\N{TILDE OPERATOR}" * len(run[0]), shorten(defuse(text), limit))
+    return f"{MARKER} {label}\n{text}\n{MARKER} end of {label}"
 
 
 def defuse(text: str) -> str:

@@ -58,7 +58,8 @@ class JudgeClient:
         api_key_variable (`str`, *optional*): environment variable with the key; it is never logged or written.
         max_concurrency (`int`, *optional*, defaults to 32): requests under way at a time.
         timeout (`float`, *optional*, defaults to 120.0): seconds for one try.
-        retries (`int`, *optional*, defaults to 5): tries after the first.
+        retries (`int`, *optional*, defaults to 10): tries after the first; with the pauses between them they take
+            about two minutes, in which a server can be started again.
         deadline (`float`, *optional*, defaults to 600.0): seconds for a request with all its tries and pauses.
         temperature (`float`, *optional*, defaults to 0.0): of the sampling.
         max_tokens (`int`, *optional*, defaults to 1024): of an answer.
@@ -78,7 +79,7 @@ class JudgeClient:
         api_key_variable: str | None = None,
         max_concurrency: int = 32,
         timeout: float = 120.0,
-        retries: int = 5,
+        retries: int = 10,
         deadline: float = 600.0,
         temperature: float = 0.0,
         max_tokens: int = 1024,
