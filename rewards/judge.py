@@ -12,7 +12,7 @@ once more. A judgement that failed has no total: it is never a score of 0.
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -135,11 +135,11 @@ class Judge:
         known = reference is not None and str(reference).strip()
         shown = fence(str(reference), self._max_prompt, "reference answer") if known else None
         return {
-            "task": defuse(rubric.task),
-            "items": [replace(item, criterion=defuse(item.criterion)) for item in rubric.items],
-            "prompt": fence(_text(prompt), self._max_prompt, "prompt"),
+            "task": rubric.task,
+            "items": rubric.items,
+            "prompt": fence(conversation_text(prompt), self._max_prompt, "prompt"),
             "reference": shown,
-            "completion": fence(_text(completion), self._max_completion, "answer to be judged"),
+            "completion": fence(conversation_text(completion), self._max_completion, "answer to be judged"),
         }
 
     def _chat(self, template: str, values: Mapping[str, Any]) -> Chat:
@@ -165,7 +165,7 @@ class Judge:
                 else Reply(plan.text, plan.failure, plan.detail)
             )
             replies[index].append(shared)
-            case["plan"] = defuse(plan.text or "")
+            case["plan"] = plan.text
         going = [index for index, each in enumerate(replies) if each[-1].failure is None]
         checks = self.client.complete([self._chat("execute.j2", cases[index]) for index in going], None, temperature)
         for index, check in zip(going, checks, strict=True):
@@ -203,9 +203,7 @@ def read_judgement(reply: Reply, rubric: Rubric) -> Judgement:
     if reply.failure is not None:
         return Judgement(failure=reply.failure, detail=reply.detail)
     try:
-        # not `strict`: where a text's length is bounded, xgrammar lets control characters through
-        decoder = json.JSONDecoder(object_pairs_hook=_without_doubles, parse_constant=_refuse, strict=False)
-        values = decoder.decode(unwrap(reply.text))
+        values = read_json(reply.text)
     except (ValueError, RecursionError) as error:
         return Judgement(failure="no_json", detail=f"it is not one JSON object ({str(error)[:100]})")
     try:
@@ -239,6 +237,15 @@ def _with_tokens(judgement: Judgement | None, replies: Sequence[Reply]) -> Judge
     return Judgement(*kept, *used)
 
 
+def read_json(text: str) -> Any:
+    """Read a model's JSON, which stands alone in its reply; raises `ValueError` or `RecursionError` for anything else.
+
+    Control characters in texts are let through, as xgrammar does where the length of a text is bounded.
+    """
+    decoder = json.JSONDecoder(object_pairs_hook=_without_doubles, parse_constant=_refuse, strict=False)
+    return decoder.decode(unwrap(text))
+
+
 def unwrap(text: str) -> str:
     """Take off the fence of Markdown and the thoughts before the answer that many models cannot do without."""
     text = text.strip()
@@ -259,7 +266,7 @@ def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is no JSON")
 
 
-def _text(value: Any) -> str:
+def conversation_text(value: Any) -> str:
     """Return a text, or a conversation with its roles."""
     if isinstance(value, str):
         return value

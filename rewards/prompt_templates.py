@@ -13,6 +13,7 @@ from typing import Any
 from jinja2 import StrictUndefined, Template, TemplateSyntaxError, meta
 from jinja2.sandbox import SandboxedEnvironment
 
+from .fencing import defuse
 from .rubric import RubricBounds, RubricItem
 
 # File to the variables that it is given.
@@ -79,12 +80,11 @@ class PromptTemplates:
                 raise ValueError(f"{where}: unknown variable '{min(unknown)}'; it is given {listed}")
             if missing := NEEDED.get(name, set()) - used:
                 raise ValueError(f"{where} does not show '{min(missing)}': put it where the judge is to read it")
-            if VARIABLES[name] <= SAMPLES.keys():
-                _try(self._templates[name], where, VARIABLES[name], OPTIONAL - NEEDED.get(name, set()))
+            _try(self._templates[name], where, VARIABLES[name], OPTIONAL - NEEDED.get(name, set()))
 
     def render(self, name: str, **values: Any) -> str:
-        """Fill a template."""
-        return self._templates[name].render(**values).strip()
+        """Fill a template. All of it is defused: rubrics, plans and analyses are models' texts too."""
+        return defuse(self._templates[name].render(**values).strip())
 
 
 def _try(template: Template, where: str, variables: set[str], optional: set[str]) -> None:
