@@ -16,11 +16,27 @@ from .reasoning_gym_answer import ReasoningGymVerifier
 from .verifiers import VERIFIERS, CountdownVerifier, ExactVerifier, Verifier, get_verifier
 
 if TYPE_CHECKING:
+    from .judge import Judge
+    from .judge_client import JudgeClient, JudgeError
+    from .judge_reward import JudgeReward
+    from .meta_judge import MetaJudge
     from .reward_ensemble import RewardModelReward
     from .reward_model import RewardModel
     from .reward_server import RewardServer, RewardServerError
+    from .rubric import Rubric, RubricBounds, RubricItem, read_rubric
+    from .rubric_history import RubricHistory
 
 _LAZY = {
+    "Judge": "judge",
+    "JudgeClient": "judge_client",
+    "JudgeError": "judge_client",
+    "JudgeReward": "judge_reward",
+    "MetaJudge": "meta_judge",
+    "Rubric": "rubric",
+    "RubricBounds": "rubric",
+    "RubricHistory": "rubric_history",
+    "RubricItem": "rubric",
+    "read_rubric": "rubric",
     "RewardModel": "reward_model",
     "RewardModelReward": "reward_ensemble",
     "RewardServer": "reward_server",
@@ -34,18 +50,28 @@ __all__ = [
     "ExactVerifier",
     "Forcing",
     "GraderStartError",
+    "Judge",
+    "JudgeClient",
+    "JudgeError",
+    "JudgeReward",
     "KnightsAndKnavesVerifier",
     "MathVerifier",
+    "MetaJudge",
     "ReasoningGymVerifier",
     "RewardModel",
     "RewardModelReward",
     "RewardServer",
     "RewardServerError",
+    "Rubric",
+    "RubricBounds",
+    "RubricHistory",
+    "RubricItem",
     "Verifier",
     "correctness_reward",
     "episode_ends",
     "extract_answer",
     "get_verifier",
+    "read_rubric",
     "token_texts",
 ]
 

@@ -2,8 +2,8 @@
 
 `rubrics/` in the run's folder has a file for each version, never changed once written: its rubric, its parent, the
 cases and analyses that led to it, and the gate's verdict. Refused ones are kept too. `log.jsonl` has the events in
-order. Both are written by the main process alone, each file whole or not at all, so that they can be read while the run
-goes on.
+order. Both are written by the main process alone, each file whole or not at all, so that they can be read while the
+run goes on.
 
 A checkpoint holds how far the history was. Resuming from an earlier one moves what came after it into `abandoned-N/`.
 A user's wish to go back, `metatune rubric rollback`, is a file that the next resume takes up once.

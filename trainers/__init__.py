@@ -7,10 +7,21 @@ if TYPE_CHECKING:
     from .dump_trainer import DUMPTrainer
     from .meta_reward_config import MetaRewardConfig
     from .meta_reward_trainer import MetaRewardTrainer
+    from .mpo_config import MPOConfig
+    from .mpo_trainer import MPOTrainer
     from .mrt_config import MRTConfig
     from .mrt_trainer import MRTTrainer
 
-__all__ = ["DUMPConfig", "DUMPTrainer", "MRTConfig", "MRTTrainer", "MetaRewardConfig", "MetaRewardTrainer"]
+__all__ = [
+    "DUMPConfig",
+    "DUMPTrainer",
+    "MPOConfig",
+    "MPOTrainer",
+    "MRTConfig",
+    "MRTTrainer",
+    "MetaRewardConfig",
+    "MetaRewardTrainer",
+]
 
 
 def __getattr__(name: str):

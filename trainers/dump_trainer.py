@@ -35,12 +35,14 @@ from trl.extras.profiling import profiling_context
 from trl.models import unwrap_model_for_generation
 
 from ..curricula import ItemCycle, make_curriculum
-from ..rewards import RewardModelReward
+from ..rewards import JudgeReward, RewardModelReward
 from .dump_config import DUMPConfig
 from .generation import sample_completions
 from .length_grouping import group_by_length
 from .rollout_checkpoint import read_rollouts, read_state, write_rollouts, write_state
 from .throughput import Throughput
+
+OPINIONS = (JudgeReward, RewardModelReward)  # score everything, and know no right or wrong
 
 
 class DUMPTrainer(GRPOTrainer):
@@ -92,7 +94,7 @@ class DUMPTrainer(GRPOTrainer):
             self.vllm_generation.sync_weights = self._throughput.timed("sync", self.vllm_generation.sync_weights)
         self._rollout_tokens = 0
         self._rewards_per_func = None  # of the batch being scored: (all ranks' completions, reward functions)
-        self._verified = None  # their sum but for those of reward models: (all ranks' completions,)
+        self._verified = None  # their sum but for those of models and judges: (all ranks' completions,)
         self._last_group_metrics: dict[str, float] = {}
         self._eval_rewards: dict[str, list[float]] = defaultdict(list)
 
@@ -136,10 +138,11 @@ class DUMPTrainer(GRPOTrainer):
         self._lengths = torch.tensor([len(ids) for ids in completion_ids_list], device=self.accelerator.device)
         with self._throughput.phase("score"):
             rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        by_model = torch.tensor([isinstance(function, RewardModelReward) for function in self.reward_funcs])
-        # What reward models say is no right or wrong, and counts for no accuracy.
-        self._verified = _weighted_total(rewards[:, ~by_model], self.reward_weights[~by_model])
-        # TRL adds a missing reward as 0: what a reward model could not score has no reward at all.
+        by_model = torch.tensor([isinstance(function, OPINIONS) for function in self.reward_funcs])
+        # What reward models and judges say is no right or wrong, and counts for no accuracy.
+        counted = ~by_model & (self.reward_weights.cpu() != 0)
+        self._verified = _weighted_total(rewards[:, counted], self.reward_weights[counted])
+        # TRL adds a missing reward as 0: what a reward model or a judge could not score has no reward at all.
         missing = rewards[:, by_model].isnan().any(dim=1, keepdim=True)
         self._rewards_per_func = rewards.masked_fill(missing, torch.nan)
         return self._rewards_per_func

@@ -1,0 +1,370 @@
+"""GRPO against a judge whose rubric a meta judge rewrites while the policy trains (MPO, arXiv 2504.20157).
+
+Every `meta_every` generation batches the main process shows the meta judge a choice of the completions judged since
+the last change; it rewrites the rubric, and what passes the gate is the rubric of all later batches:
+
+    reward = total(judge(completion; rubric_v)) in [0, 1],
+    rubric_{v+1} = merge(refine_i(analyse_i(cases_i, rubric_v)))
+
+What deviates from the paper or its released code, and why:
+
+- Totals are normalised by what a rubric makes attainable: the raw sums of the code rose 25-fold without any learning.
+- Cases are chosen for what they say (`rewards/judged_cases.py`), not at random; the analyst sees reasons, gold and how
+  all scores are spread.
+- A gate (`rewards/rubric_gate.py`) tries old and new rubric on completions that the meta judge has not seen, and
+  refuses one that ranks worse; a running check goes back to the parent if that has become the better one.
+- Only the main process talks to the meta model. All processes take up a rubric at the same point between two batches;
+  with every batch they are told the version, so that no group is ever judged by two.
+- A meta step that fails leaves the rubric as it is and says so; a completion that could not be judged has no reward.
+- The policy is trained by GRPO instead of PPO: TRL's.
+- A second judge that trains nothing looks on, and raises an alarm when the two part.
+"""
+
+import textwrap
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate.logging import get_logger
+from accelerate.utils import broadcast_object_list, gather_object
+
+from ..rewards.judge import Judge, conversation_text
+from ..rewards.judge_client import JudgeError
+from ..rewards.judge_reward import JudgeReward
+from ..rewards.judge_watch import JudgeAlarm, RubricWatch
+from ..rewards.judged_cases import JudgedCase, select_cases, split_by_prompt
+from ..rewards.meta_judge import MetaJudge, describe_scores, describe_versions
+from ..rewards.reward_ensemble import RewardModelReward
+from ..rewards.rubric import Rubric
+from ..rewards.rubric_gate import Verdict, decide, pair_accuracies, rubric_quality
+from ..rewards.rubric_history import RubricHistory
+from .dump_trainer import DUMPTrainer
+from .mpo_config import MPOConfig
+
+logger = get_logger(__name__)
+
+
+class MPOTrainer(DUMPTrainer):
+    """
+    GRPO trainer whose judge learns.
+
+    Takes what [`DUMPTrainer`] takes. `args` is a [`MPOConfig`]; one of `reward_funcs` is a [`JudgeReward`], alone or
+    beside verifiers and reward models.
+
+    Args:
+        meta_judge (`MetaJudge`, *optional*): that rewrites the rubric; needed unless `meta_every` is 0.
+        held_out_judge (`Judge`, *optional*): that never trains anything, with a rubric of its own.
+
+    Raises:
+        ValueError: no judge or several among `reward_funcs`, no meta judge, or no such gold reward.
+    """
+
+    _tag_names = ["trl", "grpo", "mpo", "metatune"]
+    _name = "MPO"
+    _paper = {
+        "title": "Toward Evaluative Thinking: Meta Policy Optimization with Evolving Reward Models",
+        "id": "2504.20157",
+        # docstyle-ignore
+        "citation": textwrap.dedent("""\
+            @article{kim2025mpo,
+                title        = {{Toward Evaluative Thinking: Meta Policy Optimization with Evolving Reward Models}},
+                author       = {Zae Myung Kim and Chanwoo Park and Vipul Raheja and Suin Kim and Dongyeop Kang},
+                year         = 2025,
+                eprint       = {arXiv:2504.20157},
+            }"""),
+    }
+
+    def __init__(
+        self,
+        model,
+        reward_funcs=None,
+        args: MPOConfig | None = None,
+        *positional,
+        meta_judge: MetaJudge | None = None,
+        held_out_judge: Judge | None = None,
+        **kwargs,
+    ):
+        args = MPOConfig() if args is None else args
+        super().__init__(model, reward_funcs, args, *positional, **kwargs)
+        judges = [function for function in self.reward_funcs if isinstance(function, JudgeReward)]
+        if len(judges) != 1:
+            raise ValueError(f"MPOTrainer needs one JudgeReward among reward_funcs, not {len(judges)}")
+        if args.meta_every and meta_judge is None:
+            raise ValueError("give a meta_judge, or leave the rubric as it is by meta_every: 0")
+        (self._judge_reward,) = judges
+        self._meta_judge, self._held_out_judge = meta_judge, held_out_judge
+        self._gold_index = self._find_gold(args.gold_reward)
+        self.rubric_history = RubricHistory(Path(args.output_dir) / "rubrics")  # of the main process alone
+        self.rubric_version = 0
+        self._num_batches = 0
+        self._cases: list[JudgedCase] = []  # of the batch, of all processes, on the main one
+        self._pool: list[JudgedCase] = []  # judged by the rubric in force, the newest last
+        self._watch = RubricWatch(max(1, args.rollback_window), args.rollback_drop)
+        self._alarm = JudgeAlarm(args.alarm_window, args.alarm_gap)
+
+    @property
+    def judge(self) -> Judge:
+        """The judge that trains."""
+        return self._judge_reward.judge
+
+    def _find_gold(self, name: str | None) -> int | None:
+        names = self.reward_func_names
+        if name is None:
+            candidates = [
+                index
+                for index, function in enumerate(self.reward_funcs)
+                if not isinstance(function, JudgeReward | RewardModelReward)
+            ]
+            return candidates[0] if candidates else None
+        if name not in names:
+            raise ValueError(f"gold_reward: no reward function {name!r} (there are {', '.join(names)})")
+        return names.index(name)
+
+    # ---- what was judged ----
+
+    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+        rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        if self.model.training:
+            self._collect(rewards)
+        return rewards
+
+    def _collect(self, rewards) -> None:
+        """Gather the batch's judged completions on the main process."""
+        prompts, completions, references, judgements = self._judge_reward.last
+        golds = [float("nan")] * len(rewards)
+        if self._gold_index is not None:
+            golds = rewards[:, self._gold_index].tolist()
+        first = len(prompts) * self.accelerator.process_index
+        cases = []
+        rows = zip(prompts, completions, references, judgements, strict=True)
+        for row, (prompt, completion, reference, judgement) in enumerate(rows):
+            gold = golds[first + row]
+            if judgement.total is not None:
+                texts = (conversation_text(prompt), conversation_text(completion))
+                said = (judgement.total, judgement.scores, judgement.rationales)
+                known = {"gold": None if np.isnan(gold) else gold, "reference": reference}
+                cases.append(JudgedCase(*texts, *said, **known, step=self.state.global_step))
+        self._cases = gather_object(cases)
+
+    # ---- after a batch ----
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        if not self.model.training:
+            return super()._generate_and_score_completions(inputs)
+        if self._num_batches == 0 and self.accelerator.is_main_process:
+            self.rubric_history.begin(self.judge.rubric)
+        self._log_mpo("version", self.rubric_version, "rubric")
+        outputs = super()._generate_and_score_completions(inputs)
+        self._num_batches += 1
+        with self._throughput.phase("score"):
+            self._share(self._after_batch)
+        return outputs
+
+    def _share(self, part: Callable[[], None]) -> None:
+        """Let the main process do its part, and all processes take up the rubric that it ends with."""
+        told: list[Any] = [None, None, None]
+        if self.accelerator.is_main_process:
+            try:
+                part()
+                current = self.rubric_history.current
+                told = [None, current.number, current.rubric.to_dict()]
+            except Exception as error:  # the others wait for an answer
+                told = [f"{type(error).__name__}: {error}", None, None]
+                broadcast_object_list(told)
+                raise
+        broadcast_object_list(told)
+        if told[0] is not None:
+            raise RuntimeError(f"the main process failed: {told[0]}")
+        if told[1] != self.rubric_version:
+            self.rubric_version, self.judge.rubric = told[1], Rubric.from_dict(told[2])
+
+    def _after_batch(self) -> None:
+        args = self.args
+        self._pool = [*self._pool, *self._cases][-args.meta_pool :]
+        self._watch.observe(quality := batch_quality(self._cases))
+        if quality is not None:
+            self._log_mpo("rank_accuracy" if _has_gold(self._cases) else "spread", quality)
+        if self._held_out_judge is not None and self._num_batches % args.held_out_every == 0:
+            self._look_on()
+        if args.rollback_window and self._watch.is_suspicious:
+            self._look_back()
+        if args.meta_every and self._num_batches % args.meta_every == 0:
+            started = time.perf_counter()
+            self._meta_step()
+            self._log_mpo("seconds", time.perf_counter() - started)
+
+    # ---- the rubric ----
+
+    def _meta_step(self) -> None:
+        """Let the meta judge rewrite the rubric, and put it in force if the gate lets it through."""
+        args, step, current = self.args, self.state.global_step, self.rubric_history.current
+        wanted = args.gate_cases if args.gate else 0
+        shown, held_out = split_by_prompt(self._pool, wanted, seed=args.seed + self._num_batches)
+        if not shown:
+            return self._nothing_new(f"none of {len(self._pool)} judged completions could be shown")
+        chosen = select_cases(shown, args.meta_cases, seed=args.seed + self._num_batches)
+        spread = describe_scores(self._pool, current.rubric)
+        try:
+            revision = self._meta_judge.revise(current.rubric, chosen, spread, describe_versions(self.rubric_history))
+        except JudgeError as error:
+            return self._nothing_new(str(error))
+        self._log_mpo("tokens", revision.prompt_tokens + revision.completion_tokens)
+        if revision.rubric is None:
+            return self._nothing_new(revision.failure)
+        if revision.rubric == current.rubric:
+            return self._nothing_new("the meta judge changes nothing")
+        verdict = self._try(current.rubric, revision.rubric, held_out) if args.gate else None
+        accepted = verdict is None or verdict.accepted
+        self.rubric_history.propose(
+            revision.rubric,
+            step=step,
+            accepted=accepted,
+            reason="taken without a gate" if verdict is None else verdict.reason,
+            verdict=None if verdict is None else verdict.to_dict(),
+            analyses=revision.analyses,
+            cases=[{"why": why, **case.to_dict()} for case, why in chosen],
+        )
+        self._log_mpo("accepted", float(accepted))
+        if accepted:
+            self._rubric_changed()
+
+    def _try(self, old: Rubric, new: Rubric, cases: list[JudgedCase]) -> Verdict:
+        """Let the judge use both rubrics on the same completions."""
+        qualities = [self._measure(rubric, cases) for rubric in (old, new)]
+        return decide(*qualities, tolerance=self.args.gate_tolerance)
+
+    def _measure(self, rubric: Rubric, cases: list[JudgedCase]):
+        repeats = self.args.gate_repeats
+        columns = [[getattr(case, name) for case in cases for _ in range(repeats)] for name in CASE_COLUMNS]
+        judgements = self.judge.judge(*columns, rubric=rubric, temperature=self.args.gate_temperature)
+        totals = np.array([np.nan if each.total is None else each.total for each in judgements])
+        prompts, golds = [case.prompt for case in cases], [case.gold for case in cases]
+        return rubric_quality(totals.reshape(len(cases), repeats), prompts, golds)
+
+    def _look_back(self) -> None:
+        """Go back to the rubric in force's parent if that ranks the newest completions better."""
+        current = self.rubric_history.current
+        if current.parent is None:
+            return
+        parent = self.rubric_history.versions[current.parent]
+        newest = list(dict.fromkeys(case.prompt for case in reversed(self._pool)))
+        kept, cases = 0, []
+        for prompt in newest:
+            if kept >= self.args.gate_cases:
+                break
+            cases += (group := [case for case in self._pool if case.prompt == prompt])
+            kept += len(group)
+        verdict = self._try(current.rubric, parent.rubric, cases)
+        better = verdict.measure in ("rank_accuracy", "reliability") and (
+            getattr(verdict.new, verdict.measure) > getattr(verdict.old, verdict.measure)
+        )
+        if better:
+            fallen = f"the judge had become worse by {self._watch.fallen:.3f}; with version {parent.number}: "
+            self.rubric_history.roll_back(parent.number, self.state.global_step, fallen + verdict.reason)
+            self._log_mpo("rolled_back", 1.0)
+            self._rubric_changed()
+
+    def _rubric_changed(self) -> None:
+        self._pool = []  # their scores are of another rubric
+        self._watch.rubric_changed()
+
+    def _nothing_new(self, reason: str) -> None:
+        self._log_mpo("failed", 1.0)
+        self.rubric_history.note_failure(self.state.global_step, reason)
+        logger.warning(f"the rubric stays as it is: {reason}")
+
+    # ---- the judge that looks on ----
+
+    def _look_on(self) -> None:
+        """Let the held-out judge score some of the batch, and raise the alarm if the two have parted."""
+        _, cases = split_by_prompt(self._cases, self.args.held_out_cases, seed=self.args.seed + self._num_batches)
+        cases = cases or self._cases
+        columns = [[getattr(case, name) for case in cases] for name in CASE_COLUMNS]
+        try:
+            judgements = self._held_out_judge.judge(*columns)
+        except JudgeError as error:
+            logger.warning(f"the held-out judge does not answer: {error}")
+            return
+        pairs = [
+            (case.total, each.total) for case, each in zip(cases, judgements, strict=True) if each.total is not None
+        ]
+        self._log_mpo("failures", 1 - len(pairs) / max(1, len(cases)), "held_out_judge")
+        if not pairs:
+            return
+        trained, held_out = np.mean(pairs, axis=0)
+        was_raised = self._alarm.is_raised
+        self._alarm.observe(trained, held_out)
+        self._log_mpo("score", held_out, "held_out_judge")
+        if self._alarm.parted is not None:
+            self._log_mpo("parted", self._alarm.parted, "held_out_judge")
+            self._log_mpo("alarm", float(self._alarm.is_raised), "held_out_judge")
+        if self._alarm.is_raised and not was_raised:
+            logger.warning(
+                f"step {self.state.global_step}: the judge has risen above the held-out judge by "
+                f"{self._alarm.parted:.2f} since the start: the policy may be exploiting its rubric"
+            )
+
+    def _log_mpo(self, name: str, value: float, group: str = "mpo") -> None:
+        self._metrics["train"][f"{group}/{name}"].append(float(value))
+
+    # ---- checkpoints ----
+
+    def _run_state(self) -> dict[str, Any]:
+        return super()._run_state() | {
+            "mpo": {
+                "num_batches": self._num_batches,
+                "pool": [case.to_dict() for case in self._pool],
+                "watch": self._watch.state_dict(),
+                "alarm": self._alarm.state_dict(),
+                "rubrics": self.rubric_history.state_dict(),
+            }
+        }
+
+    def _load_run_state(self, state: dict[str, Any], folder: Path) -> None:
+        super()._load_run_state(state, folder)
+        state = state["mpo"]
+        self._num_batches = state["num_batches"]
+        self._pool = [JudgedCase(**case) for case in state["pool"]]
+        self._watch.load_state_dict(state["watch"])
+        self._alarm.load_state_dict(state["alarm"])
+        step = int(folder.name.rpartition("-")[2])
+        self.rubric_version = None  # taken up from the history, which may have been turned back by the user
+        self._share(lambda: self._resume_history(state["rubrics"], step))
+
+    def _resume_history(self, state: dict[str, Any], step: int) -> None:
+        self.rubric_history.load_state_dict(state, step)
+        if self.rubric_history.current.number != state["current"]:
+            self._rubric_changed()
+
+
+CASE_COLUMNS = ("prompt", "completion", "reference")
+
+
+def batch_quality(cases: list[JudgedCase]) -> float | None:
+    """Return what a batch says of the judge: rank accuracy against gold, or without gold the spread within prompts.
+
+    `None` where no two completions of a prompt can be compared.
+    """
+    groups = defaultdict(list)
+    for case in cases:
+        groups[case.prompt].append(case)
+    if _has_gold(cases):
+        found = [
+            pair_accuracies(np.array([case.total for case in group]), np.array([_gold(case) for case in group]))
+            for group in groups.values()
+        ]
+        found = [pairs.mean() for pairs in found if len(pairs)]
+    else:
+        found = [np.std([case.total for case in group], ddof=1) for group in groups.values() if len(group) > 1]
+    return float(np.mean(found)) if found else None
+
+
+def _has_gold(cases: list[JudgedCase]) -> bool:
+    return any(case.gold is not None for case in cases)
+
+
+def _gold(case: JudgedCase) -> float:
+    return np.nan if case.gold is None else case.gold
