@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from .fencing import fence
-from .judge import unwrap
+from .fencing import defuse, fence
+from .judge import read_json
 from .judge_client import Chat, JudgeClient, Reply
 from .judged_cases import JudgedCase
 from .prompt_templates import PromptTemplates
@@ -191,7 +191,7 @@ def read_items(reply: Reply, task: str, bounds: RubricBounds) -> Rubric | str:
     if reply.failure is not None:
         return f"{reply.failure}: {reply.detail}"
     try:
-        values = json.loads(unwrap(reply.text))
+        values = read_json(reply.text)
     except (ValueError, RecursionError) as error:
         return f"it is not one JSON object ({str(error)[:100]})"
     if not isinstance(values, dict) or set(values) != {"items"}:
@@ -245,7 +245,7 @@ def describe_versions(history: RubricHistory) -> list[dict[str, Any]]:
 
 
 def _go_on(chat: Chat, reply: str | None, asked: str) -> Chat:
-    return [*chat, {"role": "assistant", "content": reply or ""}, {"role": "user", "content": asked}]
+    return [*chat, {"role": "assistant", "content": defuse(reply or "")}, {"role": "user", "content": asked}]
 
 
 def _items(rubric: Rubric) -> str:

@@ -140,10 +140,11 @@ class DUMPTrainer(GRPOTrainer):
             rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         by_model = torch.tensor([isinstance(function, OPINIONS) for function in self.reward_funcs])
         # What reward models and judges say is no right or wrong, and counts for no accuracy.
-        counted = ~by_model & (self.reward_weights.cpu() != 0)
+        paid = self.reward_weights.cpu() != 0
+        counted = ~by_model & paid
         self._verified = _weighted_total(rewards[:, counted], self.reward_weights[counted])
         # TRL adds a missing reward as 0: what a reward model or a judge could not score has no reward at all.
-        missing = rewards[:, by_model].isnan().any(dim=1, keepdim=True)
+        missing = rewards[:, by_model & paid].isnan().any(dim=1, keepdim=True)
         self._rewards_per_func = rewards.masked_fill(missing, torch.nan)
         return self._rewards_per_func
 
