@@ -101,7 +101,7 @@ class MPOTrainer(DUMPTrainer):
         self.rubric_version = 0
         self._num_batches = 0
         self._cases: list[JudgedCase] = []  # of the batch, of all processes, on the main one
-        self._pool: list[JudgedCase] = []  # judged by the rubric in force, the newest last
+        self._judged: list[JudgedCase] = []  # judged by the rubric in force, the newest last
         self._watch = RubricWatch(max(1, args.rollback_window), args.rollback_drop)
         self._alarm = JudgeAlarm(args.alarm_window, args.alarm_gap)
 
@@ -183,7 +183,7 @@ class MPOTrainer(DUMPTrainer):
 
     def _after_batch(self) -> None:
         args = self.args
-        self._pool = [*self._pool, *self._cases][-args.meta_pool :]
+        self._judged = [*self._judged, *self._cases][-args.meta_pool :]
         self._watch.observe(quality := batch_quality(self._cases))
         if quality is not None:
             self._log_mpo("rank_accuracy" if _has_gold(self._cases) else "spread", quality)
@@ -202,11 +202,11 @@ class MPOTrainer(DUMPTrainer):
         """Let the meta judge rewrite the rubric, and put it in force if the gate lets it through."""
         args, step, current = self.args, self.state.global_step, self.rubric_history.current
         wanted = args.gate_cases if args.gate else 0
-        shown, held_out = split_by_prompt(self._pool, wanted, seed=args.seed + self._num_batches)
+        shown, held_out = split_by_prompt(self._judged, wanted, seed=args.seed + self._num_batches)
         if not shown:
-            return self._nothing_new(f"none of {len(self._pool)} judged completions could be shown")
+            return self._nothing_new(f"none of {len(self._judged)} judged completions could be shown")
         chosen = select_cases(shown, args.meta_cases, seed=args.seed + self._num_batches)
-        spread = describe_scores(self._pool, current.rubric)
+        spread = describe_scores(self._judged, current.rubric)
         try:
             revision = self._meta_judge.revise(current.rubric, chosen, spread, describe_versions(self.rubric_history))
         except JudgeError as error:
@@ -250,12 +250,12 @@ class MPOTrainer(DUMPTrainer):
         if current.parent is None:
             return
         parent = self.rubric_history.versions[current.parent]
-        newest = list(dict.fromkeys(case.prompt for case in reversed(self._pool)))
+        newest = list(dict.fromkeys(case.prompt for case in reversed(self._judged)))
         kept, cases = 0, []
         for prompt in newest:
             if kept >= self.args.gate_cases:
                 break
-            cases += (group := [case for case in self._pool if case.prompt == prompt])
+            cases += (group := [case for case in self._judged if case.prompt == prompt])
             kept += len(group)
         verdict = self._try(current.rubric, parent.rubric, cases)
         better = verdict.measure in ("rank_accuracy", "reliability") and (
@@ -268,7 +268,7 @@ class MPOTrainer(DUMPTrainer):
             self._rubric_changed()
 
     def _rubric_changed(self) -> None:
-        self._pool = []  # their scores are of another rubric
+        self._judged = []  # their scores are of another rubric
         self._watch.rubric_changed()
 
     def _nothing_new(self, reason: str) -> None:
@@ -316,7 +316,7 @@ class MPOTrainer(DUMPTrainer):
         return super()._run_state() | {
             "mpo": {
                 "num_batches": self._num_batches,
-                "pool": [case.to_dict() for case in self._pool],
+                "pool": [case.to_dict() for case in self._judged],
                 "watch": self._watch.state_dict(),
                 "alarm": self._alarm.state_dict(),
                 "rubrics": self.rubric_history.state_dict(),
@@ -327,7 +327,7 @@ class MPOTrainer(DUMPTrainer):
         super()._load_run_state(state, folder)
         state = state["mpo"]
         self._num_batches = state["num_batches"]
-        self._pool = [JudgedCase(**case) for case in state["pool"]]
+        self._judged = [JudgedCase(**case) for case in state["pool"]]
         self._watch.load_state_dict(state["watch"])
         self._alarm.load_state_dict(state["alarm"])
         step = int(folder.name.rpartition("-")[2])

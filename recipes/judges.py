@@ -1,0 +1,175 @@
+"""`judge:`, `meta_judge:` and `held_out_judge:` in a grpo recipe: a language model that scores by a rubric.
+
+judge:
+  url: http://127.0.0.1:8001/v1      # vllm serve MODEL --port 8001
+  rubric: rubrics/essay.yaml         # task and items; a rubric of a run goes on with `metatune rubric show`
+meta_judge: {url: "http://127.0.0.1:8002/v1"}
+held_out_judge: {url: "http://127.0.0.1:8003/v1", rubric: rubrics/essay_expert.yaml}
+"""
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any
+
+from metatune.recipes.config import ConfigError
+from metatune.recipes.conform import conform
+from metatune.rewards import Judge, JudgeClient, JudgeError, JudgeReward, MetaJudge, RubricBounds, read_rubric
+from metatune.rewards.judge import MODES
+from metatune.rewards.judge_client import STRUCTURED
+from metatune.rewards.prompt_templates import PromptTemplates
+
+BOUNDS = ("max_items", "max_points", "max_criterion_characters", "max_task_characters")
+
+
+@dataclass
+class ServerEntry:
+    """What every entry says of its server.
+
+    Args:
+        url (`str`): of the server's OpenAI-compatible API, with its /v1.
+        model (`str`, *optional*): the name by which it serves the model; by default its only one.
+        api_key_variable (`str`, *optional*): environment variable that has the key.
+        max_concurrency (`int`, *optional*): requests under way at a time, of one process.
+        timeout (`float`, *optional*): seconds for one try.
+        retries (`int`, *optional*): tries after the first.
+        deadline (`float`, *optional*): seconds for a request with all its tries.
+        temperature (`float`, *optional*): of the sampling.
+        max_tokens (`int`, *optional*): of an answer.
+        structured (`str`, *optional*): `json_schema` (guided decoding) or `none`.
+        extra_body (`dict`, *optional*): further keys of every request.
+        templates (`str`, *optional*): folder of prompt templates in place of ours.
+    """
+
+    url: str
+    model: str | None = None
+    api_key_variable: str | None = None
+    max_concurrency: int | None = None
+    timeout: float | None = None
+    retries: int | None = None
+    deadline: float | None = None
+    temperature: float | None = None
+    max_tokens: int | None = None
+    structured: str | None = None
+    extra_body: dict | None = None
+    templates: str | None = None
+
+    def __post_init__(self):
+        if not self.url.startswith(("http://", "https://")):
+            raise ValueError(f"`url` is the address of a server, such as http://127.0.0.1:8001/v1, not {self.url!r}")
+        if self.structured is not None and self.structured not in STRUCTURED:
+            raise ValueError(f"`structured` is one of {', '.join(STRUCTURED)}, not {self.structured!r}")
+
+    def client(self) -> JudgeClient:
+        """Connect to the server, and see that it serves the model."""
+        names = [field.name for field in fields(ServerEntry) if field.name not in ("url", "templates")]
+        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        client = JudgeClient(self.url, **given)
+        client.check()
+        return client
+
+
+@dataclass
+class HeldOutJudgeEntry(ServerEntry):
+    """A judge that trains nothing.
+
+    Args:
+        rubric (`str`): JSON or YAML file with its rubric.
+        mode (`str`, *optional*, defaults to `"single"`): `single` or `plan_execute`.
+        max_prompt_characters (`int`, *optional*): of a prompt that it is shown.
+        max_completion_characters (`int`, *optional*): of an answer that it is shown.
+    """
+
+    rubric: str = ""
+    mode: str = "single"
+    max_prompt_characters: int | None = None
+    max_completion_characters: int | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.rubric:
+            raise ValueError("give `rubric`, a JSON or YAML file with task and items")
+        if self.mode not in MODES:
+            raise ValueError(f"`mode` is one of {', '.join(MODES)}, not {self.mode!r}")
+
+    def judge(self) -> Judge:
+        """Make the judge; raises what its parts raise."""
+        limits = ("max_prompt_characters", "max_completion_characters")
+        given = {name: getattr(self, name) for name in limits if getattr(self, name) is not None}
+        rubric = read_rubric(self.rubric)
+        return Judge(self.client(), rubric, mode=self.mode, templates=self.templates, **given)
+
+
+@dataclass
+class JudgeEntry(HeldOutJudgeEntry):
+    """The judge that trains.
+
+    Args:
+        weight (`float`, *optional*, defaults to 1.0): of this reward in the sum.
+        reference_column (`str`, *optional*): column with the known answer, which it is shown.
+        max_failure_rate (`float`, *optional*, defaults to 0.5): share of failed judgements that ends the run.
+    """
+
+    weight: float = 1.0
+    reference_column: str | None = None
+    max_failure_rate: float = 0.5
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not math.isfinite(self.weight):
+            raise ValueError(f"`weight` is not finite: {self.weight}")
+
+    def reward(self) -> JudgeReward:
+        """Make the reward function; raises what its parts raise."""
+        return JudgeReward(
+            self.judge(), reference_column=self.reference_column, max_failure_rate=self.max_failure_rate
+        )
+
+
+@dataclass
+class MetaJudgeEntry(ServerEntry):
+    """The model that rewrites the rubric.
+
+    Args:
+        num_refinements (`int`, *optional*, defaults to 4): analyses side by side.
+        max_items (`int`, *optional*): of a rubric that it writes.
+        max_points (`int`, *optional*): of one item.
+        max_criterion_characters (`int`, *optional*): of one criterion.
+        max_task_characters (`int`, *optional*): of the task.
+    """
+
+    num_refinements: int = 4
+    max_items: int | None = None
+    max_points: int | None = None
+    max_criterion_characters: int | None = None
+    max_task_characters: int | None = None
+
+    def bounds(self) -> RubricBounds:
+        return RubricBounds(**{name: getattr(self, name) for name in BOUNDS if getattr(self, name) is not None})
+
+    def meta_judge(self) -> MetaJudge:
+        """Make the meta judge; raises what its parts raise."""
+        templates = PromptTemplates(self.templates)
+        return MetaJudge(self.client(), self.bounds(), num_refinements=self.num_refinements, templates=templates)
+
+
+ENTRIES = {"judge": JudgeEntry, "meta_judge": MetaJudgeEntry, "held_out_judge": HeldOutJudgeEntry}
+
+
+def read_judge(name: str, value: dict[str, Any] | None) -> Any:
+    """Read one of `ENTRIES`; `None` where it is not given. Raises `ValueError` that names the entry and the option."""
+    if value is None:
+        return None
+    try:
+        if "url" not in value:
+            raise ValueError("give `url`, the address of the server")
+        return ENTRIES[name](**conform(value, ENTRIES[name]))
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+
+
+def load(name: str, make: Any) -> Any:
+    """Call what makes a judge; what it lacks is a [`ConfigError`] that names the entry."""
+    try:
+        return make()
+    except (ValueError, JudgeError) as error:
+        raise ConfigError(f"{name}: {error}") from error
