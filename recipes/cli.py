@@ -23,7 +23,7 @@ class Command:
     module: str
     summary: str
     launched: bool = False
-    foreign_options: bool = False  # most are another program's: passed on, not parsed here
+    foreign_options: bool = False  # it has no recipe, or most options are another program's: not parsed here
 
 
 COMMANDS = {
@@ -33,6 +33,9 @@ COMMANDS = {
     "strength": Command("strength", "let an ensemble vote on preference pairs that its members have not seen"),
     "star": Command("star", "sample traces, keep those of most progress, fine-tune on them, repeat"),
     "metarm": Command("metarm", "train reward model and policy in rounds, the reward model corrected for the policy"),
+    "rubric": Command(
+        "rubric", "log, diff, show or roll back the rubrics of a run with a judge", foreign_options=True
+    ),
     "vllm-serve": Command("vllm_serve", "serve a model with vLLM for `vllm_mode: server`", foreign_options=True),
     "eval": Command(
         "evaluate", "measure accuracy, pass@k and maj@k with intervals, at token budgets too, or reward models"

@@ -1,4 +1,4 @@
-"""GRPO with a learned curriculum over task distributions, and with pay for progress.
+"""GRPO with a learned curriculum over task distributions, pay for progress, and a judge whose rubric learns.
 
     metatune grpo --config recipes/dump/FILE.yaml
     accelerate launch recipes/grpo.py --config recipes/dump/FILE.yaml
@@ -6,13 +6,15 @@
 Data is either `distributions:` (built-in families, reasoning-gym generators, files or hub datasets) or `dataset_name`,
 any dataset that TRL's GRPO trainer takes with one more column, `distribution`; with `curriculum: uniform` it may lack
 that. `reward_models:` adds trained reward models to `reward_funcs`, or takes their place where none are given; see
-`recipes/reward_models.py`. Everything else is TRL's `GRPOConfig` and `ModelConfig`.
+`recipes/reward_models.py`. `judge:` adds a language model that scores by a rubric, which `meta_judge:` rewrites while
+the policy trains (MPO); see `recipes/judges.py`. Everything else is TRL's `GRPOConfig` and `ModelConfig`.
 `progress: episode|prefix|anytime|length_penalty` pays for more than the outcome (MRT). With `curriculum: uniform` over
 one distribution and `progress: none` it is stock `GRPOTrainer`, bit for bit.
 
 Writes into `output_dir`: the trained model (its adapter with `use_peft: true`) and its tokenizer, `checkpoint-*`,
-`recipe.yaml` (every option that is not a default), `metrics.jsonl` (one JSON object a log line) and, with
-`log_completions: true`, `completions/*.parquet`.
+`recipe.yaml` (every option that is not a default), `metrics.jsonl` (one JSON object a log line), with `judge:`
+`rubrics/` (every version of the rubric, see `metatune rubric`) and, with `log_completions: true`,
+`completions/*.parquet`.
 `resume_from_checkpoint: true` goes on from the last checkpoint that was written to its end, with the same draws,
 rollouts and losses as a run that was never stopped.
 """
@@ -26,6 +28,7 @@ from trl import ModelConfig, ScriptArguments
 
 from metatune.recipes.adapters import STARTER, adapter_error, check_adapter_options, record_base  # noqa: F401
 from metatune.recipes.config import ConfigError, StrictParser, check_world_size, nearest, run
+from metatune.recipes.judges import check_judges, load_judge_reward, load_judges, read_judge, read_judges
 from metatune.recipes.reward_models import load_reward_models, read_entries
 from metatune.recipes.run_folder import (
     check_checkpoint,
@@ -36,7 +39,7 @@ from metatune.recipes.run_folder import (
     train_and_save,
 )
 from metatune.recipes.sharding import shard_small_parameters
-from metatune.trainers import MRTConfig
+from metatune.trainers.meta_config import MetaConfig
 
 
 @dataclass
@@ -49,10 +52,16 @@ class GRPOScriptArguments(ScriptArguments):
             Task distributions, the arms of the curriculum; see `metatune.curricula.load_distributions`.
         reward_funcs (`list[str]`, *optional*):
             Reward functions: `correctness` (each item's own verifier), any function of `trl.rewards`, or an import
-            path such as `my_package.rewards.brevity`. `reward_weights` are theirs. Without them and without
-            `reward_models` it is `correctness`.
+            path such as `my_package.rewards.brevity`. `reward_weights` are theirs. Without them, without
+            `reward_models` and without `judge` it is `correctness`.
         reward_models (`list[dict]`, *optional*):
             Trained reward models, each with its own `weight`; see [`RewardModelEntry`].
+        judge (`dict`, *optional*):
+            A language model that scores by a rubric, with its own `weight`; see [`JudgeEntry`].
+        meta_judge (`dict`, *optional*):
+            The one that rewrites the rubric every `meta_every` generation batches; see [`MetaJudgeEntry`].
+        held_out_judge (`dict`, *optional*):
+            One that trains nothing and looks on; see [`HeldOutJudgeEntry`].
     """
 
     distributions: list[dict] | None = field(
@@ -64,11 +73,17 @@ class GRPOScriptArguments(ScriptArguments):
     reward_models: list[dict] | None = field(
         default=None, metadata={"help": "Reward models: {path | paths | url, weight, combine, …}. YAML only."}
     )
+    judge: dict | None = field(default=None, metadata={"help": "Judge: {url, rubric, weight, mode, …}. YAML only."})
+    meta_judge: dict | None = field(default=None, metadata={"help": "Meta judge: {url, model, …}. YAML only."})
+    held_out_judge: dict | None = field(
+        default=None, metadata={"help": "Judge that trains nothing: {url, rubric, …}. YAML only."}
+    )
 
     def __post_init__(self):
         if (self.distributions is None) == (self.dataset_name is None):
             raise ValueError("give either `distributions` or `dataset_name`")
         read_entries(self.reward_models or [])
+        read_judges(self)
 
 
 def load_data(script_args: GRPOScriptArguments, with_evaluation: bool):
@@ -114,42 +129,55 @@ def load_reward(name: str):
         raise ConfigError(f"reward_funcs: '{name}' cannot be imported: {error}") from error
 
 
-def load_rewards(script_args: GRPOScriptArguments, training_args: MRTConfig) -> list:
-    """Return the reward functions, those of `reward_models` last, and set `reward_weights` to the weights of all."""
+def load_rewards(script_args: GRPOScriptArguments, training_args: MetaConfig) -> list:
+    """Return the reward functions, `reward_models` and `judge` last, and set `reward_weights` to those of all."""
     entries = read_entries(script_args.reward_models or [])
-    names = script_args.reward_funcs or ([] if entries else ["correctness"])
+    judge = read_judge("judge", script_args.judge)
+    names = script_args.reward_funcs or ([] if entries or judge else ["correctness"])
     functions = [load_reward(name) for name in names]
-    if entries:
+    if entries or judge:
         weights = training_args.reward_weights or [1.0] * len(names)
-        training_args.reward_weights = [*weights, *(entry.weight for entry in entries)]
-    return functions + load_reward_models(entries)
+        scored = [*entries, judge] if judge else entries
+        training_args.reward_weights = [*weights, *(entry.weight for entry in scored)]
+    return functions + load_reward_models(entries) + ([load_judge_reward(judge)] if judge else [])
 
 
-def check(script_args: GRPOScriptArguments, training_args: MRTConfig, model_args: ModelConfig) -> None:
+def check(script_args: GRPOScriptArguments, training_args: MetaConfig, model_args: ModelConfig) -> None:
     """Raise [`ConfigError`] for what can be told before any process is launched."""
     if model_args.model_name_or_path is None:
         raise ConfigError("give `model_name_or_path`: a folder, a hub name, or starter")
     check_adapter_options(model_args)
     check_checkpoint(training_args)
     weights, number = training_args.reward_weights, len(script_args.reward_funcs or [])
-    if script_args.reward_models and weights is not None and len(weights) != number:
+    scored = [name for name in ("reward_models", "judge") if getattr(script_args, name)]
+    listed = " and ".join(scored)
+    if scored and weights is not None and len(weights) != number:
         raise ConfigError(
-            f"reward_weights has {len(weights)} weights for {number} reward_funcs: those of reward_models are written "
+            f"reward_weights has {len(weights)} weights for {number} reward_funcs: those of {listed} are written "
             "beside them, as weight"
         )
-    if script_args.reward_models and training_args.progress in ("episode", "anytime", "length_penalty"):
+    if scored and training_args.progress in ("episode", "anytime", "length_penalty"):
         raise ConfigError(
-            f"progress: {training_args.progress} pays by what is right, which reward_models do not tell: take prefix "
-            "or none, or leave reward_models out"
+            f"progress: {training_args.progress} pays by what is right, which {listed} do not tell: take prefix or "
+            f"none, or leave {listed} out"
         )
+    check_judges(script_args, training_args)
 
 
-def main(script_args: GRPOScriptArguments, training_args: MRTConfig, model_args: ModelConfig) -> None:
+def trainer_of(script_args: GRPOScriptArguments, training_args: MetaConfig) -> type:
+    """Return the smallest trainer that does what the recipe asks for."""
+    from metatune.trainers import DUMPTrainer, MetaTrainer, MPOTrainer, MRTTrainer
+
+    if script_args.judge is None:
+        return DUMPTrainer if training_args.progress == "none" else MRTTrainer
+    return MPOTrainer if training_args.progress == "none" else MetaTrainer
+
+
+def main(script_args: GRPOScriptArguments, training_args: MetaConfig, model_args: ModelConfig) -> None:
     """Train, and save the model and its tokenizer in `training_args.output_dir`."""
     from trl import get_peft_config, get_quantization_config
 
     from metatune.recipes.callbacks import MetricsLog, ProgressLine
-    from metatune.trainers import DUMPTrainer, MRTTrainer
     from metatune.trainers.rollout_checkpoint import last_complete_checkpoint
 
     check(script_args, training_args, model_args)
@@ -162,7 +190,7 @@ def main(script_args: GRPOScriptArguments, training_args: MRTConfig, model_args:
         train_dataset = train_dataset.add_column("distribution", ["all"] * len(train_dataset))
     reward_funcs = load_rewards(script_args, training_args)
     try:
-        trainer = (DUMPTrainer if training_args.progress == "none" else MRTTrainer)(
+        trainer = trainer_of(script_args, training_args)(
             model=model_to_load(model_args),
             reward_funcs=reward_funcs,
             args=training_args,
@@ -171,6 +199,7 @@ def main(script_args: GRPOScriptArguments, training_args: MRTConfig, model_args:
             callbacks=[MetricsLog()],
             quantization_config=get_quantization_config(model_args),
             peft_config=get_peft_config(model_args),
+            **load_judges(script_args),
         )
     except ValueError as error:
         mistake = adapter_error(error)
@@ -185,7 +214,7 @@ def main(script_args: GRPOScriptArguments, training_args: MRTConfig, model_args:
 
 def make_parser(prog: str | None = None) -> StrictParser:
     """Return the parser of this recipe's options."""
-    return StrictParser((GRPOScriptArguments, MRTConfig, ModelConfig), prog=prog)
+    return StrictParser((GRPOScriptArguments, MetaConfig, ModelConfig), prog=prog)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ held_out_judge: {url: "http://127.0.0.1:8003/v1", rubric: rubrics/essay_expert.y
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -17,6 +18,8 @@ from metatune.rewards import Judge, JudgeClient, JudgeError, JudgeReward, MetaJu
 from metatune.rewards.judge import MODES
 from metatune.rewards.judge_client import STRUCTURED
 from metatune.rewards.prompt_templates import PromptTemplates
+from metatune.trainers import MPOConfig
+from metatune.trainers.dump_config import DUMPConfig
 
 BOUNDS = ("max_items", "max_points", "max_criterion_characters", "max_task_characters")
 
@@ -167,7 +170,43 @@ def read_judge(name: str, value: dict[str, Any] | None) -> Any:
         raise ValueError(f"{name}: {error}") from None
 
 
-def load(name: str, make: Any) -> Any:
+def read_judges(script_args: Any) -> None:
+    """Raise `ValueError` unless all of `ENTRIES` can be read, and a judge is there for the other two."""
+    for name in ENTRIES:
+        read_judge(name, getattr(script_args, name))
+        if getattr(script_args, name) is not None and script_args.judge is None:
+            raise ValueError(f"`{name}` goes with a `judge`: give one, or leave it out")
+
+
+def check_judges(script_args: Any, training_args: MPOConfig) -> None:
+    """Raise [`ConfigError`] for options of a rubric that would do nothing, and for a rubric that cannot be used."""
+    if script_args.judge is None:
+        for option in fields(MPOConfig):
+            inherited = option.name in DUMPConfig.__dataclass_fields__
+            if not inherited and getattr(training_args, option.name) != option.default:
+                raise ConfigError(f"`{option.name}` is of a judge's rubric: give a `judge`, or leave it out")
+        return
+    if training_args.meta_every and script_args.meta_judge is None:
+        raise ConfigError("give a `meta_judge` that rewrites the judge's rubric, or keep it by `meta_every: 0`")
+    meta_judge = read_judge("meta_judge", script_args.meta_judge)
+    _load("judge", lambda: read_rubric(script_args.judge["rubric"], meta_judge.bounds() if meta_judge else None))
+    if script_args.held_out_judge:
+        _load("held_out_judge", lambda: read_rubric(script_args.held_out_judge["rubric"]))
+
+
+def load_judge_reward(entry: JudgeEntry) -> JudgeReward:
+    """Connect to the judge and return its reward function."""
+    return _load("judge", entry.reward)
+
+
+def load_judges(script_args: Any) -> dict[str, Any]:
+    """Connect to the judges that a trainer takes beside its reward functions, and return them by their arguments."""
+    meta, held_out = (read_judge(name, getattr(script_args, name)) for name in ("meta_judge", "held_out_judge"))
+    judges = {"meta_judge": _load("meta_judge", meta.meta_judge)} if meta else {}
+    return judges | ({"held_out_judge": _load("held_out_judge", held_out.judge)} if held_out else {})
+
+
+def _load(name: str, make: Callable[[], Any]) -> Any:
     """Call what makes a judge; what it lacks is a [`ConfigError`] that names the entry."""
     try:
         return make()

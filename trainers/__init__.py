@@ -5,8 +5,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .dump_config import DUMPConfig
     from .dump_trainer import DUMPTrainer
+    from .meta_config import MetaConfig
     from .meta_reward_config import MetaRewardConfig
     from .meta_reward_trainer import MetaRewardTrainer
+    from .meta_trainer import MetaTrainer
     from .mpo_config import MPOConfig
     from .mpo_trainer import MPOTrainer
     from .mrt_config import MRTConfig
@@ -19,8 +21,10 @@ __all__ = [
     "MPOTrainer",
     "MRTConfig",
     "MRTTrainer",
+    "MetaConfig",
     "MetaRewardConfig",
     "MetaRewardTrainer",
+    "MetaTrainer",
 ]
 
 

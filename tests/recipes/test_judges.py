@@ -1,0 +1,160 @@
+"""Judges in the grpo recipe: what may be said of them, and real runs over two processes, killed and gone on with.
+
+The server is a stand-in over HTTP: it judges by the length of an answer, and its meta judge raises the item's points.
+"""
+
+import json
+import os
+import re
+import signal
+
+import pytest
+import yaml
+
+from metatune.recipes import grpo
+from metatune.recipes.config import ConfigError
+from metatune.rewards import RubricHistory
+
+from ..rewards.fake_judge_server import FakeJudgeServer
+from .launches import GRPO, LIMIT, finish, last_line, log_rows, metatune, start, succeed, wait_for, write_recipe
+
+RUBRIC = {"task": "Find the number.", "items": [{"name": "short", "criterion": "Is it short?", "points": 2}]}
+
+
+def answer(body):
+    """Judge by length; revise by one point more, so that a reply follows from the request alone."""
+    first = body["messages"][1]["content"]
+    if "You improve the rubric" not in body["messages"][0]["content"]:
+        text = re.search(r"answer to be judged\n(.*)\n~+ end of", first, re.S)[1]
+        most = body["response_format"]["json_schema"]["schema"]["properties"]["short"]["properties"]["score"][
+            "maximum"
+        ]
+        return json.dumps({"short": {"rationale": "its length", "score": max(0, most - len(text) // 12)}})
+    if len(body["messages"]) == 2:
+        return "an analysis"
+    if "Merge them into one" in first:
+        points = max(map(int, re.findall(r'"points": (\d+)', first.partition("Reply with")[0])))
+    else:
+        points = 1 + int(re.search(r"short \(a whole number from 0 to (\d+)\)", first)[1])
+    return json.dumps({"items": [{**RUBRIC["items"][0], "points": min(points, 10)}]})
+
+
+def judged(folder, url, **options):
+    """Write a rubric and a recipe that is judged by it; `None` leaves a key out."""
+    (folder / "rubric.yaml").write_text(yaml.safe_dump(RUBRIC))
+    judge = {"judge": {"url": url, "rubric": str(folder / "rubric.yaml")}, "meta_judge": {"url": url}}
+    options = {"output_dir": str(folder / "run"), "meta_every": 1, "meta_cases": 4, "gate_cases": 4, **options}
+    values = {key: value for key, value in {**GRPO, **judge, **options}.items() if value is not None}
+    return write_recipe(folder / "recipe.yaml", values)
+
+
+NOWHERE = "http://127.0.0.1:9/v1"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"judge": {"url": NOWHERE}}, "judge: give `rubric`, a JSON or YAML file"),
+        ({"judge": {"rubric": "r.yaml"}}, "judge: give `url`, the address of the server"),
+        ({"judge": {"url": "localhost", "rubric": "r"}}, "judge: `url` is the address of a server"),
+        ({"judge": {"url": NOWHERE, "rubrik": "r"}}, "judge: unknown key 'rubrik'; did you mean 'rubric'?"),
+        ({"judge": {"url": NOWHERE, "rubric": "r", "mode": "both"}}, "judge: `mode` is one of single, plan_execute"),
+        ({"judge": {"url": NOWHERE, "rubric": "none.yaml"}}, "judge: none.yaml: no such file"),
+        (
+            {"meta_judge": {"url": NOWHERE, "structured": "xml"}},
+            "meta_judge: `structured` is one of json_schema, none",
+        ),
+        ({"meta_judge": {"url": NOWHERE, "max_points": 1}}, "judge: {}/rubric.yaml: 'short' has 2 points, and 1 are"),
+        ({"meta_judge": None}, "give a `meta_judge` that rewrites the judge's rubric, or keep it by `meta_every: 0`"),
+        ({"judge": None}, "`meta_judge` goes with a `judge`"),
+        ({"judge": None, "meta_judge": None}, "`meta_every` is of a judge's rubric: give a `judge`, or leave it out"),
+        ({"meta_pool": 5}, "meta_pool is 5, and a meta step takes 4 meta_cases and 4 gate_cases: raise it"),
+        ({"progress": "episode"}, "progress: episode pays by what is right, which judge do not tell"),
+        (
+            {"reward_weights": [1.0]},
+            "reward_weights has 1 weights for 0 reward_funcs: those of judge are written beside",
+        ),
+        ({"held_out_judge": {"url": NOWHERE, "rubric": "none.json"}}, "held_out_judge: none.json: no such file"),
+    ],
+)
+def test_mistakes_are_told_before_a_launch(tmp_path, options, message):
+    with pytest.raises((ConfigError, ValueError)) as error:
+        grpo.check(*grpo.make_parser().parse_args_and_config(["--config", str(judged(tmp_path, NOWHERE, **options))]))
+    assert message.format(tmp_path) in str(error.value)
+
+
+def test_a_judge_stands_beside_functions_or_in_their_place(tmp_path):
+    with FakeJudgeServer(answer) as server:
+        for options, names, weights in (
+            ({}, ["judge"], [1.0]),
+            ({"reward_funcs": ["correctness"], "reward_weights": [0.0]}, ["correctness_reward", "judge"], [0.0, 1.0]),
+        ):
+            recipe = judged(tmp_path, server.url, **options)
+            script, training, model = grpo.make_parser().parse_args_and_config(["--config", str(recipe)])
+            grpo.check(script, training, model)
+            assert [function.__name__ for function in grpo.load_rewards(script, training)] == names
+            assert training.reward_weights == weights
+        assert set(grpo.load_judges(script)) == {"meta_judge"}
+        assert grpo.trainer_of(script, training).__name__ == "MPOTrainer"
+
+
+def test_a_server_that_is_not_there_is_one_line(tmp_path):
+    code, _, errors = finish(start(metatune("grpo", "--config", judged(tmp_path, NOWHERE))))
+    error = last_line(errors)
+    assert code != 0 and error.startswith("metatune: error: judge: no use of the judge's server at"), errors[-2000:]
+    assert "vllm serve" in error
+
+
+def rubric_of(body):
+    """The points in a judge's request that trains; `None` for a trial of the gate, and for the meta judge."""
+    if body["temperature"] or "You improve the rubric" in body["messages"][0]["content"]:
+        return None
+    return body["response_format"]["json_schema"]["schema"]["properties"]["short"]["properties"]["score"]["maximum"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3 * LIMIT)
+def test_two_processes_judge_by_one_version_and_a_killed_run_goes_on(tmp_path):
+    """No request by an old version comes after one by a new: all ranks change at once. Killed, it goes on the same."""
+    options = {"num_processes": 2, "per_device_train_batch_size": 2, "reward_funcs": ["correctness"], "save_steps": 2}
+    options |= {"reward_weights": [0.0], "gate": True}
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "killed").mkdir()
+    with FakeJudgeServer(answer) as server:
+        succeed(metatune("grpo", "--config", judged(tmp_path / "whole", server.url, **options)))
+        versions = [points for body in server.bodies if (points := rubric_of(body)) is not None]
+        assert versions == sorted(versions) and len(versions) == 8 // 2 * 16
+
+        recipe = judged(tmp_path / "killed", server.url, **options, resume_from_checkpoint=True)
+        process = start(metatune("grpo", "--config", recipe))
+        wait_for(tmp_path / "killed" / "run" / "checkpoint-4" / "trainer_state.json", process)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        succeed(metatune("grpo", "--config", recipe))
+    whole, killed = (RubricHistory.read(tmp_path / name / "run" / "rubrics") for name in ("whole", "killed"))
+    assert killed.events == whole.events and len(whole.events) == 1 + 8 // 2
+    assert [version.rubric for version in killed.versions] == [version.rubric for version in whole.versions]
+    keys = ("step", "loss", "reward", "rubric/version")
+    rows = [
+        [tuple(row[key] for key in keys) for row in log_rows(tmp_path / name / "run") if "loss" in row]
+        for name in ("whole", "killed")
+    ]
+    assert rows[0] == rows[1]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2 * LIMIT)
+def test_a_judge_that_fails_ends_the_run_in_its_words_and_the_run_goes_on(tmp_path):
+    broken = []
+
+    def fault(number, body):
+        return ("status", 400) if broken or (number >= 40 and not broken.append(1)) else None
+
+    with FakeJudgeServer(answer, fault) as server:
+        recipe = judged(tmp_path, server.url, meta_every=0, meta_judge=None, save_steps=1, resume_from_checkpoint=True)
+        code, _, errors = finish(start(metatune("grpo", "--config", recipe)))
+        assert code != 0 and "told to answer 400" in errors and "resume_from_checkpoint: true" in errors
+    with FakeJudgeServer(answer) as server:
+        recipe = judged(tmp_path, server.url, meta_every=0, meta_judge=None, save_steps=1, resume_from_checkpoint=True)
+        succeed(metatune("grpo", "--config", recipe))
+    assert [row["step"] for row in log_rows(tmp_path / "run") if "loss" in row] == list(range(1, 9))
