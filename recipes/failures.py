@@ -63,6 +63,7 @@ def known_cause(error: BaseException, output_dir: str | None, resumes: bool = Tr
         output_dir (`str`, *optional*): where the run writes; the error itself does not always say.
         resumes (`bool`, *optional*, defaults to `True`): whether it is a run that can be gone on with.
     """
+    from metatune.rewards.judge_client import JudgeError
     from metatune.rewards.reward_server import RewardServerError
     from metatune.trainers.server_watch import VLLMServerError
 
@@ -70,7 +71,7 @@ def known_cause(error: BaseException, output_dir: str | None, resumes: bool = Tr
     while error is not None and error not in seen:  # an error may have been raised from itself
         seen.append(error)
         text = str(error)
-        if isinstance(error, (VLLMServerError, RewardServerError)):
+        if isinstance(error, (VLLMServerError, RewardServerError, JudgeError)):
             return text
         full = (isinstance(error, OSError) and error.errno in FULL) or any(part in text for part in FULL_TEXTS)
         if full or any(part in text for part in TORN_TEXTS):

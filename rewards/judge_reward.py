@@ -9,12 +9,15 @@ import json
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
 
 from .judge import FAILURES, Judge, Judgement, failure_shares
 from .judge_client import JudgeError
+
+GONE = 16  # failed judgements in a row after which nothing more is to be expected of a server
 
 
 class JudgeReward:
@@ -96,20 +99,23 @@ class JudgeReward:
         return list(columns[self.reference_column])
 
     def _count_failures(self, judgements: Sequence[Judgement]) -> None:
-        """Raise `JudgeError` once a window's share of failures, or a whole call, is past what is allowed."""
+        """Raise `JudgeError` once a window's share of failures is past what is allowed, or the server is gone."""
         self._failures.extend((judgement.failure, judgement.detail) for judgement in judgements)
         causes = Counter(cause for cause, _ in self._failures if cause is not None)
         rate = causes.total() / max(1, len(self._failures))
-        all_failed = bool(judgements) and all(judgement.failure is not None for judgement in judgements)
+        streak = sum(1 for _ in takewhile(lambda each: each[0] is not None, reversed(self._failures)))
         full = len(self._failures) == self._failures.maxlen
-        if rate <= self.max_failure_rate or not (full or all_failed):
+        gone = streak >= GONE and self.max_failure_rate < 1
+        if not gone and (rate <= self.max_failure_rate or not full):
             return
         worst = causes.most_common(1)[0][0]
         detail = next(detail for cause, detail in reversed(self._failures) if cause == worst)
+        what = f"{rate:.0%} of the last {len(self._failures)} judgements"
+        if gone:
+            what = f"the last {streak} judgements in a row"
         raise JudgeError(
-            f"{rate:.0%} of the last {len(self._failures)} judgements by {self.judge.client.base_url} failed, above "
-            f"max_failure_rate {self.max_failure_rate:.0%}; mostly {worst}: {detail}. Mend the server and go on with "
-            "resume_from_checkpoint: true"
+            f"{what} by {self.judge.client.base_url} failed (max_failure_rate {self.max_failure_rate:.0%}); mostly "
+            f"{worst}: {detail}. Mend the server and go on with resume_from_checkpoint: true"
         )
 
 

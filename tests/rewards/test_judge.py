@@ -238,9 +238,11 @@ def test_too_many_failures_end_the_run_in_the_server_s_words():
         function(["a"] * 4, ["1", "1", "2", "2"])
         with pytest.raises(JudgeError, match=r"62% of the last 8 .*mostly refused: .*told to answer 400.*resume_from"):
             function(["a"] * 2, ["2", "2"])
-        with pytest.raises(JudgeError, match="100% of the last 2"):
-            reward(server)(["a"] * 2, ["2", "2"])
-        assert reward(server, max_failure_rate=1.0)(["a"], ["2"]) == [None], "asked to go on"
+        function = reward(server)
+        function(["a"] * 20, ["1"] * 20)
+        with pytest.raises(JudgeError, match=r"the last 16 judgements in a row .*told to answer 400.*resume_from"):
+            function(["a"] * 16, ["2"] * 16)
+        assert reward(server, max_failure_rate=1.0)(["a"] * 20, ["2"] * 20) == [None] * 20, "asked to go on"
 
 
 @pytest.mark.parametrize("options", [{"max_failure_rate": 1.5}, {"window": 0}])
