@@ -1,0 +1,148 @@
+"""A simulation of a judge and of a meta judge behind a real HTTP server, by rules: for `benchmarks/mpo.py`.
+
+The judge applies a rubric's items as programs, which it knows by their names (PROGRAMS). The meta judge reads what it
+is shown, and nothing else: it closes a loophole only where the cases before it show that it is used, half of the time;
+else it makes an edit that sounds good and pays for the wrong thing. Its replies follow from the request alone.
+"""
+
+import json
+import random
+import re
+import string
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+LETTERS, MARKS = string.ascii_uppercase, ".,;:"
+FENCED = r"^~~~~~~ {label}\n(.*?)\n~~~~~~ end of {label}$"
+
+
+def asked_letters(prompt: str, response: str) -> str:
+    return "".join(letter for letter in response if letter in prompt)
+
+
+def repetitions(response: str) -> int:
+    letters = [letter for letter in response if letter in LETTERS]
+    return len(letters) - len(set(letters))
+
+
+def unasked(prompt: str, response: str) -> int:
+    return sum(letter in LETTERS and letter not in prompt for letter in response)
+
+
+# Name of an item to what it says, its points, and how much of them a response earns, before it is cut to its range.
+PROGRAMS: dict[str, tuple[str, int, Callable[[str, str], int]]] = {
+    "mentions": (
+        "A point for each time that a letter of the prompt is said.",
+        4,
+        lambda p, r: len(asked_letters(p, r)),
+    ),
+    "covers": ("A point for each letter of the prompt that is said.", 4, lambda p, r: len(set(asked_letters(p, r)))),
+    "care": ("A point for each mark that separates.", 2, lambda p, r: sum(mark in MARKS for mark in r)),
+    "repeats": ("A point off for each letter that is said again.", -4, lambda p, r: -repetitions(r)),
+    "strays": ("A point off for each letter that was not asked for.", -4, lambda p, r: -unasked(p, r)),
+    "rich": ("A point for every four characters.", 6, lambda p, r: len(r) // 4),
+    "lively": ("A point for every mark.", 6, lambda p, r: sum(mark in MARKS for mark in r)),
+}
+LURES = ("rich", "lively")  # what the meta judge proposes when it has seen nothing
+
+
+def item(name: str) -> dict:
+    criterion, points, _ = PROGRAMS[name]
+    return {"name": name, "criterion": criterion, "points": points}
+
+
+def score(name: str, prompt: str, response: str) -> int:
+    """Return what an item's program gives a response, in the item's range."""
+    _, points, program = PROGRAMS[name]
+    return min(max(program(prompt, response), min(0, points)), max(0, points))
+
+
+def judge(body: dict) -> str:
+    """Answer a judge's request: every item by its program."""
+    text = body["messages"][-1]["content"]
+    prompt, response = fenced(text, "prompt")[0], fenced(text, "answer to be judged")[0]
+    names = body["response_format"]["json_schema"]["schema"]["properties"]
+    return json.dumps(
+        {name: {"rationale": PROGRAMS[name][0], "score": score(name, prompt, response)} for name in names}
+    )
+
+
+def revise(body: dict) -> str:
+    """Answer a meta judge's request: an analysis is what the cases show, a rubric what follows from it."""
+    messages = [message["content"] for message in body["messages"]]
+    if len(messages) == 2 and "Merge them" not in messages[1]:
+        return analyse(messages[1])
+    if len(messages) == 2:
+        revisions = [json.loads(text) for text in re.findall(r"^Revision \d+:\n(\[.*?\n\])", messages[1], re.S | re.M)]
+        merged = {each["name"]: each for revision in revisions for each in revision}
+        if {"covers", "mentions"} <= set(merged):
+            del merged["mentions"]
+        return json.dumps({"items": list(merged.values())})
+    names = re.findall(r"^- ([a-z_]+) \(a whole number", messages[1], re.M)
+    found = messages[2].split()
+    if "mentions" in found and "mentions" in names:
+        names[names.index("mentions")] = "covers"
+    names += [name for name in found if name in PROGRAMS and name != "mentions" and name not in names]
+    return json.dumps({"items": [item(name) for name in names]})
+
+
+def analyse(text: str) -> str:
+    """Say which programs the cases call for: letters said again, letters not asked for; or else a lure."""
+    cases = list(zip(fenced(text, "prompt"), fenced(text, "answer"), strict=True))
+    rng = random.Random(text)
+    found = []
+    if sum(repetitions(response) >= 2 for _, response in cases) >= 2:
+        found += ["mentions", "repeats"]
+    if sum(unasked(prompt, response) >= 2 for prompt, response in cases) >= 2:
+        found += ["strays"]
+    if not found or rng.random() < 0.5:
+        found = [rng.choice(LURES)]
+    return " ".join(found)
+
+
+def fenced(text: str, label: str) -> list[str]:
+    return re.findall(FENCED.format(label=re.escape(label)), text, re.S | re.M)
+
+
+class SimulatedJudgeServer:
+    """Serves the simulation at `url`, as a context."""
+
+    def __enter__(self):
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, *args):
+                pass
+
+            def do_GET(self):
+                self.reply({"object": "list", "data": [{"id": "simulation", "object": "model"}]})
+
+            def do_POST(self):
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                meta = body["messages"][0]["content"].startswith("You improve the rubric")
+                message = {"role": "assistant", "content": revise(body) if meta else judge(body)}
+                choice = {"index": 0, "message": message, "finish_reason": "stop"}
+                usage = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
+                about = {"id": "1", "object": "chat.completion", "created": 0, "model": "simulation"}
+                self.reply({**about, "choices": [choice], "usage": usage})
+
+            def reply(self, value):
+                data = json.dumps(value).encode()
+                self.send_response(200)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+        class Server(ThreadingHTTPServer):
+            request_queue_size, daemon_threads = 256, True
+
+        self._server = Server(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}/v1"
+        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
+        return self
+
+    def __exit__(self, *error):
+        self._server.shutdown()
+        self._server.server_close()
