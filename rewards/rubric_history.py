@@ -5,12 +5,14 @@ cases and analyses that led to it, and the gate's verdict. Refused ones are kept
 order. Both are written by the main process alone, each file whole or not at all, so that they can be read while the
 run goes on.
 
-A checkpoint holds how far the history was. Resuming from an earlier one moves what came after it into `abandoned-N/`.
-A user's wish to go back, `metatune rubric rollback`, is a file that the next resume takes up once.
+A checkpoint holds the story so far. Resuming from an earlier one moves what came after it into `abandoned-N/`. A
+user's wish to go back, `metatune rubric rollback`, is a file that the next resume takes up once; from then on it is an
+event, which stays if the run dies before its next checkpoint.
 """
 
 import json
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +61,8 @@ class RubricHistory:
 
     Attributes:
         versions (`list[RubricVersion]`): all of them, by number.
-        events (`list[dict]`): `event` (one of `EVENTS`), `version`, `step` and `reason`, in their order.
+        events (`list[dict]`): `event` (one of `EVENTS`), `version`, `step` and `reason`, in their order; `by` is there
+            and `user` where a user went back.
     """
 
     def __init__(self, folder: str | Path):
@@ -78,18 +81,40 @@ class RubricHistory:
         if not (history.folder / LOG).is_file():
             raise ValueError(f"{history.folder / LOG} is missing: the run has no rubrics")
         history.events = _read_events(history.folder / LOG)
-        numbers = {event["version"] for event in history.events if event["version"] is not None}
+        numbers = [event["version"] for event in history.events if event["version"] is not None]
+        if not numbers:
+            raise ValueError(f"{history.folder / LOG} is empty: the run has no rubrics")
         history.versions = [_read_version(history.folder, number) for number in range(max(numbers) + 1)]
         return history
 
     @property
+    def wish(self) -> dict[str, Any] | None:
+        """The user's wish that the next resume takes up: `version` and `reason`; `None` where there is none.
+
+        Raises:
+            ValueError: its file cannot be read.
+        """
+        path = self.folder / REQUEST
+        if not path.is_file():
+            return None
+        wish = _read_json(path)
+        if not isinstance(wish, dict) or not isinstance(wish.get("version"), int) or "reason" not in wish:
+            raise ValueError(f"{path}: no wish to go back: delete it, or run metatune rubric rollback again")
+        return wish
+
+    @property
     def current(self) -> RubricVersion:
         """The version in force."""
-        return self.versions[self._number_at(len(self.events))]
+        for event in reversed(self.events):
+            if event["event"] in ("given", "accepted", "rolled_back"):
+                return self.versions[event["version"]]
+        raise ValueError("no rubric has been given yet")
 
     def begin(self, rubric: Rubric) -> None:
         """Write version 0; what another run left in the folder is moved away."""
-        self._abandon(0, 0)
+        moved_to, wish = self._abandon(0, []), self.folder / REQUEST
+        if moved_to is not None and wish.is_file():
+            wish.rename(moved_to / REQUEST)  # it is for a version of the other run
         self.versions, self.events = [], []
         self._add(RubricVersion(0, rubric), "given", 0, "the rubric that the run began with")
 
@@ -115,16 +140,21 @@ class RubricHistory:
         """Record a meta step that came to nothing."""
         self._log("failed", None, step, reason)
 
+    def version(self, number: int) -> RubricVersion:
+        """Return a version; raises `ValueError` where there is none of this number."""
+        if not 0 <= number < len(self.versions):
+            raise ValueError(f"there is no version {number} (there are 0 to {len(self.versions) - 1})")
+        return self.versions[number]
+
     def roll_back(self, number: int, step: int, reason: str) -> RubricVersion:
         """Put an earlier version in force again.
 
         Raises:
             ValueError: there is no such version.
         """
-        if not 0 <= number < len(self.versions):
-            raise ValueError(f"there is no version {number} (there are 0 to {len(self.versions) - 1})")
+        version = self.version(number)
         self._log("rolled_back", number, step, reason)
-        return self.versions[number]
+        return version
 
     def request_rollback(self, number: int, reason: str, force: bool = False) -> None:
         """Leave the wish that the next resume goes on with an earlier version.
@@ -132,17 +162,15 @@ class RubricHistory:
         Raises:
             ValueError: there is no such version, or it was refused and `force` is not set.
         """
-        if not 0 <= number < len(self.versions):
-            raise ValueError(f"there is no version {number} (there are 0 to {len(self.versions) - 1})")
-        if not self.versions[number].accepted and not force:
+        if not self.version(number).accepted and not force:
             raise ValueError(f"version {number} was refused by the gate: add --force to take it all the same")
         _write(self.folder / REQUEST, {"version": number, "reason": reason})
 
     def state_dict(self) -> dict[str, Any]:
-        """Return how far the history is, as JSON."""
+        """Return the story so far, as JSON: the events, and of the versions only the rubric in force."""
         return {
             "versions": len(self.versions),
-            "events": len(self.events),
+            "events": list(self.events),
             "current": self.current.number,
             "rubric": self.current.rubric.to_dict(),
         }
@@ -155,67 +183,76 @@ class RubricHistory:
             step (`int`): optimizer steps of the checkpoint.
 
         Raises:
-            ValueError: the folder is not that of the checkpoint's run, or files are missing.
+            ValueError: the folder is not that of the checkpoint's run, files are missing, or the wish is for a version
+                that came after the checkpoint. Nothing has been moved then.
         """
-        events = _read_events(self.folder / LOG)
-        if len(events) < state["events"]:
-            raise ValueError(
-                f"{self.folder / LOG} has {len(events)} events, the checkpoint knows {state['events']}: put the "
-                "folder rubrics of its run beside it"
-            )
+        log, advice = self.folder / LOG, "put the folder rubrics of its run beside it"
+        events, known = _read_events(log), state["events"]
+        if len(events) < len(known):
+            raise ValueError(f"{log} has {len(events)} events, the checkpoint knows {len(known)}: {advice}")
+        if events[: len(known)] != known:
+            raise ValueError(f"{log} tells another story than the checkpoint: {advice}")
         versions = [_read_version(self.folder, number) for number in range(state["versions"])]
         if versions[state["current"]].rubric.to_dict() != state["rubric"]:
+            path = self.folder / versions[state["current"]].file_name
+            raise ValueError(f"{path} is not the rubric of the checkpoint: {advice}")
+        if (wish := self.wish) is not None and not 0 <= wish["version"] < len(versions):
             raise ValueError(
-                f"{self.folder / versions[state['current']].file_name} is not the rubric of the checkpoint: put the "
-                "folder rubrics of its run beside it"
+                f"{self.folder / REQUEST} asks for version {wish['version']}, which the checkpoint of step {step} "
+                f"does not know (it knows 0 to {len(versions) - 1}): ask for one of these, or delete the file"
             )
-        self._abandon(state["versions"], state["events"])
-        self.versions, self.events = versions, events[: state["events"]]
-        self._write_log()
-        request = self.folder / REQUEST
-        if request.is_file():
-            wish = _read_json(request)
-            self.roll_back(wish["version"], step, wish["reason"])
-            request.unlink()
-
-    def _number_at(self, number_of_events: int) -> int:
-        """Return the version in force after so many events."""
-        for event in reversed(self.events[:number_of_events]):
-            if event["event"] in ("given", "accepted", "rolled_back"):
-                return event["version"]
-        raise ValueError("no rubric has been given yet")
+        # a wish that was taken up at this very checkpoint, by a run that died before its next one
+        taken_up = takewhile(lambda event: event.get("by") == "user" and event["step"] == step, events[len(known) :])
+        events = [*known, *taken_up]
+        self._abandon(len(versions), events)
+        self.versions, self.events = versions, events
+        if wish is not None:
+            self._log("rolled_back", wish["version"], step, wish["reason"], by="user")
+            (self.folder / REQUEST).unlink()
 
     def _add(self, version: RubricVersion, event: str, step: int, reason: str) -> None:
         _write(self.folder / version.file_name, version.to_dict())
         self.versions.append(version)
         self._log(event, version.number, step, reason)
 
-    def _log(self, event: str, version: int | None, step: int, reason: str) -> None:
-        self.events.append({"event": event, "version": version, "step": step, "reason": reason})
-        self._write_log()
+    def _log(self, event: str, version: int | None, step: int, reason: str, **more: str) -> None:
+        self.events.append({"event": event, "version": version, "step": step, "reason": reason, **more})
+        self._write_log(self.events)
 
-    def _write_log(self) -> None:
-        _write_text(self.folder / LOG, "".join(json.dumps(event) + "\n" for event in self.events))
+    def _write_log(self, events: list[dict[str, Any]]) -> None:
+        _write_text(self.folder / LOG, "".join(json.dumps(event) + "\n" for event in events))
 
-    def _abandon(self, num_versions: int, num_events: int) -> None:
-        """Move versions and events from these numbers on into a folder of their own."""
-        files = sorted(self.folder.glob("version-*.json"))[num_versions:]
+    def _abandon(self, num_versions: int, events: list[dict[str, Any]]) -> Path | None:
+        """Keep these versions and events, and move the others into a folder of their own, which is returned."""
+        files = sorted(path for path in self.folder.glob("version-*.json") if _number(path) >= num_versions)
         log = self.folder / LOG
-        if not files and (not log.is_file() or len(_read_events(log)) <= num_events):
-            return
-        number = len(list(self.folder.glob("abandoned-*")))
-        target = self.folder / f"abandoned-{number}"
+        if not files and (not log.is_file() or _read_events(log) == events):
+            return None
+        target = self.folder / f"abandoned-{1 + max(map(_number, self.folder.glob('abandoned-*')), default=-1)}"
         target.mkdir(parents=True)
-        (target / LOG).write_text(log.read_text() if log.is_file() else "")
+        if log.is_file():
+            _write_text(target / LOG, log.read_text(encoding="utf-8"))
+        if events:
+            self._write_log(events)  # before files go, so that the log names none that is not there
         for path in files:
             path.rename(target / path.name)
+        return target
+
+
+def _number(path: Path) -> int:
+    """Return the number at the end of a name, -1 where there is none."""
+    digits = path.stem.rpartition("-")[2]
+    return int(digits) if digits.isdecimal() else -1
 
 
 def _read_version(folder: Path, number: int) -> RubricVersion:
     path = folder / f"version-{number:03d}.json"
     values = _read_json(path)
     try:
-        return RubricVersion(**{**values, "rubric": Rubric.from_dict(values["rubric"])})
+        version = RubricVersion(**{**values, "rubric": Rubric.from_dict(values["rubric"])})
+        if version.number != number:
+            raise ValueError(f"it says that it is version {version.number}")
+        return version
     except (TypeError, KeyError, ValueError) as error:
         raise ValueError(f"{path}: no version of a rubric: {error}") from error
 
@@ -245,5 +282,5 @@ def _write(path: Path, values: dict[str, Any]) -> None:
 def _write_text(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
+    temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # half a surrogate pair, as JSON has it
     temporary.replace(path)

@@ -89,11 +89,65 @@ def test_a_wish_to_go_back_is_taken_up_once(tmp_path):
     RubricHistory.read(tmp_path).request_rollback(1, "it pays for length")
     resumed = RubricHistory(tmp_path)
     resumed.load_state_dict(state, step=40)
-    assert resumed.current.number == 1
-    assert resumed.events[-1] == {"event": "rolled_back", "version": 1, "step": 40, "reason": "it pays for length"}
+    assert resumed.current.number == 1 and resumed.wish is None
+    event = {"event": "rolled_back", "version": 1, "step": 40, "reason": "it pays for length", "by": "user"}
+    assert resumed.events == [*state["events"], event]
+    resumed.propose(rubric(4), step=50, accepted=True, reason="lost when the run is killed")
     again = RubricHistory(tmp_path)
     again.load_state_dict(state, step=40)
-    assert again.current.number == 3, "the checkpoint's, and no wish any more"
+    assert again.events == resumed.events[:-1] and again.current.number == 1, "the wish outlives a killed run"
+    saved = json.loads(json.dumps(again.state_dict()))
+    again.load_state_dict(saved, step=60)
+    assert again.events == saved["events"], "and is taken up once"
+
+
+def test_a_wish_of_a_later_resume_is_no_part_of_an_earlier_checkpoint(tmp_path):
+    state = begun(tmp_path, True).state_dict()
+    RubricHistory.read(tmp_path).request_rollback(0, "x")
+    RubricHistory(tmp_path).load_state_dict(state, step=40)
+    history = RubricHistory(tmp_path)
+    history.load_state_dict(state, step=20)
+    assert history.current.number == 1 and "rolled_back" in (tmp_path / "abandoned-0" / "log.jsonl").read_text()
+
+
+def test_a_wish_for_what_the_checkpoint_does_not_know_moves_nothing(tmp_path):
+    history = begun(tmp_path, True)
+    state = history.state_dict()
+    history.propose(rubric(2), step=50, accepted=True, reason="after the checkpoint")
+    history.request_rollback(2, "x")
+    files = {path: path.read_bytes() for path in tmp_path.rglob("*")}
+    message = r"request.json asks for version 2, which the checkpoint of step 40 does not know \(it knows 0 to 1\)"
+    with pytest.raises(ValueError, match=message):
+        RubricHistory(tmp_path).load_state_dict(state, step=40)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*")} == files
+    (tmp_path / "request.json").write_text('{"version": "two"}')
+    with pytest.raises(ValueError, match=r"request.json: no wish to go back: delete it"):
+        RubricHistory(tmp_path).load_state_dict(state, step=40)
+
+
+def test_a_fresh_run_does_not_take_up_the_wish_of_another(tmp_path):
+    begun(tmp_path, True).request_rollback(1, "x")
+    assert begun(tmp_path).wish is None and (tmp_path / "abandoned-0" / "request.json").is_file()
+
+
+def test_what_a_model_wrote_can_be_written_whatever_it_is(tmp_path):
+    history = begun(tmp_path)
+    odd = json.loads(r'"half a pair \ud800, a separator \u2028, \u0000 and [/INST]"')
+    history.propose(rubric(1), step=1, accepted=True, reason=odd, analyses=[odd], cases=[{"completion": odd}])
+    read = RubricHistory.read(tmp_path)
+    assert (read.versions, read.events) == (history.versions, history.events)
+
+
+def test_numbers_of_four_digits_and_folders_that_were_deleted(tmp_path):
+    history = begun(tmp_path)
+    state = history.state_dict()
+    for number in (998, 999, 1000):
+        (tmp_path / f"version-{number}.json").write_text("{}")
+    (tmp_path / "abandoned-4").mkdir()
+    RubricHistory(tmp_path).load_state_dict({**state, "versions": 1}, step=0)
+    assert {path.name for path in (tmp_path / "abandoned-5").glob("v*")} == {
+        "version-998.json", "version-999.json", "version-1000.json"
+    }  # fmt: skip
 
 
 def test_what_cannot_be_gone_back_to(tmp_path):
@@ -111,7 +165,14 @@ def test_a_folder_that_is_not_the_checkpoint_s(tmp_path):
     with pytest.raises(ValueError, match="has 0 events, the checkpoint knows 2: put the folder rubrics of its run"):
         RubricHistory(tmp_path / "b").load_state_dict(state, 1)
     begun(tmp_path / "c", None, True)
+    with pytest.raises(ValueError, match=r"log.jsonl tells another story than the checkpoint: put the folder rubrics"):
+        RubricHistory(tmp_path / "c").load_state_dict(state, 1)
+    (tmp_path / "c" / "log.jsonl").write_text((tmp_path / "a" / "log.jsonl").read_text())
     (tmp_path / "c" / "version-001.json").write_text((tmp_path / "a" / "version-000.json").read_text())
+    with pytest.raises(ValueError, match=r"version-001.json: no version of a rubric: it says that it is version 0"):
+        RubricHistory(tmp_path / "c").load_state_dict(state, 1)
+    other = RubricHistory.read(tmp_path / "a").versions[1].to_dict() | {"rubric": rubric(7).to_dict()}
+    (tmp_path / "c" / "version-001.json").write_text(json.dumps(other))
     with pytest.raises(ValueError, match="is not the rubric of the checkpoint"):
         RubricHistory(tmp_path / "c").load_state_dict(state, 1)
     (tmp_path / "a" / "version-000.json").unlink()
@@ -119,6 +180,10 @@ def test_a_folder_that_is_not_the_checkpoint_s(tmp_path):
         RubricHistory(tmp_path / "a").load_state_dict(state, 1)
     with pytest.raises(ValueError, match=r"log.jsonl is missing: the run has no rubrics"):
         RubricHistory.read(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "log.jsonl").touch()
+    with pytest.raises(ValueError, match=r"log.jsonl is empty: the run has no rubrics"):
+        RubricHistory.read(tmp_path / "empty")
     (tmp_path / "c" / "version-000.json").write_text('{"number": 0}')
     with pytest.raises(ValueError, match=r"version-000.json: no version of a rubric"):
         RubricHistory.read(tmp_path / "c")
