@@ -14,12 +14,15 @@ items that are asked for, each in its range.
 import difflib
 import json
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from .fencing import HIDDEN, KEPT
 
 NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 MAX_RATIONALE_CHARACTERS = 600
@@ -198,7 +201,10 @@ def read_rubric(path: str | Path, bounds: RubricBounds | None = None) -> Rubric:
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
-        values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        if path.suffix == ".json":
+            values = json.loads(text, object_pairs_hook=_without_doubles)
+        else:
+            values = yaml.load(text, _YamlLoader)
         return Rubric.from_dict(values, bounds)
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file") from None
@@ -211,7 +217,11 @@ def read_rubric(path: str | Path, bounds: RubricBounds | None = None) -> Rubric:
 def diff_rubrics(old: Rubric, new: Rubric) -> list[str]:
     """Return what changed, in sentences, in the order of the new items; removed ones last."""
     before = {item.name: item for item in old.items}
-    changes = [] if old.task == new.task else [f"task: {old.task!r} -> {new.task!r}"]
+    both = before.keys() & {item.name for item in new.items}
+    changes = [] if old.task == new.task else [f"~ task: {old.task!r} -> {new.task!r}"]
+    orders = [[item.name for item in one.items if item.name in both] for one in (old, new)]
+    if orders[0] != orders[1]:
+        changes.append(f"~ order: {', '.join(orders[0])} -> {', '.join(orders[1])}")
     for item in new.items:
         was = before.pop(item.name, None)
         if was is None:
@@ -247,8 +257,9 @@ def _object(properties: dict[str, Any]) -> dict[str, Any]:
 def _check_text(value: Any, what: str) -> None:
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{what} is a text that says something, not {value!r}")
-    if bad := [character for character in value if not character.isprintable() and character not in "\n\t"]:
-        raise ValueError(f"{what} has the control character {bad[0]!r}: take it out")
+    for character in value:
+        if unicodedata.category(character) in HIDDEN and character not in KEPT:
+            raise ValueError(f"{what} has the control character {character!a}: take it out")
 
 
 def _check_keys(values: Any, keys: Iterable[str], what: str) -> None:
@@ -260,6 +271,23 @@ def _check_keys(values: Any, keys: Iterable[str], what: str) -> None:
     for key in keys:
         if key not in values:
             raise ValueError(f"{what} needs '{key}'")
+
+
+def _without_doubles(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
+    values = {}
+    for key, value in pairs:
+        if key in values:
+            raise ValueError(f"the key '{key}' stands twice in one mapping")
+        values[key] = value
+    return values
+
+
+class _YamlLoader(yaml.SafeLoader):
+    """Refuses a key that stands twice, of which YAML would keep the last in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        _without_doubles((key.value, None) for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        return super().construct_mapping(node, deep)
 
 
 def _nearest(name: Any, valid: Iterable[str]) -> str:

@@ -131,7 +131,22 @@ GOOD = {"name": "a", "criterion": "b", "points": 1}
 def test_what_is_no_rubric(values, message):
     with pytest.raises(ValueError) as error:
         Rubric.from_dict(values)
-    assert message in str(error.value)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_texts_of_all_languages():
+    """Spaces that do not break and joiners are part of French and Persian, and models write them in English too."""
+    for text in (
+        "5\u202fpoints\u00a0!",
+        "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645",
+        "a\n- b\tc",
+        "\U0001f469\u200d\U0001f52c",
+    ):
+        assert RubricItem("a", text, 1).criterion == text
+    for text in ("a\u202eb", "a\x00b", "a\ud800b", "a\u200bb", "a\rb"):
+        with pytest.raises(ValueError, match="has the control character '.+': take it out") as error:
+            RubricItem("a", text, 1)
+        assert str(error.value).isascii()
 
 
 @pytest.mark.parametrize(
@@ -168,10 +183,15 @@ def test_files(tmp_path):
     (tmp_path / "bad.json").write_text("{")
     (tmp_path / "bad.yaml").write_text("items: [}")
     (tmp_path / "few.yaml").write_text("task: Write.\nitems: []\n")
+    item = '"name": "a", "criterion": "b", "points": 5, "points": -3'
+    (tmp_path / "twice.json").write_text(f'{{"task": "t", "items": [{{{item}}}]}}')
+    (tmp_path / "twice.yaml").write_text(f"task: t\nitems:\n  - {{{item}}}\n")
     for name, message in (
         ("bad.json", ""),
         ("bad.yaml", ""),
         ("few.yaml", "items is a list"),
+        ("twice.json", "the key 'points' stands twice in one mapping"),
+        ("twice.yaml", "the key 'points' stands twice in one mapping"),
         ("no.json", "no such file"),
     ):
         with pytest.raises(ValueError, match=f"{name}: .*{message}"):
@@ -192,3 +212,14 @@ def test_the_diff_says_what_changed():
         "+ evidence (+2): Facts with a source.",
         "- padding (-3): Words that say nothing.",
     ]
+    turned = Rubric("Write a letter.", (new.items[1], *ESSAY.items[::-1]))
+    assert diff_rubrics(ESSAY, turned) == [
+        "~ task: 'Write an essay.' -> 'Write a letter.'",
+        "~ order: structure, padding -> padding, structure",
+        "+ evidence (+2): Facts with a source.",
+    ]
+
+
+@given(rubrics, rubrics)
+def test_there_is_a_diff_where_rubrics_differ(old, new):
+    assert bool(diff_rubrics(old, new)) == (old != new)
