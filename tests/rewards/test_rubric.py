@@ -144,7 +144,7 @@ def test_texts_of_all_languages():
     ):
         assert RubricItem("a", text, 1).criterion == text
     for text in ("a\u202eb", "a\x00b", "a\ud800b", "a\u200bb", "a\rb"):
-        with pytest.raises(ValueError, match="has the control character '.+': take it out") as error:
+        with pytest.raises(ValueError, match=r"has the control character '.+': take it out") as error:
             RubricItem("a", text, 1)
         assert str(error.value).isascii()
 
