@@ -12,6 +12,7 @@ otherwise; `show` gives a version as JSON, which `judge: {rubric: …}` reads; `
 
 import argparse
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -20,7 +21,9 @@ from metatune.recipes.config import ConfigError
 from metatune.recipes.evaluate import show as show_table
 from metatune.rewards import RubricHistory
 from metatune.rewards.rubric import Rubric, diff_rubrics
-from metatune.rewards.rubric_history import RubricVersion
+
+COLOURS = {"+": "green", "-": "red", "~": "yellow"}  # of a line of a diff, by what it begins with
+CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # of a terminal; a server's words are in the reasons
 
 
 def main(args: Sequence[str]) -> int:
@@ -64,8 +67,9 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def print_log(history: RubricHistory, options: argparse.Namespace) -> None:
-    """Print a table of all events, and which version is in force."""
+    """Print a table of all events, which version is in force, and a wish to go back that waits."""
     from rich.table import Table
+    from rich.text import Text
 
     table = Table("step", "event", "version", "parent", "items", "points", "reason")
     for event in history.events:
@@ -76,22 +80,31 @@ def print_log(history: RubricHistory, options: argparse.Namespace) -> None:
             points = f"{rubric.lowest} to {rubric.highest}"
             parent = "-" if version.parent is None else str(version.parent)
             cells = [str(version.number), parent, str(len(rubric.items)), points]
-        table.add_row(str(event["step"]), event["event"].replace("_", " "), *cells, event["reason"])
+        name = event["event"].replace("_", " ") + (" by the user" if event.get("by") == "user" else "")
+        reason = Text(CONTROLS.sub("\N{REPLACEMENT CHARACTER}", event["reason"]))  # brackets in it are no markup
+        table.add_row(str(event["step"]), name, *cells, reason)
     show_table(table)
     print(f"In force: version {history.current.number}")
+    if (wish := history.wish) is not None:
+        print(f"The next resume goes on with version {wish['version']}")
 
 
 def print_diff(history: RubricHistory, options: argparse.Namespace) -> None:
     """Print what changed between two versions, one line a change."""
-    new = history.current if options.new is None else _version(history, options.new)
-    old = _version(history, options.old)
-    print(f"version {old.number} -> version {new.number}")
-    print("\n".join(diff_rubrics(old.rubric, new.rubric)) or "no change")
+    from rich.console import Console
+    from rich.text import Text
+
+    new = history.current if options.new is None else history.version(options.new)
+    old = history.version(options.old)
+    print(f"version {old.number} -> version {new.number}", flush=True)
+    console = Console(soft_wrap=True)  # colours and wraps on a terminal alone
+    for change in diff_rubrics(old.rubric, new.rubric) or ["no change"]:
+        console.print(Text(change, COLOURS.get(change[0], "")))
 
 
 def print_version(history: RubricHistory, options: argparse.Namespace) -> None:
     """Print a version as JSON, or write it to a file."""
-    version = history.current if options.version is None else _version(history, options.version)
+    version = history.current if options.version is None else history.version(options.version)
     text = _as_json(version.rubric)
     if options.output is None:
         print(text, end="")
@@ -104,12 +117,6 @@ def roll_back(history: RubricHistory, options: argparse.Namespace) -> None:
     """Leave the wish to go back for the next resume."""
     history.request_rollback(options.version, options.reason, options.force)
     print(f"With resume_from_checkpoint: true the run goes on with version {options.version}")
-
-
-def _version(history: RubricHistory, number: int) -> RubricVersion:
-    if not 0 <= number < len(history.versions):
-        raise ValueError(f"there is no version {number} (there are 0 to {len(history.versions) - 1})")
-    return history.versions[number]
 
 
 def _as_json(rubric: Rubric) -> str:

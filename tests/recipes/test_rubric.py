@@ -32,6 +32,28 @@ def test_the_log(run, capsys):
         assert said in printed
 
 
+def test_the_log_prints_a_server_s_words_as_they_are(run, capsys):
+    history = RubricHistory.read(run / "rubrics")
+    history.note_failure(40, "500: [/INST] [bold]no\x1b[31m")
+    history.roll_back(0, 50, "it fell")
+    assert cli.main(["rubric", "log", str(run)]) == 0
+    printed = capsys.readouterr().out
+    assert "500: [/INST] [bold]no\N{REPLACEMENT CHARACTER}[31m" in printed and "by the user" not in printed
+    assert "In force: version 0" in printed
+
+
+def test_the_diff_is_coloured_on_a_terminal_alone(run, capsys, monkeypatch):
+    history = RubricHistory.read(run / "rubrics")
+    long = RubricItem("item", "[b]Is it done?[/b] " + "word " * 100, 3)
+    history.propose(Rubric("Do it.", (long,)), step=40, accepted=True, reason="x")
+    assert cli.main(["rubric", "diff", str(run)]) == 0
+    plain = capsys.readouterr().out
+    assert plain.count("\n") == 3 and "[b]Is it done?[/b]" in plain and "\x1b" not in plain
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert cli.main(["rubric", "diff", str(run)]) == 0
+    assert "\x1b[33m~ item" in capsys.readouterr().out
+
+
 def test_the_diff(run, capsys):
     assert cli.main(["rubric", "diff", str(run)]) == 0
     assert capsys.readouterr().out == "version 0 -> version 1\n~ item: +2 -> +3 points\n"
@@ -52,9 +74,14 @@ def test_a_rollback_waits_for_the_next_resume(run, capsys):
     state = RubricHistory.read(run / "rubrics").state_dict()
     assert cli.main(["rubric", "rollback", str(run), "0", "--reason", "it pays for length"]) == 0
     assert "goes on with version 0" in capsys.readouterr().out
+    assert cli.main(["rubric", "log", str(run)]) == 0
+    assert "In force: version 1\nThe next resume goes on with version 0" in capsys.readouterr().out
     history = RubricHistory(run / "rubrics")
     history.load_state_dict(state, step=40)
     assert history.current.number == 0 and history.events[-1]["reason"] == "it pays for length"
+    assert cli.main(["rubric", "log", str(run)]) == 0
+    printed = capsys.readouterr().out
+    assert "rolled back by the user" in printed and "next resume" not in printed
 
 
 @pytest.mark.parametrize(
