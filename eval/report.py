@@ -9,6 +9,7 @@ It is made of what the run's folder holds and says plainly what it does not hold
 | `metrics.jsonl` | the pictures of reward, accuracy and curriculum |
 | `completions/*.parquet` | completions of the last logged training step |
 | `traces.jsonl` | `traces.html`, a page of its own: traces with their episodes coloured by progress |
+| `rubrics/` | the versions of a judge's rubric, what changed, and the cases behind it |
 | `recipe.yaml`, `config.json` | the recipe and the model's architecture |
 """
 
@@ -25,10 +26,13 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
+from ..rewards.rubric_history import RubricHistory
 from .evaluation import Completion, Evaluation, compare
 from .files import write_atomically
 from .pages import cut, page_template
 from .plots import plot_before_after, plot_learning, plot_probabilities
+from .rubric_page import describe_rubrics
+from .rubric_plots import plot_rubrics
 from .traces import read_traces, write_traces_page
 
 PHASES = ("generate", "sync", "score", "forward_backward")  # `time/…` of a log line; they add up to `time/step`
@@ -48,6 +52,7 @@ class Run:
         comparison (`dict`, *optional*): what [`~metatune.eval.compare`] returns for the two, with the run's totals.
         metrics (`list[dict]`): lines of `metrics.jsonl`.
         training (`list[dict]`): completions of the last logged training step.
+        rubrics (`RubricHistory`, *optional*): of its judge.
         missing (`list[str]`): what the report lacks, in words.
     """
 
@@ -57,6 +62,7 @@ class Run:
     comparison: dict[str, Any] | None = None
     metrics: list[dict[str, Any]] = field(default_factory=list)
     training: list[dict[str, Any]] = field(default_factory=list)
+    rubrics: RubricHistory | None = None
     missing: list[str] = field(default_factory=list)
 
 
@@ -84,6 +90,7 @@ def write_report(run_dir: str | Path) -> Path:
         samples=_samples(run),
         training=run.training,
         num_traces=_write_traces(run),
+        rubrics=None if run.rubrics is None else describe_rubrics(run.rubrics),
         recipe=_text(run.folder / "recipe.yaml"),
         architecture=_text(run.folder / "config.json"),
         settings={name: side.settings for name, side in (("before", run.before), ("after", run.after)) if side},
@@ -111,6 +118,7 @@ def read_run(folder: Path) -> Run:
     run.comparison = _comparison(run)
     run.metrics = _metrics(run)
     run.training = _training_completions(run)
+    run.rubrics = _rubrics(run)
     if not (folder / "recipe.yaml").is_file():
         run.missing.append("The recipe: there is no recipe.yaml in the folder.")
     return run
@@ -187,6 +195,16 @@ def _training_completions(run: Run) -> list[dict[str, Any]]:
     ]
 
 
+def _rubrics(run: Run) -> RubricHistory | None:
+    if not (run.folder / "rubrics").is_dir():
+        return None
+    try:
+        return RubricHistory.read(run.folder / "rubrics")
+    except (ValueError, OSError) as error:
+        run.missing.append(f"The judge's rubrics: {error}.")
+        return None
+
+
 def _write_traces(run: Run) -> int:
     """Write the traces' page where the run left traces, and return how many it left."""
     path = run.folder / "traces.jsonl"
@@ -218,6 +236,11 @@ def _draw_pictures(run: Run, before: dict | None, after: dict | None) -> list[di
         drawings["curriculum.png"] = (
             "Share of the prompts of every distribution over the steps",
             lambda path: plot_probabilities(run.metrics, path),
+        )
+    if run.rubrics is not None and run.metrics:
+        drawings["rubrics.png"] = (
+            "The judge's score, the other rewards and the versions of the rubric over the steps",
+            lambda path: plot_rubrics(run.metrics, run.rubrics.events, path),
         )
     pictures = []
     for name, (text, draw) in drawings.items():

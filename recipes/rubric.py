@@ -21,6 +21,7 @@ from metatune.recipes.config import ConfigError
 from metatune.recipes.evaluate import show as show_table
 from metatune.rewards import RubricHistory
 from metatune.rewards.rubric import Rubric, diff_rubrics
+from metatune.rewards.rubric_history import event_name
 
 COLOURS = {"+": "green", "-": "red", "~": "yellow"}  # of a line of a diff, by what it begins with
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # of a terminal; a server's words are in the reasons
@@ -80,9 +81,8 @@ def print_log(history: RubricHistory, options: argparse.Namespace) -> None:
             points = f"{rubric.lowest} to {rubric.highest}"
             parent = "-" if version.parent is None else str(version.parent)
             cells = [str(version.number), parent, str(len(rubric.items)), points]
-        name = event["event"].replace("_", " ") + (" by the user" if event.get("by") == "user" else "")
         reason = Text(CONTROLS.sub("\N{REPLACEMENT CHARACTER}", event["reason"]))  # brackets in it are no markup
-        table.add_row(str(event["step"]), name, *cells, reason)
+        table.add_row(str(event["step"]), event_name(event), *cells, reason)
     show_table(table)
     print(f"In force: version {history.current.number}")
     if (wish := history.wish) is not None:

@@ -239,6 +239,11 @@ class RubricHistory:
         return target
 
 
+def event_name(event: dict[str, Any]) -> str:
+    """Return what an event was, in words."""
+    return event["event"].replace("_", " ") + (" by the user" if event.get("by") == "user" else "")
+
+
 def _number(path: Path) -> int:
     """Return the number at the end of a name, -1 where there is none."""
     digits = path.stem.rpartition("-")[2]
@@ -252,6 +257,10 @@ def _read_version(folder: Path, number: int) -> RubricVersion:
         version = RubricVersion(**{**values, "rubric": Rubric.from_dict(values["rubric"])})
         if version.number != number:
             raise ValueError(f"it says that it is version {version.number}")
+        if version.parent not in ([None] if number == 0 else range(number)):
+            raise ValueError(f"version {version.parent} cannot be its parent")
+        if not all(isinstance(case, dict) for case in version.cases):
+            raise ValueError("a case is a mapping")
         return version
     except (TypeError, KeyError, ValueError) as error:
         raise ValueError(f"{path}: no version of a rubric: {error}") from error

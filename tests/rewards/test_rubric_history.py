@@ -184,6 +184,11 @@ def test_a_folder_that_is_not_the_checkpoint_s(tmp_path):
     (tmp_path / "empty" / "log.jsonl").touch()
     with pytest.raises(ValueError, match=r"log.jsonl is empty: the run has no rubrics"):
         RubricHistory.read(tmp_path / "empty")
+    values = begun(tmp_path / "d", True).versions[1].to_dict()
+    for wrong, message in (({"parent": 1}, "version 1 cannot be its parent"), ({"cases": [1]}, "a case is a mapping")):
+        (tmp_path / "d" / "version-001.json").write_text(json.dumps(values | wrong))
+        with pytest.raises(ValueError, match=message):
+            RubricHistory.read(tmp_path / "d")
     (tmp_path / "c" / "version-000.json").write_text('{"number": 0}')
     with pytest.raises(ValueError, match=r"version-000.json: no version of a rubric"):
         RubricHistory.read(tmp_path / "c")
