@@ -138,7 +138,7 @@ class RubricHistory:
 
     def note_failure(self, step: int, reason: str) -> None:
         """Record a meta step that came to nothing."""
-        self._log("failed", None, step, reason)
+        self._log(_event("failed", None, step, reason))
 
     def version(self, number: int) -> RubricVersion:
         """Return a version; raises `ValueError` where there is none of this number."""
@@ -153,7 +153,7 @@ class RubricHistory:
             ValueError: there is no such version.
         """
         version = self.version(number)
-        self._log("rolled_back", number, step, reason)
+        self._log(_event("rolled_back", number, step, reason))
         return version
 
     def request_rollback(self, number: int, reason: str, force: bool = False) -> None:
@@ -207,16 +207,18 @@ class RubricHistory:
         self._abandon(len(versions), events)
         self.versions, self.events = versions, events
         if wish is not None:
-            self._log("rolled_back", wish["version"], step, wish["reason"], by="user")
+            event = _event("rolled_back", wish["version"], step, wish["reason"], by="user")
+            if self.events[-1] != event:  # else killed before the wish was taken away
+                self._log(event)
             (self.folder / REQUEST).unlink()
 
     def _add(self, version: RubricVersion, event: str, step: int, reason: str) -> None:
         _write(self.folder / version.file_name, version.to_dict())
         self.versions.append(version)
-        self._log(event, version.number, step, reason)
+        self._log(_event(event, version.number, step, reason))
 
-    def _log(self, event: str, version: int | None, step: int, reason: str, **more: str) -> None:
-        self.events.append({"event": event, "version": version, "step": step, "reason": reason, **more})
+    def _log(self, event: dict[str, Any]) -> None:
+        self.events.append(event)
         self._write_log(self.events)
 
     def _write_log(self, events: list[dict[str, Any]]) -> None:
@@ -237,6 +239,10 @@ class RubricHistory:
         for path in files:
             path.rename(target / path.name)
         return target
+
+
+def _event(event: str, version: int | None, step: int, reason: str, **more: str) -> dict[str, Any]:
+    return {"event": event, "version": version, "step": step, "reason": reason, **more}
 
 
 def event_name(event: dict[str, Any]) -> str:

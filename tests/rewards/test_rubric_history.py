@@ -1,6 +1,7 @@
 """The rubrics of a run on disk: versions, events, resume, and a user's wish to go back."""
 
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -75,6 +76,59 @@ def test_a_resumed_history_goes_on_as_if_what_came_after_had_not_been(tmp_path_f
     assert len(list(folder.glob("version-*"))) == len(expected.versions)
     kept = list(folder.glob("abandoned-*/version-*"))
     assert len(kept) == sum(isinstance(outcome, bool) for outcome in lost), "nothing is lost"
+
+
+class Killed(BaseException):
+    """Where a process ends that is killed."""
+
+
+@pytest.mark.parametrize("go", ["load", "begin"])
+def test_a_process_that_is_killed_at_any_moment_loses_nothing(tmp_path, monkeypatch, go):
+    """Resuming and beginning again, killed before any change to the folder and repeated, end as if not killed."""
+    for moment in range(100):
+        folder = tmp_path / f"{go}-{moment}"
+        history = begun(folder, True)
+        state = history.state_dict()
+        go_on(history, True, 50)
+        go_on(history, False, 60)
+        history.request_rollback(0, "x")
+        contents = {path.read_text() for path in folder.glob("version-*")}
+        left = [moment]
+
+        def change(original, left=left):
+            def counted(*args, **kwargs):
+                if left[0] == 0:
+                    raise Killed
+                left[0] -= 1
+                return original(*args, **kwargs)
+
+            return counted
+
+        def do(folder=folder, state=state):
+            resumed = RubricHistory(folder)
+            resumed.load_state_dict(state, 40) if go == "load" else resumed.begin(rubric(8))
+            return resumed
+
+        with monkeypatch.context() as patch:
+            for name in ("replace", "rename", "unlink", "mkdir", "write_text"):
+                patch.setattr(Path, name, change(getattr(Path, name)))
+            try:
+                do()
+            except Killed:
+                finished = False
+            else:
+                finished = True
+        again = RubricHistory.read(folder) if finished else do()
+        story = [(event["event"], event["version"]) for event in again.events]
+        assert story == ([("given", 0), ("accepted", 1), ("rolled_back", 0)] if go == "load" else [("given", 0)])
+        read = RubricHistory.read(folder)
+        assert (read.events, read.versions) == (again.events, again.versions) and read.wish is None
+        assert contents <= {path.read_text() for path in folder.rglob("version-*")}, "all versions are somewhere"
+        logs = "".join(path.read_text() for path in folder.rglob("log.jsonl"))
+        assert '"version": 3, "step": 60' in logs, "and all events"
+        if finished:
+            break
+    assert moment > 5
 
 
 def test_a_fresh_run_moves_what_another_left(tmp_path):
