@@ -138,14 +138,16 @@ def decide(old: RubricQuality, new: RubricQuality, tolerance: float = 0.0, min_j
         old (`RubricQuality`): of the current rubric, on the same completions.
         new (`RubricQuality`): of the candidate.
         tolerance (`float`, *optional*, defaults to 0.0): by how much it may fall behind.
-        min_judged (`float`, *optional*, defaults to 0.8): share of its judgements that must not have failed.
+        min_judged (`float`, *optional*, defaults to 0.8): share of either's judgements that must not have failed.
     """
 
     def verdict(accepted: bool, measure: str, reason: str) -> Verdict:
         return Verdict(accepted, measure, reason, old, new)
 
-    if new.judged < min_judged:
-        return verdict(False, "judged", f"the judge could use it on {new.judged:.0%} of the held-out completions only")
+    for which, quality in (("it", new), ("the rubric in force", old)):
+        if quality.judged < min_judged:
+            failed = f"the judge could use {which} on {quality.judged:.0%} of the held-out completions only"
+            return verdict(False, "judged", failed)
     if old.rank_accuracy is not None and new.rank_accuracy is not None:
         accepted = new.rank_accuracy >= old.rank_accuracy - tolerance
         what = (

@@ -80,6 +80,7 @@ def quality(rank_accuracy=None, reliability=0.8, spread=0.2, judged=1.0):
         (quality(0.7), quality(0.69), False, "rank_accuracy"),
         (quality(0.7), quality(0.9, reliability=0.1, spread=0.0), True, "rank_accuracy"),  # gold is above all
         (quality(0.7), quality(0.9, judged=0.5), False, "judged"),
+        (quality(0.7, judged=0.5), quality(0.9), False, "judged"),  # a comparison with what is left of the old one
         (quality(), quality(reliability=0.81), True, "reliability"),
         (quality(), quality(reliability=0.79), False, "reliability"),
         (quality(), quality(reliability=1.0, spread=0.09), False, "spread"),  # it agrees since it says little
