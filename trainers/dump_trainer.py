@@ -145,6 +145,8 @@ class DUMPTrainer(GRPOTrainer):
         self._verified = _weighted_total(rewards[:, counted], self.reward_weights[counted])
         # TRL adds a missing reward as 0: what a reward model or a judge could not score has no reward at all.
         missing = rewards[:, by_model & paid].isnan().any(dim=1, keepdim=True)
+        if paid.any():  # nor has one of which only a function that pays nothing knows something
+            missing |= rewards[:, paid].isnan().all(dim=1, keepdim=True)
         self._rewards_per_func = rewards.masked_fill(missing, torch.nan)
         return self._rewards_per_func
 

@@ -195,6 +195,18 @@ def test_what_a_reward_model_cannot_score_has_no_reward_at_all(tmp_path):
     assert not any(key.startswith("pass_rate/") for key in training_log(trainer)[0])
 
 
+def test_a_reward_that_is_only_watched_is_no_score(tmp_path):
+    """TRL would make a reward of 0 of a watched gold score where what is paid says nothing."""
+
+    def sparing(completions, **kwargs):
+        return [None if i % 4 == 1 else 1.0 for i in range(len(completions))]
+
+    trainer = make(tmp_path, reward=[sparing, digits], max_steps=1, reward_weights=[1.0, 0.0])
+    trainer.train()
+    log = training_log(trainer)[0]
+    assert log["unscorable"] == 0.25 and log["reward"] == 1.0
+
+
 def test_a_batch_that_nothing_could_score_stops_the_run_and_names_the_reward(tmp_path):
     def broken_grader(completions, **kwargs):
         return [None] * len(completions)
