@@ -24,6 +24,7 @@ import textwrap
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,13 +83,14 @@ class MPOTrainer(DUMPTrainer):
         model,
         reward_funcs=None,
         args: MPOConfig | None = None,
-        *positional,
+        train_dataset=None,
+        *,
         meta_judge: MetaJudge | None = None,
         held_out_judge: Judge | None = None,
         **kwargs,
     ):
         args = MPOConfig() if args is None else args
-        super().__init__(model, reward_funcs, args, *positional, **kwargs)
+        super().__init__(model, reward_funcs, args, train_dataset, **kwargs)
         judges = [function for function in self.reward_funcs if isinstance(function, JudgeReward)]
         if len(judges) != 1:
             raise ValueError(f"MPOTrainer needs one JudgeReward among reward_funcs, not {len(judges)}")
@@ -184,14 +186,15 @@ class MPOTrainer(DUMPTrainer):
     def _after_batch(self) -> None:
         args = self.args
         self._judged = [*self._judged, *self._cases][-args.meta_pool :]
-        self._watch.observe(quality := batch_quality(self._cases))
+        against_gold = self._gold_index is not None
+        self._watch.observe(quality := batch_quality(self._cases, against_gold))
         if quality is not None:
-            self._log_mpo("rank_accuracy" if _has_gold(self._cases) else "spread", quality)
+            self._log_mpo("rank_accuracy" if against_gold else "spread", quality)
         if self._held_out_judge is not None and self._num_batches % args.held_out_every == 0:
             self._look_on()
-        if args.rollback_window and self._watch.is_suspicious:
-            self._look_back()
-        if args.meta_every and self._num_batches % args.meta_every == 0:
+        due = args.rollback_window and quality is not None and self._watch.is_suspicious
+        rolled_back = due and self._look_back()
+        if args.meta_every and self._num_batches % args.meta_every == 0 and not rolled_back:
             started = time.perf_counter()
             self._meta_step()
             self._log_mpo("seconds", time.perf_counter() - started)
@@ -204,7 +207,14 @@ class MPOTrainer(DUMPTrainer):
         wanted = args.gate_cases if args.gate else 0
         shown, held_out = split_by_prompt(self._judged, wanted, seed=args.seed + self._num_batches)
         if not shown:
-            return self._nothing_new(f"none of {len(self._judged)} judged completions could be shown")
+            return self._nothing_new("no completion has been judged since the last change")
+        if args.gate and not held_out:
+            return self._nothing_new(
+                "all completions since the last change are of one prompt alone, and none is left to try a new rubric "
+                "on: raise meta_every, or the prompts of a batch"
+            )
+        if all(case.gold is None for case in shown):
+            shown = self._judge_again(shown)
         chosen = select_cases(shown, args.meta_cases, seed=args.seed + self._num_batches)
         spread = describe_scores(self._judged, current.rubric)
         try:
@@ -231,6 +241,18 @@ class MPOTrainer(DUMPTrainer):
         if accepted:
             self._rubric_changed()
 
+    def _judge_again(self, cases: list[JudgedCase]) -> list[JudgedCase]:
+        """Add to the `meta_cases` highest totals how far a second judgement agrees: nothing else tells an error."""
+        highest = sorted(range(len(cases)), key=lambda index: -cases[index].total)[: self.args.meta_cases]
+        columns = [[getattr(cases[index], name) for index in highest] for name in CASE_COLUMNS]
+        again = self.judge.judge(*columns, temperature=self.args.gate_temperature)
+        agreements = {
+            index: 1 - abs(each.total - cases[index].total)
+            for index, each in zip(highest, again, strict=True)
+            if each.total is not None
+        }
+        return [replace(case, agreement=agreements.get(index)) for index, case in enumerate(cases)]
+
     def _try(self, old: Rubric, new: Rubric, cases: list[JudgedCase]) -> Verdict:
         """Let the judge use both rubrics on the same completions."""
         qualities = [self._measure(rubric, cases) for rubric in (old, new)]
@@ -244,11 +266,11 @@ class MPOTrainer(DUMPTrainer):
         prompts, golds = [case.prompt for case in cases], [case.gold for case in cases]
         return rubric_quality(totals.reshape(len(cases), repeats), prompts, golds)
 
-    def _look_back(self) -> None:
-        """Go back to the rubric in force's parent if that ranks the newest completions better."""
+    def _look_back(self) -> bool:
+        """Go back to the rubric in force's parent if that ranks the newest completions better; tell if it did."""
         current = self.rubric_history.current
-        if current.parent is None:
-            return
+        if current.parent is None or not self._judged:
+            return False
         parent = self.rubric_history.versions[current.parent]
         newest = list(dict.fromkeys(case.prompt for case in reversed(self._judged)))
         kept, cases = 0, []
@@ -266,6 +288,7 @@ class MPOTrainer(DUMPTrainer):
             self.rubric_history.roll_back(parent.number, self.state.global_step, fallen + verdict.reason)
             self._log_mpo("rolled_back", 1.0)
             self._rubric_changed()
+        return better
 
     def _rubric_changed(self) -> None:
         self._judged = []  # their scores are of another rubric
@@ -315,6 +338,7 @@ class MPOTrainer(DUMPTrainer):
     def _run_state(self) -> dict[str, Any]:
         return super()._run_state() | {
             "mpo": {
+                "step": self.state.global_step,
                 "num_batches": self._num_batches,
                 "pool": [case.to_dict() for case in self._judged],
                 "watch": self._watch.state_dict(),
@@ -330,9 +354,8 @@ class MPOTrainer(DUMPTrainer):
         self._judged = [JudgedCase(**case) for case in state["pool"]]
         self._watch.load_state_dict(state["watch"])
         self._alarm.load_state_dict(state["alarm"])
-        step = int(folder.name.rpartition("-")[2])
         self.rubric_version = None  # taken up from the history, which may have been turned back by the user
-        self._share(lambda: self._resume_history(state["rubrics"], step))
+        self._share(lambda: self._resume_history(state["rubrics"], state["step"]))
 
     def _resume_history(self, state: dict[str, Any], step: int) -> None:
         self.rubric_history.load_state_dict(state, step)
@@ -343,15 +366,15 @@ class MPOTrainer(DUMPTrainer):
 CASE_COLUMNS = ("prompt", "completion", "reference")
 
 
-def batch_quality(cases: list[JudgedCase]) -> float | None:
-    """Return what a batch says of the judge: rank accuracy against gold, or without gold the spread within prompts.
+def batch_quality(cases: list[JudgedCase], against_gold: bool) -> float | None:
+    """Return what a batch says of the judge: rank accuracy against gold, or without it the spread within prompts.
 
     `None` where no two completions of a prompt can be compared.
     """
     groups = defaultdict(list)
     for case in cases:
         groups[case.prompt].append(case)
-    if _has_gold(cases):
+    if against_gold:
         found = [
             pair_accuracies(np.array([case.total for case in group]), np.array([_gold(case) for case in group]))
             for group in groups.values()
@@ -360,10 +383,6 @@ def batch_quality(cases: list[JudgedCase]) -> float | None:
     else:
         found = [np.std([case.total for case in group], ddof=1) for group in groups.values() if len(group) > 1]
     return float(np.mean(found)) if found else None
-
-
-def _has_gold(cases: list[JudgedCase]) -> bool:
-    return any(case.gold is not None for case in cases)
 
 
 def _gold(case: JudgedCase) -> float:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from metatune.curricula import build_tokenizer
 from metatune.rewards import Judge, JudgeClient, JudgeReward, MetaJudge, Rubric, RubricItem
-from metatune.trainers import MPOConfig, MPOTrainer
+from metatune.trainers import MetaConfig, MPOConfig, MPOTrainer
 
 from .dump_setup import config, digits, rows, tiny_model
 
@@ -53,17 +53,24 @@ def judged(name: str, item: dict, text: str) -> dict:
 
 
 def make_mpo(
-    output_dir: Path | str, url: str, *, gold: bool = True, held_out: Rubric | None = None, **options
+    output_dir: Path | str,
+    url: str,
+    *,
+    gold: bool = True,
+    held_out: Rubric | None = None,
+    trainer_class: type[MPOTrainer] = MPOTrainer,
+    **options,
 ) -> MPOTrainer:
     """Four prompts of four completions a batch, judged; `digits` is the gold score, watched but not paid."""
     client = JudgeClient(url, retries=1)
     rewards = [JudgeReward(Judge(client, FIRST)), *([digits] if gold else [])]
     defaults = {"meta_every": 2, "meta_cases": 6, "gate_cases": 8, "gate_repeats": 1, "rollback_window": 0}
     defaults |= {"curriculum": "uniform", "reward_weights": [1.0, 0.0][: len(rewards)]}
-    return MPOTrainer(
+    config_class = MPOConfig if trainer_class is MPOTrainer else MetaConfig
+    return trainer_class(
         tiny_model(),
         reward_funcs=rewards,
-        args=config(output_dir, MPOConfig, **{**defaults, **options}),
+        args=config(output_dir, config_class, **{**defaults, **options}),
         train_dataset=rows(),
         processing_class=build_tokenizer(),
         meta_judge=MetaJudge(client, num_refinements=1),

@@ -8,7 +8,7 @@ import pytest
 
 from metatune.rewards import Rubric, RubricHistory, RubricItem
 from metatune.rewards.judged_cases import JudgedCase
-from metatune.trainers import MPOConfig
+from metatune.trainers import MetaTrainer, MPOConfig, MPOTrainer
 from metatune.trainers.mpo_trainer import batch_quality
 
 from ..rewards.fake_judge_server import FakeJudgeServer
@@ -73,11 +73,37 @@ def test_without_a_gate_every_rubric_is_taken(tmp_path):
     assert trainer.judge.rubric == WORSE
 
 
+def test_a_gate_without_a_prompt_to_hold_out_refuses_to_ask(tmp_path):
+    """One prompt a batch: it is shown or held out, and nothing is left for the other."""
+    _, bodies = run(tmp_path, BETTER, max_steps=1, meta_every=1, per_device_train_batch_size=4)
+    assert events(tmp_path) == [("given", 0, 0), ("failed", None, 0)] and not any(map(is_meta, bodies))
+    reason = RubricHistory.read(tmp_path / "rubrics").events[1]["reason"]
+    assert "one prompt alone" in reason and "meta_every" in reason
+
+
 def test_without_gold_agreement_and_spread_decide(tmp_path):
     trainer, _ = run(tmp_path, BETTER, max_steps=3, gold=False, gate_repeats=2)
     verdict = json.loads((tmp_path / "rubrics" / "version-001.json").read_text())["verdict"]
     assert verdict["measure"] in ("reliability", "spread") and verdict["new"]["rank_accuracy"] is None
     assert "mpo/spread" in log(trainer)[0]
+
+
+def test_without_gold_high_scores_are_judged_again_and_their_agreement_shown(tmp_path):
+    """The judge changes its mind about every other answer that it is asked about anew."""
+    second = []
+
+    def fickle(number, body):
+        if not is_meta(body) and body["temperature"] == 0.7 and len(second) < 4:
+            second.append(number)
+            if len(second) % 2:
+                return ("text", json.dumps({name: {"rationale": "no", "score": 0} for name in ("digits", "same")}))
+
+    _, bodies = run(tmp_path, BETTER, max_steps=2, gold=False, gate=False, meta_cases=4, fault=fickle)
+    cases = json.loads((tmp_path / "rubrics" / "version-001.json").read_text())["cases"]
+    agreements = {case["agreement"] for case in cases if case["why"] == "inflated"}
+    assert agreements and max(agreements) < 1, "what the judge does not stand by is shown as inflated"
+    (analysis,) = [body for body in bodies if is_meta(body) and len(body["messages"]) == 2]
+    assert "agreement of repeated judgements" in analysis["messages"][1]["content"]
 
 
 def test_a_meta_step_that_fails_changes_nothing(tmp_path):
@@ -96,6 +122,19 @@ def test_a_rubric_that_turns_out_worse_is_rolled_back(tmp_path):
     assert events(tmp_path)[:3] == [("given", 0, 0), ("accepted", 1, 2), ("rolled_back", 0, 4)]
     assert trainer.judge.rubric == FIRST and log(trainer)[4]["mpo/rolled_back"] == 1
     assert "the judge had become worse by" in RubricHistory.read(tmp_path / "rubrics").events[2]["reason"]
+
+
+def test_a_batch_that_says_nothing_asks_for_no_second_trial(tmp_path):
+    """The watch suspects the rubric at the end of its window; batches whose gold is all alike add nothing to that."""
+    trainer, _ = run(tmp_path, max_steps=1, meta_every=0, rollback_window=1)
+    trials = []
+    trainer._look_back = lambda: trials.append(1)
+    trainer._watch.rubric_changed()
+    trainer._cases = [case("a", 0.2, 1.0), case("a", 0.9, 0.0)]
+    trainer._after_batch()
+    trainer._cases = [case("a", 0.2, 1.0), case("a", 0.9, 1.0)]
+    trainer._after_batch()
+    assert trials == [1]
 
 
 def test_a_held_out_judge_raises_the_alarm_when_the_two_part(tmp_path):
@@ -117,6 +156,26 @@ def test_a_batch_without_a_judgement_does_not_count_as_zero(tmp_path):
     row = log(trainer)[0]
     assert row["unscorable"] == row["judge/failures"] > 0
     assert row["reward"] >= 0.5, "the least that a judged completion earns here"
+
+
+# ---- together with pay for progress ----
+
+
+def test_a_judge_pays_rollouts_from_stale_prefixes(tmp_path):
+    """The judge reads prefix and rollout as one answer, and its rubric changes as without progress."""
+    options = {"progress": "prefix", "terminating_generations": 0}
+    trainer, _ = run(tmp_path, BETTER, trainer_class=MetaTrainer, max_steps=4, **options)
+    assert [row["rubric/version"] for row in log(trainer)] == [0, 0, 1, 1]
+    assert log(trainer)[-1]["progress/prefix_tokens"] >= 0 and log(trainer)[-1]["judge/failures"] == 0
+
+
+def test_without_progress_it_is_mpo_bit_for_bit(tmp_path):
+    keys = ("loss", "grad_norm", "reward", "rubric/version")
+    runs = [
+        run(tmp_path / each.__name__, BETTER, trainer_class=each, max_steps=3)[0] for each in (MPOTrainer, MetaTrainer)
+    ]
+    first, second = ([tuple(row[key] for key in keys) for row in log(trainer)] for trainer in runs)
+    assert first == second
 
 
 # ---- resume ----
@@ -171,10 +230,12 @@ def case(prompt, total, gold=None):
 
 
 def test_the_quality_of_a_batch_by_hand():
-    assert batch_quality([]) is None and batch_quality([case("a", 1.0)]) is None
-    assert batch_quality([case("a", 0.2), case("a", 0.6), case("b", 0.5)]) == pytest.approx(np.std([0.2, 0.6], ddof=1))
+    assert batch_quality([], False) is None and batch_quality([case("a", 1.0)], False) is None
+    spread = batch_quality([case("a", 0.2), case("a", 0.6), case("b", 0.5)], False)
+    assert spread == pytest.approx(np.std([0.2, 0.6], ddof=1))
+    assert batch_quality([case("a", 0.2), case("a", 0.6)], True) is None, "gold that is missing once is no spread"
     golds = [case("a", 0.2, 0.0), case("a", 0.6, 1.0), case("b", 0.5, 1.0), case("b", 0.5, 0.0), case("c", 0.1, 1.0)]
-    assert batch_quality(golds) == 0.75
+    assert batch_quality(golds, True) == 0.75
 
 
 @pytest.mark.parametrize(
