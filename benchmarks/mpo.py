@@ -102,7 +102,10 @@ def run_one(method: str, seed: int, steps: int) -> dict:
         history = trainer.rubric_history
     columns = {"judge": "rewards/judge/mean", "gold": "rewards/gold_reward/mean", "version": "rubric/version"}
     curves = {name: [round(row[key], 4) for row in log] for name, key in columns.items()}
+    step_seconds = sum(row["time/step"] for row in log)
+    shares = {name: sum(row.get(f"{name}/seconds", 0.0) for row in log) / step_seconds for name in ("judge", "mpo")}
     found = {
+        "shares": {name: round(share, 4) for name, share in shares.items()},
         "events": [event["event"] for event in history.events],
         "items": [each.name for each in history.current.rubric.items],
         "offsets": offsets([version.rubric for version in history.versions]),

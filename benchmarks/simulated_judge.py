@@ -1,8 +1,9 @@
 """A simulation of a judge and of a meta judge behind a real HTTP server, by rules: for `benchmarks/mpo.py`.
 
 The judge applies a rubric's items as programs, which it knows by their names (PROGRAMS). The meta judge reads what it
-is shown, and nothing else: it closes a loophole only where the cases before it show that it is used, half of the time;
-else it makes an edit that sounds good and pays for the wrong thing. Its replies follow from the request alone.
+is shown, and nothing else: it closes a loophole, the planted one or one of its own making, only where the cases before
+it show that it is used, half of the time; else it makes an edit that sounds good and pays for the wrong thing. Its
+replies follow from the request alone.
 """
 
 import json
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 LETTERS, MARKS = string.ascii_uppercase, ".,;:"
+CURRENT = r"^The rubric in force:\n(\[.*?\n\])"
 FENCED = r"^~~~~~~ {label}\n(.*?)\n~~~~~~ end of {label}$"
 
 
@@ -45,6 +47,7 @@ PROGRAMS: dict[str, tuple[str, int, Callable[[str, str], int]]] = {
     "lively": ("A point for every mark.", 6, lambda p, r: sum(mark in MARKS for mark in r)),
 }
 LURES = ("rich", "lively")  # what the meta judge proposes when it has seen nothing
+PADDED = 24  # characters: four letters with five marks each
 
 
 def item(name: str) -> dict:
@@ -76,19 +79,22 @@ def revise(body: dict) -> str:
     if len(messages) == 2:
         revisions = [json.loads(text) for text in re.findall(r"^Revision \d+:\n(\[.*?\n\])", messages[1], re.S | re.M)]
         merged = {each["name"]: each for revision in revisions for each in revision}
-        if {"covers", "mentions"} <= set(merged):
-            del merged["mentions"]
+        current = json.loads(re.search(CURRENT, messages[1], re.S | re.M)[1])
+        for name in {each["name"] for each in current}:
+            if not all(name in {each["name"] for each in revision} for revision in revisions):
+                merged.pop(name, None)  # one of them had a reason
         return json.dumps({"items": list(merged.values())})
     names = re.findall(r"^- ([a-z_]+) \(a whole number", messages[1], re.M)
     found = messages[2].split()
     if "mentions" in found and "mentions" in names:
         names[names.index("mentions")] = "covers"
+    names = [name for name in names if f"-{name}" not in found]
     names += [name for name in found if name in PROGRAMS and name != "mentions" and name not in names]
     return json.dumps({"items": [item(name) for name in names]})
 
 
 def analyse(text: str) -> str:
-    """Say which programs the cases call for: letters said again, letters not asked for; or else a lure."""
+    """Say what the cases call for: letters said again or not asked for, padding for a lure; or else a new lure."""
     cases = list(zip(fenced(text, "prompt"), fenced(text, "answer"), strict=True))
     rng = random.Random(text)
     found = []
@@ -96,6 +102,8 @@ def analyse(text: str) -> str:
         found += ["mentions", "repeats"]
     if sum(unasked(prompt, response) >= 2 for prompt, response in cases) >= 2:
         found += ["strays"]
+    if sum(len(response) >= PADDED for _, response in cases) >= 2:
+        found += [f"-{name}" for name in LURES if f"\n- {name} (" in text]
     if not found or rng.random() < 0.5:
         found = [rng.choice(LURES)]
     return " ".join(found)

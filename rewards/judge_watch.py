@@ -1,27 +1,32 @@
 """Two running checks of a judge while a policy trains on it. Pure: numbers in, a decision out, JSON state.
 
 [`RubricWatch`]: did the last change of the rubric make the judge worse? The gate has tried it on a few dozen
-completions; this looks at every batch since, and says when it has fallen behind what the batches before the change
-had. That alone is no proof, the policy moves too: the trainer then tries the parent once more on fresh completions and
-goes back to it if it is better.
+completions; this looks at every batch since, and says when the judge orders them worse than before the change, or when
+its scores have risen above gold. The second is what exploitation looks like: a policy that has wholly moved to what
+the rubric overpays writes nothing else any more, and within a batch the judge may order it as well as ever. Neither is
+a proof, the policy moves too: the trainer then tries the parent once more and goes back to it if it is better.
 
 [`JudgeAlarm`]: do the judge that trains and a held-out one that never does part? A policy that exploits the first
 earns more and more of it and no more of the second (Gao et al., Scaling Laws for Reward Model Overoptimization,
 arXiv 2210.10760).
 """
 
-from collections import deque
+from collections import defaultdict, deque
 from typing import Any
 
 import numpy as np
 
+from .judged_cases import JudgedCase
+from .rubric_gate import pair_accuracies
+
 
 class RubricWatch:
-    """Compares a measure of the judge's quality after a change of the rubric with that before.
+    """Compares a measure of the judge's quality after a change of the rubric with that before, and scores with gold.
 
     Args:
         window (`int`, *optional*, defaults to 8): batches on either side of a change.
-        drop (`float`, *optional*, defaults to 0.1): by how much the mean must have fallen, in units of the measure.
+        drop (`float`, *optional*, defaults to 0.1): by how much the mean must have fallen, in units of the measure; or
+            by how much the mean score must have risen above gold since the first window under this rubric.
 
     Raises:
         ValueError: a window below 1, or a drop that is not above 0.
@@ -34,18 +39,28 @@ class RubricWatch:
         self._recent: deque[float] = deque(maxlen=window)
         self._baseline: float | None = None
         self._number_since = 0
+        self._above_gold = JudgeAlarm(window, drop)
 
-    def observe(self, quality: float | None) -> None:
-        """Take in a batch; `None` where it says nothing."""
+    def observe(self, quality: float | None, total: float | None = None, gold: float | None = None) -> None:
+        """Take in a batch.
+
+        Args:
+            quality (`float`, *optional*): the measure; `None` where the batch says nothing.
+            total (`float`, *optional*): mean score of the completions whose gold is known.
+            gold (`float`, *optional*): their mean gold.
+        """
         if quality is not None and np.isfinite(quality):
             self._recent.append(float(quality))
             self._number_since += 1
+            if total is not None and gold is not None:
+                self._above_gold.observe(total, gold)
 
     def rubric_changed(self) -> None:
         """Begin anew: what came before is what the batches from now on are compared with."""
         self._baseline = float(np.mean(self._recent)) if self._recent else None
         self._recent.clear()
         self._number_since = 0
+        self._above_gold = JudgeAlarm(self.window, self.drop)
 
     @property
     def fallen(self) -> float | None:
@@ -55,17 +70,24 @@ class RubricWatch:
         return self._baseline - float(np.mean(self._recent))
 
     @property
-    def is_suspicious(self) -> bool:
-        """Whether the rubric should be tried against its parent: at the end of every window since the change."""
-        due = self._number_since > 0 and self._number_since % self.window == 0
-        return due and self.fallen is not None and self.fallen > self.drop
+    def suspicion(self) -> str | None:
+        """Why the rubric should be tried against its parent; asked at the end of every window since the change."""
+        if self._number_since == 0 or self._number_since % self.window:
+            return None
+        if self.fallen is not None and self.fallen > self.drop:
+            return f"the judge had become worse by {self.fallen:.3f}"
+        if self._above_gold.is_raised:
+            return f"its scores had risen above gold by {self._above_gold.parted:.3f}"
+        return None
 
     def state_dict(self) -> dict[str, Any]:
-        return {"recent": list(self._recent), "baseline": self._baseline, "number_since": self._number_since}
+        own = {"recent": list(self._recent), "baseline": self._baseline, "number_since": self._number_since}
+        return own | {"above_gold": self._above_gold.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._recent = deque(state["recent"], maxlen=self.window)
         self._baseline, self._number_since = state["baseline"], state["number_since"]
+        self._above_gold.load_state_dict(state["above_gold"])
 
 
 class JudgeAlarm:
@@ -111,3 +133,25 @@ class JudgeAlarm:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._first, self._last = list(state["first"]), deque(state["last"], maxlen=self.window)
+
+
+def batch_quality(cases: list[JudgedCase], against_gold: bool) -> float | None:
+    """Return what a batch says of the judge: rank accuracy against gold, or without it the spread within prompts.
+
+    `None` where no two completions of a prompt can be compared.
+    """
+    groups = defaultdict(list)
+    for case in cases:
+        groups[case.prompt].append(case)
+    if against_gold:
+        found = [
+            pair_accuracies(
+                np.array([case.total for case in group]),
+                np.array([np.nan if case.gold is None else case.gold for case in group]),
+            )
+            for group in groups.values()
+        ]
+        found = [pairs.mean() for pairs in found if len(pairs)]
+    else:
+        found = [np.std([case.total for case in group], ddof=1) for group in groups.values() if len(group) > 1]
+    return float(np.mean(found)) if found else None

@@ -4,7 +4,10 @@ The paper takes every rubric that the meta judge writes (MPO, arXiv 2504.20157);
 must rank at least as well as the old:
 
 - where there is gold, by *rank accuracy*: over all pairs of completions of one prompt whose gold differs, how often
-  the better one gets the higher total, a tie counting half. All pairs of a prompt weigh 1 together;
+  the better one gets the higher total, a tie counting half. All pairs of a prompt weigh 1 together. That is blind to
+  what a policy does in all of its completions alike, and exploitation ends there. So it is averaged with *drift
+  accuracy*, the same over pairs of a completion from the run's beginning and one of now, of any prompts: does the
+  judge say that the policy has become better where gold says that it has become worse?
 - else by *reliability*: the share of the variance of totals within a prompt that lies between completions and not
   between repeated judgements of one, the intraclass correlation ICC(1) (Shrout and Fleiss, Psychological Bulletin 86,
   1979). A rubric that gives everything the same total tells nothing and has none, so the *spread*, the standard
@@ -33,6 +36,7 @@ class RubricQuality:
         spread (`float`, *optional*): standard deviation between completions of a prompt.
         num_pairs (`int`): pairs that `rank_accuracy` is over.
         judged (`float`): share of the judgements that did not fail.
+        drift_accuracy (`float`, *optional*): of pairs of an early completion and one of now, against gold.
     """
 
     rank_accuracy: float | None
@@ -40,6 +44,7 @@ class RubricQuality:
     spread: float | None
     num_pairs: int
     judged: float
+    drift_accuracy: float | None = None
 
 
 @dataclass(frozen=True)
@@ -56,13 +61,17 @@ class Verdict:
         return asdict(self)
 
 
-def rubric_quality(totals: np.ndarray, prompts: Sequence[str], golds: Sequence[float | None]) -> RubricQuality:
+def rubric_quality(
+    totals: np.ndarray, prompts: Sequence[str], golds: Sequence[float | None], num_early: int = 0
+) -> RubricQuality:
     """Measure a rubric by its totals.
 
     Args:
         totals (`np.ndarray` of shape (N, R)): of N completions, each judged R times; NaN where the judge failed.
         prompts (`Sequence[str]`): N prompts; completions of one are compared.
         golds (`Sequence[float | None]`): N gold scores.
+        num_early (`int`, *optional*, defaults to 0): rows at the front that are from the run's beginning. They count
+            for `drift_accuracy` alone.
 
     Raises:
         ValueError: the numbers of rows differ, or no row or column is there.
@@ -70,9 +79,9 @@ def rubric_quality(totals: np.ndarray, prompts: Sequence[str], golds: Sequence[f
     if totals.ndim != 2 or not totals.size or not len(totals) == len(prompts) == len(golds):
         raise ValueError(f"totals of shape {totals.shape} do not go with {len(prompts)} prompts, {len(golds)} golds")
     groups = defaultdict(list)
-    for row, prompt in enumerate(prompts):
+    for row in range(num_early, len(totals)):
         if np.isfinite(totals[row]).any():
-            groups[prompt].append(row)
+            groups[prompts[row]].append(row)
     gold_N = np.array([np.nan if gold is None else gold for gold in golds], dtype=float)
     means_N = np.array([np.nanmean(row) if np.isfinite(row).any() else np.nan for row in totals])
     shares = [pair_accuracies(means_N[rows], gold_N[rows]) for rows in groups.values()]
@@ -84,12 +93,22 @@ def rubric_quality(totals: np.ndarray, prompts: Sequence[str], golds: Sequence[f
         spread=spread,
         num_pairs=sum(map(len, shares)),
         judged=float(np.isfinite(totals).mean()),
+        drift_accuracy=_drift_accuracy(means_N, gold_N, num_early),
     )
 
 
 def pair_accuracies(scores: np.ndarray, golds: np.ndarray) -> np.ndarray:
     """Return 1, 0.5 (a tie) or 0 for every pair of N scores (N,) whose golds (N,) differ; shape (P,), NaN left out."""
-    first, second = np.triu_indices(len(scores), 1)
+    return _accuracies(scores, golds, *np.triu_indices(len(scores), 1))
+
+
+def _drift_accuracy(scores: np.ndarray, golds: np.ndarray, num_early: int) -> float | None:
+    early, late = np.meshgrid(np.arange(num_early), np.arange(num_early, len(scores)), indexing="ij")
+    pairs = _accuracies(scores, golds, early.ravel(), late.ravel())
+    return float(pairs.mean()) if len(pairs) else None
+
+
+def _accuracies(scores: np.ndarray, golds: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
     agreement = np.sign(scores[first] - scores[second]) * np.sign(golds[first] - golds[second])
     known = np.isfinite(agreement) & (golds[first] != golds[second])
     return (agreement[known] + 1) / 2
@@ -148,12 +167,10 @@ def decide(old: RubricQuality, new: RubricQuality, tolerance: float = 0.0, min_j
         if quality.judged < min_judged:
             failed = f"the judge could use {which} on {quality.judged:.0%} of the held-out completions only"
             return verdict(False, "judged", failed)
-    if old.rank_accuracy is not None and new.rank_accuracy is not None:
-        accepted = new.rank_accuracy >= old.rank_accuracy - tolerance
-        what = (
-            f"{new.rank_accuracy:.3f} of {new.num_pairs} pairs are ordered as by gold, {old.rank_accuracy:.3f} before"
-        )
-        return verdict(accepted, "rank_accuracy", what)
+    accuracies = gold_accuracies(old, new)
+    if accuracies is not None:
+        accepted = accuracies[1] >= accuracies[0] - tolerance
+        return verdict(accepted, "rank_accuracy", _compare_with_gold(old, new))
     if new.spread is None or old.spread is None:
         return verdict(False, "none", "no two held-out completions of one prompt could be compared")
     if new.spread < MIN_SPREAD * old.spread or new.spread == 0:
@@ -165,3 +182,23 @@ def decide(old: RubricQuality, new: RubricQuality, tolerance: float = 0.0, min_j
     accepted = new.reliability >= old.reliability - tolerance
     what = f"repeated judgements have a reliability of {new.reliability:.3f}, {old.reliability:.3f} before"
     return verdict(accepted, "reliability", what)
+
+
+def gold_accuracies(old: RubricQuality, new: RubricQuality) -> tuple[float, float] | None:
+    """Return the mean of rank and drift accuracy of both, over what is known of both; `None` without gold."""
+    pairs = [(getattr(old, name), getattr(new, name)) for name in ("rank_accuracy", "drift_accuracy")]
+    known = [pair for pair in pairs if None not in pair]
+    return tuple(np.mean(known, axis=0).tolist()) if known else None
+
+
+def _compare_with_gold(old: RubricQuality, new: RubricQuality) -> str:
+    said = []
+    if old.rank_accuracy is not None and new.rank_accuracy is not None:
+        said.append(
+            f"{new.rank_accuracy:.3f} of {new.num_pairs} pairs are ordered as by gold, {old.rank_accuracy:.3f} before"
+        )
+    if old.drift_accuracy is not None and new.drift_accuracy is not None:
+        said.append(
+            f"of pairs of the run's beginning and now {new.drift_accuracy:.3f}, {old.drift_accuracy:.3f} before"
+        )
+    return "; ".join(said)

@@ -21,9 +21,11 @@ class MPOConfig(DUMPConfig):
             Try a new rubric on held-out completions and refuse one that ranks them worse than the rubric in force.
             Without it every rubric is taken, as in the paper.
         gate_cases (`int`, *optional*, defaults to `32`):
-            Completions that a rubric is tried on, by whole prompts; none of them is shown to the meta judge.
-        gate_repeats (`int`, *optional*, defaults to `2`):
-            How often each is judged by each rubric. Without gold scores at least 2 are needed to tell a judge's noise.
+            Completions that a rubric is tried on, by whole prompts; none of them is shown to the meta judge. Where
+            gold scores are known, as many again are kept from the run's beginning.
+        gate_repeats (`int`, *optional*):
+            How often each is judged by each rubric. By default once where gold scores are known and else twice, which
+            it takes to tell a judge's noise.
         gate_temperature (`float`, *optional*, defaults to `0.7`):
             Of these judgements; at 0 a judge that is unsure repeats itself.
         gate_tolerance (`float`, *optional*, defaults to `0.0`):
@@ -31,7 +33,8 @@ class MPOConfig(DUMPConfig):
         rollback_window (`int`, *optional*, defaults to `8`):
             Batches after which a new rubric is compared with what was before it; 0 never looks back.
         rollback_drop (`float`, *optional*, defaults to `0.1`):
-            By how much the judge must have become worse for the parent to be tried again.
+            By how much the judge must have become worse, or its scores have risen above gold, for the parent to be
+            tried again.
         gold_reward (`str`, *optional*):
             Name of the reward function that is the gold score. By default the first that is neither a judge nor a
             reward model; give it `reward_weights: 0` to watch it without training on it.
@@ -50,7 +53,7 @@ class MPOConfig(DUMPConfig):
     meta_pool: int = field(default=256, metadata={"help": "Judged completions kept to choose from."})
     gate: bool = field(default=True, metadata={"help": "Refuse a rubric that ranks held-out completions worse."})
     gate_cases: int = field(default=32, metadata={"help": "Completions that a rubric is tried on."})
-    gate_repeats: int = field(default=2, metadata={"help": "How often each is judged by each rubric."})
+    gate_repeats: int | None = field(default=None, metadata={"help": "How often each is judged by each rubric."})
     gate_temperature: float = field(default=0.7, metadata={"help": "Temperature of these judgements."})
     gate_tolerance: float = field(default=0.0, metadata={"help": "By how much a new rubric may rank worse."})
     rollback_window: int = field(
@@ -72,8 +75,9 @@ class MPOConfig(DUMPConfig):
             ("meta_cases", "gate_cases", "gate_repeats", "held_out_every", "held_out_cases", "alarm_window"), 1
         )
         for name, least in at_least.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
         if self.meta_every and self.meta_pool < self.meta_cases + self.gate * self.gate_cases:
             raise ValueError(
                 f"meta_pool is {self.meta_pool}, and a meta step takes {self.meta_cases} meta_cases"

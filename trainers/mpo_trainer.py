@@ -11,8 +11,9 @@ What deviates from the paper or its released code, and why:
 - Totals are normalised by what a rubric makes attainable: the raw sums of the code rose 25-fold without any learning.
 - Cases are chosen for what they say (`rewards/judged_cases.py`), not at random; the analyst sees reasons, gold and how
   all scores are spread.
-- A gate (`rewards/rubric_gate.py`) tries old and new rubric on completions that the meta judge has not seen, and
-  refuses one that ranks worse; a running check goes back to the parent if that has become the better one.
+- A gate (`rewards/rubric_gate.py`) tries old and new rubric on completions that the meta judge has not seen, of now
+  and of the run's beginning, and refuses one that ranks worse; a running check goes back to the parent if that has
+  become the better one.
 - Only the main process talks to the meta model. All processes take up a rubric at the same point between two batches;
   with every batch they are told the version, so that no group is ever judged by two.
 - A meta step that fails leaves the rubric as it is and says so; a completion that could not be judged has no reward.
@@ -22,7 +23,6 @@ What deviates from the paper or its released code, and why:
 
 import textwrap
 import time
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -35,17 +35,25 @@ from accelerate.utils import broadcast_object_list, gather_object
 from ..rewards.judge import Judge, conversation_text
 from ..rewards.judge_client import JudgeError
 from ..rewards.judge_reward import JudgeReward
-from ..rewards.judge_watch import JudgeAlarm, RubricWatch
+from ..rewards.judge_watch import JudgeAlarm, RubricWatch, batch_quality
 from ..rewards.judged_cases import JudgedCase, select_cases, split_by_prompt
 from ..rewards.meta_judge import MetaJudge, describe_scores, describe_versions
 from ..rewards.reward_ensemble import RewardModelReward
 from ..rewards.rubric import Rubric
-from ..rewards.rubric_gate import Verdict, decide, pair_accuracies, rubric_quality
+from ..rewards.rubric_gate import (
+    RubricQuality,
+    Verdict,
+    decide,
+    gold_accuracies,
+    rubric_quality,
+)
 from ..rewards.rubric_history import RubricHistory
 from .dump_trainer import DUMPTrainer
 from .mpo_config import MPOConfig
 
 logger = get_logger(__name__)
+
+CASE_COLUMNS = ("prompt", "completion", "reference")
 
 
 class MPOTrainer(DUMPTrainer):
@@ -104,6 +112,7 @@ class MPOTrainer(DUMPTrainer):
         self._num_batches = 0
         self._cases: list[JudgedCase] = []  # of the batch, of all processes, on the main one
         self._judged: list[JudgedCase] = []  # judged by the rubric in force, the newest last
+        self._early: list[JudgedCase] = []  # of the run's beginning, with gold: what the policy is compared with
         self._watch = RubricWatch(max(1, args.rollback_window), args.rollback_drop)
         self._alarm = JudgeAlarm(args.alarm_window, args.alarm_gap)
 
@@ -184,20 +193,33 @@ class MPOTrainer(DUMPTrainer):
             self.rubric_version, self.judge.rubric = told[1], Rubric.from_dict(told[2])
 
     def _after_batch(self) -> None:
-        args = self.args
-        self._judged = [*self._judged, *self._cases][-args.meta_pool :]
-        against_gold = self._gold_index is not None
-        self._watch.observe(quality := batch_quality(self._cases, against_gold))
+        args, against_gold = self.args, self._gold_index is not None
+        new = self._keep_early(self._cases)
+        self._judged = [*self._judged, *new][-args.meta_pool :]
+        quality = batch_quality(self._cases, against_gold)
+        known = [(case.total, case.gold) for case in self._cases if case.gold is not None]
+        self._watch.observe(quality, *(np.mean(known, axis=0) if known else ()))
         if quality is not None:
             self._log_mpo("rank_accuracy" if against_gold else "spread", quality)
         if self._held_out_judge is not None and self._num_batches % args.held_out_every == 0:
             self._look_on()
-        due = args.rollback_window and quality is not None and self._watch.is_suspicious
-        rolled_back = due and self._look_back()
+        suspicion = self._watch.suspicion if args.rollback_window and quality is not None else None
+        rolled_back = suspicion is not None and self._look_back(suspicion)
         if args.meta_every and self._num_batches % args.meta_every == 0 and not rolled_back:
             started = time.perf_counter()
             self._meta_step()
             self._log_mpo("seconds", time.perf_counter() - started)
+
+    def _keep_early(self, cases: list[JudgedCase]) -> list[JudgedCase]:
+        """Keep the first `gate_cases` with gold aside, by whole prompts; returns the others."""
+        if not (self.args.gate or self.args.rollback_window):
+            return cases
+        prompts: set[str] = set()
+        for case in cases:
+            if case.gold is not None and (case.prompt in prompts or len(self._early) < self.args.gate_cases):
+                prompts.add(case.prompt)
+                self._early.append(case)
+        return [case for case in cases if case.prompt not in prompts]
 
     # ---- the rubric ----
 
@@ -258,15 +280,16 @@ class MPOTrainer(DUMPTrainer):
         qualities = [self._measure(rubric, cases) for rubric in (old, new)]
         return decide(*qualities, tolerance=self.args.gate_tolerance)
 
-    def _measure(self, rubric: Rubric, cases: list[JudgedCase]):
-        repeats = self.args.gate_repeats
+    def _measure(self, rubric: Rubric, cases: list[JudgedCase]) -> RubricQuality:
+        cases = [*self._early, *cases]
+        repeats = self.args.gate_repeats or (1 if self._early else 2)
         columns = [[getattr(case, name) for case in cases for _ in range(repeats)] for name in CASE_COLUMNS]
         judgements = self.judge.judge(*columns, rubric=rubric, temperature=self.args.gate_temperature)
         totals = np.array([np.nan if each.total is None else each.total for each in judgements])
         prompts, golds = [case.prompt for case in cases], [case.gold for case in cases]
-        return rubric_quality(totals.reshape(len(cases), repeats), prompts, golds)
+        return rubric_quality(totals.reshape(len(cases), repeats), prompts, golds, len(self._early))
 
-    def _look_back(self) -> bool:
+    def _look_back(self, suspicion: str) -> bool:
         """Go back to the rubric in force's parent if that ranks the newest completions better; tell if it did."""
         current = self.rubric_history.current
         if current.parent is None or not self._judged:
@@ -280,12 +303,13 @@ class MPOTrainer(DUMPTrainer):
             cases += (group := [case for case in self._judged if case.prompt == prompt])
             kept += len(group)
         verdict = self._try(current.rubric, parent.rubric, cases)
-        better = verdict.measure in ("rank_accuracy", "reliability") and (
-            getattr(verdict.new, verdict.measure) > getattr(verdict.old, verdict.measure)
-        )
+        accuracies = gold_accuracies(verdict.old, verdict.new)
+        if accuracies is None and verdict.measure == "reliability":
+            accuracies = verdict.old.reliability, verdict.new.reliability
+        better = verdict.accepted and accuracies is not None and accuracies[1] > accuracies[0]
         if better:
-            fallen = f"the judge had become worse by {self._watch.fallen:.3f}; with version {parent.number}: "
-            self.rubric_history.roll_back(parent.number, self.state.global_step, fallen + verdict.reason)
+            reason = f"{suspicion}; with version {parent.number}: {verdict.reason}"
+            self.rubric_history.roll_back(parent.number, self.state.global_step, reason)
             self._log_mpo("rolled_back", 1.0)
             self._rubric_changed()
         return better
@@ -341,6 +365,7 @@ class MPOTrainer(DUMPTrainer):
                 "step": self.state.global_step,
                 "num_batches": self._num_batches,
                 "pool": [case.to_dict() for case in self._judged],
+                "early": [case.to_dict() for case in self._early],
                 "watch": self._watch.state_dict(),
                 "alarm": self._alarm.state_dict(),
                 "rubrics": self.rubric_history.state_dict(),
@@ -351,7 +376,7 @@ class MPOTrainer(DUMPTrainer):
         super()._load_run_state(state, folder)
         state = state["mpo"]
         self._num_batches = state["num_batches"]
-        self._judged = [JudgedCase(**case) for case in state["pool"]]
+        self._judged, self._early = ([JudgedCase(**case) for case in state[name]] for name in ("pool", "early"))
         self._watch.load_state_dict(state["watch"])
         self._alarm.load_state_dict(state["alarm"])
         self.rubric_version = None  # taken up from the history, which may have been turned back by the user
@@ -361,29 +386,3 @@ class MPOTrainer(DUMPTrainer):
         self.rubric_history.load_state_dict(state, step)
         if self.rubric_history.current.number != state["current"]:
             self._rubric_changed()
-
-
-CASE_COLUMNS = ("prompt", "completion", "reference")
-
-
-def batch_quality(cases: list[JudgedCase], against_gold: bool) -> float | None:
-    """Return what a batch says of the judge: rank accuracy against gold, or without it the spread within prompts.
-
-    `None` where no two completions of a prompt can be compared.
-    """
-    groups = defaultdict(list)
-    for case in cases:
-        groups[case.prompt].append(case)
-    if against_gold:
-        found = [
-            pair_accuracies(np.array([case.total for case in group]), np.array([_gold(case) for case in group]))
-            for group in groups.values()
-        ]
-        found = [pairs.mean() for pairs in found if len(pairs)]
-    else:
-        found = [np.std([case.total for case in group], ddof=1) for group in groups.values() if len(group) > 1]
-    return float(np.mean(found)) if found else None
-
-
-def _gold(case: JudgedCase) -> float:
-    return np.nan if case.gold is None else case.gold

@@ -22,14 +22,36 @@ def watched(*phases, **options):
 
 def test_a_rubric_that_fell_behind_what_was_before_it():
     before = [0.8] * 4
-    assert watched(before, [0.6] * 4, window=4).is_suspicious
+    assert watched(before, [0.6] * 4, window=4).suspicion
     assert watched(before, [0.6] * 4, window=4).fallen == pytest.approx(0.2)
-    assert not watched(before, [0.6] * 3, window=4).is_suspicious, "too early to tell"
-    assert not watched(before, [0.75] * 4, window=4).is_suspicious, "within the drop"
-    assert not watched(before, [0.9] * 4, window=4).is_suspicious
-    assert not watched([0.6] * 4, window=4).is_suspicious, "nothing has changed"
-    assert not watched([], [0.1] * 4, window=4).is_suspicious, "nothing to compare with"
-    assert not watched(before, [0.1] * 4, [0.1] * 4, window=4).is_suspicious, "the change before it did that"
+    assert not watched(before, [0.6] * 3, window=4).suspicion, "too early to tell"
+    assert not watched(before, [0.75] * 4, window=4).suspicion, "within the drop"
+    assert not watched(before, [0.9] * 4, window=4).suspicion
+    assert not watched([0.6] * 4, window=4).suspicion, "nothing has changed"
+    assert not watched([], [0.1] * 4, window=4).suspicion, "nothing to compare with"
+    assert not watched(before, [0.1] * 4, [0.1] * 4, window=4).suspicion, "the change before it did that"
+
+
+def test_scores_that_rise_above_gold_while_the_order_holds():
+    """All answers become what the rubric overpays: within a batch the judge still orders them as gold does."""
+
+    def seen(*means):
+        watch = RubricWatch(window=2)
+        for mean in means:
+            watch.observe(0.8, *mean)
+        return watch.suspicion
+
+    start = [(0.6, 0.5)] * 2
+    assert seen(*start, (0.7, 0.4), (0.7, 0.4)) == "its scores had risen above gold by 0.200"
+    assert seen(*start, (0.7, 0.6), (0.7, 0.6)) is None, "both rise"
+    assert seen(*start, (0.7, 0.4)) is None, "in the midst of a window"
+    assert seen((0.9, 0.1), (0.9, 0.1), (0.9, 0.1), (0.9, 0.1)) is None, "points for nothing are no rise"
+    watch = RubricWatch(window=1)
+    for total in (0.5, 0.9):
+        watch.observe(0.8, total, 0.5)
+    watch.rubric_changed()
+    watch.observe(0.8, 0.9, 0.5)
+    assert watch.suspicion is None, "another rubric is on another scale"
 
 
 def test_it_asks_once_a_window():
@@ -37,7 +59,7 @@ def test_it_asks_once_a_window():
     watch = watched([0.8] * 3, [], window=3)
     for _ in range(9):
         watch.observe(0.2)
-        asked.append(watch.is_suspicious)
+        asked.append(watch.suspicion is not None)
     assert asked == [False, False, True] * 3
 
 
@@ -45,7 +67,7 @@ def test_batches_that_say_nothing_do_not_count():
     watch = watched([0.8] * 2, [0.1, None, float("nan")], window=2)
     assert watch.fallen is None
     watch.observe(0.1)
-    assert watch.is_suspicious
+    assert watch.suspicion
 
 
 def alarm(pairs, **options):
@@ -74,8 +96,8 @@ def test_a_resumed_watch_goes_on_as_if_never_stopped(first, second, cut):
     def go_on(watch, qualities):
         said = []
         for quality in qualities:
-            watch.observe(quality)
-            said.append((watch.is_suspicious, watch.fallen))
+            watch.observe(quality, quality, 0.5)
+            said.append((watch.suspicion, watch.fallen))
             if quality is not None and quality > 0.9:
                 watch.rubric_changed()
         return said

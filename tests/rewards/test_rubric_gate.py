@@ -29,6 +29,17 @@ def test_rank_accuracy_weighs_prompts_alike():
     assert quality.reliability is None, "nothing was judged twice"
 
 
+def test_drift_by_hand():
+    """Two early answers, two of now that are worse and get more: within their prompt they are ordered rightly."""
+    totals, golds = np.array([[0.4], [0.5], [0.9], [0.8]]), [0.5, 0.7, 0.3, 0.2]
+    quality = rubric_quality(totals, ["a", "a", "b", "b"], golds, num_early=2)
+    assert quality.rank_accuracy == 1.0 and quality.num_pairs == 1 and quality.drift_accuracy == 0.0
+    half = rubric_quality(np.array([[0.4], [0.9], [0.9], [0.5]]), ["a", "a", "b", "b"], golds, num_early=2)
+    assert half.drift_accuracy == pytest.approx((0 + 0 + 0.5 + 1) / 4)
+    assert rubric_quality(totals, ["a"] * 4, [None, None, 0.3, 0.2], num_early=2).drift_accuracy is None
+    assert rubric_quality(totals, ["a"] * 4, golds).drift_accuracy is None, "nothing is early"
+
+
 def test_the_intraclass_correlation_of_shrout_and_fleiss():
     """Their table 2: six targets, four judges; ICC(1, 1) is 0.17."""
     ratings = np.array([[9, 2, 5, 8], [6, 1, 3, 2], [8, 4, 6, 8], [7, 1, 2, 6], [10, 5, 6, 9], [6, 2, 4, 7]], float)
@@ -69,8 +80,8 @@ def test_shapes_that_do_not_fit():
         rubric_quality(np.zeros((0, 2)), [], [])
 
 
-def quality(rank_accuracy=None, reliability=0.8, spread=0.2, judged=1.0):
-    return RubricQuality(rank_accuracy, reliability, spread, 10, judged)
+def quality(rank_accuracy=None, reliability=0.8, spread=0.2, judged=1.0, drift=None):
+    return RubricQuality(rank_accuracy, reliability, spread, 10, judged, drift)
 
 
 @pytest.mark.parametrize(
@@ -81,6 +92,10 @@ def quality(rank_accuracy=None, reliability=0.8, spread=0.2, judged=1.0):
         (quality(0.7), quality(0.9, reliability=0.1, spread=0.0), True, "rank_accuracy"),  # gold is above all
         (quality(0.7), quality(0.9, judged=0.5), False, "judged"),
         (quality(0.7, judged=0.5), quality(0.9), False, "judged"),  # a comparison with what is left of the old one
+        (quality(0.8, drift=0.3), quality(0.7, drift=0.5), True, "rank_accuracy"),  # their mean decides
+        (quality(0.8, drift=0.3), quality(0.8, drift=0.2), False, "rank_accuracy"),
+        (quality(drift=0.3), quality(drift=0.2), False, "rank_accuracy"),  # gold is alike within all prompts
+        (quality(0.7, drift=0.3), quality(0.8), True, "rank_accuracy"),  # what is known of both
         (quality(), quality(reliability=0.81), True, "reliability"),
         (quality(), quality(reliability=0.79), False, "reliability"),
         (quality(), quality(reliability=1.0, spread=0.09), False, "spread"),  # it agrees since it says little
