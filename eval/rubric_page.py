@@ -13,7 +13,8 @@ from .pages import cut
 
 MOST_VERSIONS, MOST_CASES = 20, 8  # that are shown in full: the newest versions, the first cases of each
 CLASSES = {"+": "good", "-": "bad"}  # of a line of a diff, by what it begins with
-MEASURES = {"rank_accuracy": "rank accuracy", "reliability": "reliability", "spread": "spread"}
+MEASURES = {"rank_accuracy": "rank accuracy", "drift_accuracy": "drift accuracy"}
+MEASURES |= {"reliability": "reliability", "spread": "spread"}
 
 
 def describe_rubrics(history: RubricHistory) -> dict[str, Any]:
