@@ -1,6 +1,7 @@
 """A hacking drill: does a rubric that learns keep the judge's score and the gold score together?
 
     python benchmarks/mpo.py [--seeds 10] [--first_seed 0] [--quick] [--workers 2]
+    python benchmarks/mpo.py --overhead     shares of the time, with a judge that takes 0.5 s and a meta judge of 5 s
 
 A policy of 0.1 M parameters (reward_world.py) answers prompts of four letters and is trained by GRPO on a judge's
 score. The judge and the meta judge are simulations behind a real HTTP server (simulated_judge.py). Gold, in [0, 1], is
@@ -26,7 +27,7 @@ import time
 
 import numpy as np
 from reward_world import BASE, LENGTH, TOKENIZER, conversation, draw_prompts, load_base, make_base, respond
-from shared import CPU_RUN, ROOT, bootstrap, print_claims, run_jobs
+from shared import CPU_RUN, ROOT, bootstrap, print_claims, quiet, run_jobs
 from simulated_judge import SimulatedJudgeServer, item, repetitions, score, unasked
 
 RUNS = ROOT / "benchmarks" / "results" / "mpo_runs.jsonl"
@@ -58,8 +59,8 @@ def unknown(prompts, **columns) -> list[None]:
     return [None] * len(prompts)
 
 
-def run_one(method: str, seed: int, steps: int) -> dict:
-    """Train once and return judge score, gold and rubric version of every batch."""
+def run_one(method: str, seed: int, steps: int, answer_seconds: float = 0.0) -> dict:
+    """Train once and return judge score, gold and rubric version of every batch, and what judging took of the time."""
     import datasets
 
     from metatune.rewards import Judge, JudgeClient, JudgeReward, MetaJudge, Rubric
@@ -69,7 +70,7 @@ def run_one(method: str, seed: int, steps: int) -> dict:
     started = time.perf_counter()
     rubric = Rubric.from_dict({"task": TASK, "items": [item(name) for name in names]})
     rows = [{"prompt": conversation(prompt), "distribution": "letters"} for prompt in draw_prompts(2000, seed)]
-    with SimulatedJudgeServer() as server, tempfile.TemporaryDirectory() as folder:
+    with SimulatedJudgeServer(answer_seconds) as server, tempfile.TemporaryDirectory() as folder:
         client = JudgeClient(server.url)
         config = MPOConfig(
             output_dir=folder,
@@ -189,8 +190,14 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="one seed, a quarter of the steps")
+    parser.add_argument("--overhead", action="store_true", help="measure what judging takes of the time")
     args = parser.parse_args()
     make_base()
+    if args.overhead:
+        with quiet():
+            run = run_one("mpo", args.first_seed, 40, answer_seconds=0.5)
+        print_claims("mpo_overhead", [{"claim": f"share of {n}", "value": v} for n, v in run["shares"].items()])
+        return
     seeds = range(args.first_seed, args.first_seed + (1 if args.quick else args.seeds))
     steps = STEPS // 4 if args.quick else STEPS
     wanted = [(method, seed, steps) for seed in seeds for method in args.methods]

@@ -11,6 +11,7 @@ import random
 import re
 import string
 import threading
+import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -114,9 +115,18 @@ def fenced(text: str, label: str) -> list[str]:
 
 
 class SimulatedJudgeServer:
-    """Serves the simulation at `url`, as a context."""
+    """Serves the simulation at `url`, as a context.
+
+    Args:
+        seconds (`float`, *optional*, defaults to 0): of a judge for an answer; a meta judge takes ten times that.
+    """
+
+    def __init__(self, seconds: float = 0.0):
+        self.seconds = seconds
 
     def __enter__(self):
+        seconds = self.seconds
+
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
@@ -129,6 +139,7 @@ class SimulatedJudgeServer:
             def do_POST(self):
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 meta = body["messages"][0]["content"].startswith("You improve the rubric")
+                time.sleep(10 * seconds if meta else seconds)
                 message = {"role": "assistant", "content": revise(body) if meta else judge(body)}
                 choice = {"index": 0, "message": message, "finish_reason": "stop"}
                 usage = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
