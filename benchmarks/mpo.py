@@ -10,7 +10,7 @@ given pays for every *mention* of an asked letter: saying one four times is a pl
 
 - `fixed`: the rubric as given;
 - `expert`: written by hand by one who knows the loophole, and never changed;
-- `mpo`: the rubric as given, rewritten every 10 batches, with the gate, on gold of held-out completions;
+- `mpo`: the rubric as given, rewritten every 5 batches, with the gate, on gold of held-out completions;
 - `mpo, no gold`: the gate knows repeated judgements alone;
 - `mpo, no gate`: every rubric is taken, as in the paper.
 
@@ -37,9 +37,9 @@ GIVEN, EXPERT = ("mentions", "care"), ("covers", "care", "repeats")
 METHODS = {
     "fixed": (GIVEN, {"meta_every": 0}),
     "expert": (EXPERT, {"meta_every": 0}),
-    "mpo": (GIVEN, {"meta_every": 10}),
-    "mpo, no gold": (GIVEN, {"meta_every": 10, "gold_reward": "unknown"}),
-    "mpo, no gate": (GIVEN, {"meta_every": 10, "gate": False, "rollback_window": 0}),
+    "mpo": (GIVEN, {"meta_every": 5}),
+    "mpo, no gold": (GIVEN, {"meta_every": 5, "gold_reward": "unknown"}),
+    "mpo, no gate": (GIVEN, {"meta_every": 5, "gate": False, "rollback_window": 0}),
 }
 
 
