@@ -24,6 +24,7 @@ tuning. Finished runs are kept in benchmarks/results/mpo_runs.jsonl.
 import argparse
 import tempfile
 import time
+from pathlib import Path
 
 import numpy as np
 from reward_world import BASE, LENGTH, TOKENIZER, conversation, draw_prompts, load_base, make_base, respond
@@ -183,6 +184,21 @@ def summarise(runs: dict[str, list[dict]]) -> list[dict]:
     return claims
 
 
+def plot(runs: dict[str, list[dict]], path: Path) -> None:
+    """Draw judge score and gold over the batches, a panel a method, means over seeds."""
+    from metatune.eval.plots import AFTER, HUES, new_figure, save_figure, set_heading
+
+    figure = new_figure(2.6 * len(runs), 3.6)
+    for axes, (method, each) in zip(figure.subplots(1, len(runs), sharey=True), runs.items(), strict=True):
+        for name, colour in (("judge", AFTER), ("gold", HUES[2])):
+            curve = np.mean([run[name] for run in each], axis=0)
+            axes.plot(curve, color=colour, linewidth=1.8)
+            axes.text(len(curve), curve[-1], f"{name} ", color=colour, va="bottom", ha="right")
+        set_heading(axes, method, f"mean of {len(each)} seeds")
+        axes.set_xlabel("batch")
+    save_figure(figure, path)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=10)
@@ -190,6 +206,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="one seed, a quarter of the steps")
+    parser.add_argument("--plot", type=Path, help="PNG to draw the curves into")
     parser.add_argument("--overhead", action="store_true", help="measure what judging takes of the time")
     args = parser.parse_args()
     make_base()
@@ -202,7 +219,10 @@ def main() -> None:
     steps = STEPS // 4 if args.quick else STEPS
     wanted = [(method, seed, steps) for seed in seeds for method in args.methods]
     done = run_jobs(run_one, wanted, RUNS, ("method", "seed", "steps"), args.workers)
-    print_claims("mpo", summarise({method: [done[method, seed, steps] for seed in seeds] for method in args.methods}))
+    runs = {method: [done[method, seed, steps] for seed in seeds] for method in args.methods}
+    if args.plot:
+        plot(runs, args.plot)
+    print_claims("mpo", summarise(runs))
 
 
 if __name__ == "__main__":
