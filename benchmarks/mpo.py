@@ -193,7 +193,7 @@ def plot(runs: dict[str, list[dict]], path: Path) -> None:
         for name, colour in (("judge", AFTER), ("gold", HUES[2])):
             curve = np.mean([run[name] for run in each], axis=0)
             axes.plot(curve, color=colour, linewidth=1.8)
-            axes.text(len(curve), curve[-1], f"{name} ", color=colour, va="bottom", ha="right")
+            axes.text(len(curve), curve[-10:].max() + 0.01, name, color=colour, va="bottom", ha="right")
         set_heading(axes, method, f"mean of {len(each)} seeds")
         axes.set_xlabel("batch")
     save_figure(figure, path)
