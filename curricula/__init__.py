@@ -1,7 +1,7 @@
 """Task distributions, and curricula that choose among them."""
 
 from .curriculum import CURRICULA, Curriculum, make_curriculum
-from .distributions import COLUMNS, Distribution, demonstrations, load_distributions
+from .distributions import COLUMNS, Distribution, check_verified, demonstrations, load_distributions
 from .families import FAMILIES
 from .heuristic import EasyToHardCurriculum, PoolsCurriculum, UniformCurriculum
 from .item_cycle import ItemCycle
@@ -28,6 +28,7 @@ __all__ = [
     "UCBCurriculum",
     "UniformCurriculum",
     "build_tokenizer",
+    "check_verified",
     "demonstrations",
     "is_held_out",
     "load_distributions",

@@ -34,14 +34,16 @@ Row = tuple[str, dict[str, Any]]  # where the row stands, and its columns
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetSource(Entry):
-    """A dataset with one prompt and one reference answer a row.
+    """A dataset with one prompt a row, and its reference answer if there is one.
 
     Args:
         path (`str` or `list[str]`): a `.jsonl` or `.parquet` file, a folder of them, a glob, a list of these, or the
             name of a dataset on the hub. What exists locally is never looked up on the hub.
-        verifier (`str`): verifier of the answers.
+        verifier (`str`, *optional*): verifier of the answers. Without one nothing says what is right: such a
+            distribution is for judges and reward models.
         prompt_column (`str`, *optional*, defaults to `"prompt"`): column of the question.
-        answer_column (`str`, *optional*, defaults to `"answer"`): column of the reference answer.
+        answer_column (`str`, *optional*): column of the reference answer, `answer` where there is a verifier. Without
+            one it is read only if it is given, for a judge's `reference_column: answer`.
         answer_after (`str`, *optional*): the reference is what follows the last occurrence of this mark.
         info_columns (`list[str]`, *optional*): columns that the verifier needs beside the reference.
         split_by (`str`, *optional*): column whose values make one distribution each, named `name-value`. `file` is the
@@ -49,18 +51,29 @@ class DatasetSource(Entry):
         subset (`str`, *optional*): configuration of a hub dataset.
         train_split (`str`, *optional*): split to train on: the stem of local files, or a hub dataset's split.
         test_split (`str`, *optional*): split to hold out.
+
+    Raises:
+        ValueError: `answer_after` is given and no reference is read.
     """
 
     path: str | list[str]
-    verifier: str
+    verifier: str | None = None
     prompt_column: str = "prompt"
-    answer_column: str = "answer"
+    answer_column: str | None = None
     answer_after: str | None = None
     info_columns: list[str] = field(default_factory=list)
     split_by: str | None = None
     subset: str | None = None
     train_split: str | None = None
     test_split: str | None = None
+
+    def __post_init__(self):
+        if self.answer_after is not None and self._answer_column is None:
+            raise ValueError("answer_after is of a reference that nothing reads: give verifier or answer_column")
+
+    @property
+    def _answer_column(self) -> str | None:
+        return self.answer_column or ("answer" if self.verifier else None)
 
     def load(self, where: str) -> dict[str, Parts]:
         """Read the rows and part them; see the head of this file."""
@@ -142,27 +155,26 @@ class DatasetSource(Entry):
         return Problem(
             prompt=prompt,
             answer=self._answer(location, row, where),
-            verifier=self.verifier,
+            verifier=self.verifier or "",
             key=normalised(prompt),
             info=info,
         )
 
     def _answer(self, location: str, row: dict[str, Any], where: str) -> str:
-        answer = _column(row, self.answer_column, "answer_column", location, where)
+        column = self._answer_column
+        if column is None:
+            return ""
+        answer = _column(row, column, "answer_column", location, where)
         if isinstance(answer, int) and not isinstance(answer, bool):
             answer = str(answer)
         if not isinstance(answer, str):
-            raise ValueError(
-                f"{where}: {location}: answer_column {self.answer_column!r} must be text or an int, got {answer!r}"
-            )
+            raise ValueError(f"{where}: {location}: answer_column {column!r} must be text or an int, got {answer!r}")
         if self.answer_after is not None:
             if self.answer_after not in answer:
-                raise ValueError(
-                    f"{where}: {location}: answer_column {self.answer_column!r} lacks the mark {self.answer_after!r}"
-                )
+                raise ValueError(f"{where}: {location}: answer_column {column!r} lacks the mark {self.answer_after!r}")
             answer = answer.rpartition(self.answer_after)[2]
         if not answer.strip():
-            raise ValueError(f"{where}: {location}: answer_column {self.answer_column!r} is empty")
+            raise ValueError(f"{where}: {location}: answer_column {column!r} is empty")
         return answer.strip()
 
     def _hub_splits(self, where: str) -> dict[str, Iterable[Row]]:

@@ -1,4 +1,4 @@
-"""Task distributions: named sources of prompts with a verifiable answer, read from a recipe's `distributions:` list.
+"""Task distributions: named sources of prompts, with verifiable answers or not, from a recipe's `distributions:` list.
 
     distributions:
       - name: countdown-3              # a built-in family: arithmetic, countdown or logic
@@ -14,6 +14,9 @@
         prompt_column: question
         answer_after: "####"
         verifier: math
+      - name: essays                   # no verifier: judges and reward models alone say what is good
+        source: dataset
+        path: essays.jsonl
 
 Training and held-out items never share a key, over all distributions of one load: a drawn problem, or a row of data
 without a split to hold out, is held out if and only if its key says so (`is_held_out`); and what any held-out part
@@ -23,13 +26,13 @@ contains is dropped from every training part.
 import json
 import logging
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import datasets
 
-from ..rewards import VERIFIERS
+from ..rewards import VERIFIERS, get_verifier
 from .dataset_source import DatasetSource
 from .entry import Entry, nearest, parse_options
 from .families import FAMILIES
@@ -51,12 +54,12 @@ FEATURES = datasets.Features({column: datasets.Value("string") for column in COL
 
 @dataclass(frozen=True)
 class Distribution:
-    """A named source of prompts with a verifiable answer.
+    """A named source of prompts.
 
     Args:
         name (`str`): unique name; an arm of the curriculum.
         train (`datasets.Dataset`): training items, with the columns `prompt` (conversation), `answer`, `distribution`,
-            `verifier`, `info` (JSON) and `key`; never empty.
+            `verifier` (empty where there is none), `info` (JSON) and `key`; never empty.
         test (`datasets.Dataset`): held-out items with the same columns; may be empty.
     """
 
@@ -150,7 +153,17 @@ def demonstrations(
 
 def accepted_answers(row: Mapping[str, Any]) -> list[str] | None:
     """List all the answers that an item's verifier accepts, or `None` where they cannot be listed."""
-    return VERIFIERS[row["verifier"]].accepted_answers(row["answer"], json.loads(row["info"]))
+    return get_verifier(row["verifier"]).accepted_answers(row["answer"], json.loads(row["info"]))
+
+
+def check_verified(items: Iterable[Mapping[str, Any]]) -> None:
+    """Raise `ValueError` that names the distribution of the first item without a verifier."""
+    for item in items:
+        if not item["verifier"]:
+            raise ValueError(
+                f"distribution {item['distribution']!r} has no verifier, and only one tells what is right: "
+                "give it a verifier, or leave it out"
+            )
 
 
 def _entries(configs: Sequence[Mapping[str, Any]], where: str) -> list[tuple[str, Entry]]:
@@ -168,8 +181,9 @@ def _entries(configs: Sequence[Mapping[str, Any]], where: str) -> list[tuple[str
         for option in ("train_size", "test_size"):
             if (size := getattr(entry, option)) is not None and size < 1:
                 raise ValueError(f"{place}: {option} must be at least 1, got {size}")
-        if isinstance(entry, DatasetSource) and entry.verifier not in VERIFIERS:
-            raise ValueError(f"{place}: verifier {entry.verifier!r} is unknown; {nearest(entry.verifier, VERIFIERS)}")
+        verifier = entry.verifier if isinstance(entry, DatasetSource) else None
+        if verifier is not None and verifier not in VERIFIERS:
+            raise ValueError(f"{place}: verifier {verifier!r} is unknown; {nearest(verifier, VERIFIERS)}")
         entries.append((place, entry))
     _refuse_duplicates([(place, entry.name) for place, entry in entries])
     return entries

@@ -1,4 +1,4 @@
-"""One procedural problem, and the rule that keeps train and held-out problems apart.
+"""One problem, and the rule that keeps train and held-out problems apart.
 
 Every built-in family (countdown, arithmetic, logic) draws `Problem`s. A problem has a canonical `key`: two problems
 that are the same task in another notation (say, the same numbers in another order) have the same key. Whether a key
@@ -16,12 +16,12 @@ HELD_OUT_FRACTION = 0.2
 
 @dataclass(frozen=True)
 class Problem:
-    """A prompt with a verifiable answer.
+    """A prompt, and how an answer to it is verified if it can be.
 
     Args:
         prompt (`str`): what the user asks.
-        answer (`str`): a reference answer, in the form that `verifier` reads.
-        verifier (`str`): name of the verifier in `metatune.rewards.VERIFIERS`.
+        answer (`str`): a reference answer, in the form that `verifier` reads; empty where there is none.
+        verifier (`str`): name of the verifier in `metatune.rewards.VERIFIERS`; empty where nothing verifies an answer.
         key (`str`): canonical identity; equal keys are the same problem.
         info (`dict`, *optional*): what the verifier needs beside the reference (JSON values only).
     """

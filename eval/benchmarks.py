@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..curricula import load_distributions
+from ..curricula import check_verified, load_distributions
 from ..curricula.dataset_source import DatasetSource
 from ..curricula.entry import nearest
 from ..curricula.problem import Problem
@@ -131,11 +131,12 @@ def load_held_out(configs: Sequence[Mapping[str, Any]]) -> list[Item]:
     """Load the held-out items of the distributions that a recipe lists; see [`load_distributions`].
 
     Raises:
-        ValueError: as [`load_distributions`], and if no distribution has held-out items.
+        ValueError: as [`load_distributions`], and if no distribution has held-out items, or one has no verifier.
     """
     items = [dict(item) for distribution in load_distributions(configs) for item in distribution.test]
     if not items:
         raise ValueError("distributions: none has held-out items; give at least one a test_size or a test split")
+    check_verified(items)
     return items
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from ..curricula import check_verified
 from ..rewards import get_verifier
 from .engines import Engine, Sampling
 from .evaluation import Completion, Evaluation
@@ -53,8 +54,8 @@ def evaluate(
         settings (`Mapping`, *optional*): what else to keep in the summary's `settings`, such as the model's name.
 
     Raises:
-        ValueError: if there is no item, an item lacks a column or repeats another's key, several samples are asked of
-            greedy decoding, or the tokenizer has no chat template.
+        ValueError: if there is no item, an item lacks a column or a verifier or repeats another's key, several samples
+            are asked of greedy decoding, or the tokenizer has no chat template.
     """
     items = _checked(list(items))
     if num_samples < 1:
@@ -126,6 +127,7 @@ def _checked(items: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         missing = [column for column in COLUMNS if column not in item]
         if missing:
             raise ValueError(f"item {number} lacks the column {missing[0]!r}; it has {', '.join(item)}")
+    check_verified(items)
     (distribution, key), count = Counter((item["distribution"], item["key"]) for item in items).most_common(1)[0]
     if count > 1:
         raise ValueError(f"{distribution}: {count} items have the key {key!r}; use num_samples for several samples")

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..rewards import extract_answer
+from ..rewards.extraction import extract_verdict
 from ..rewards.knights_and_knaves import read_conclusion
 from ..rewards.math_answer import final_answer
 
@@ -18,8 +19,8 @@ def vote(verifier: str, completion: str, info: Mapping[str, Any]) -> str | None:
 
     Args:
         verifier (`str`): the item's verifier. `math` reads the marked answer (`\\boxed{}`, `####`, a last line
-            `answer X`) and abstains without a mark; `knights_and_knaves` the conclusion; any other the trace's last
-            line `answer X`.
+            `answer X`) and abstains without a mark; `knights_and_knaves` the conclusion; `verdict` what stands in
+            its tags; any other the trace's last line `answer X`.
         completion (`str`): text of the completion.
         info (`Mapping`): what the verifier needs beside the reference.
     """
@@ -33,7 +34,7 @@ def vote(verifier: str, completion: str, info: Mapping[str, Any]) -> str | None:
         roles = read_conclusion(completion, info["names"])
         kinds = [f"{name}: {'knight' if knight else 'knave'}" for name, knight in sorted((roles or {}).items())]
         return ", ".join(kinds) or None
-    return extract_answer(completion)
+    return extract_verdict(completion) if verifier == "verdict" else extract_answer(completion)
 
 
 def normalised_math(answer: str) -> str:

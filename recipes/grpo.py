@@ -162,6 +162,20 @@ def check(script_args: GRPOScriptArguments, training_args: MetaConfig, model_arg
             f"none, or leave {listed} out"
         )
     check_judges(script_args, training_args)
+    check_verifiers(script_args)
+
+
+def check_verifiers(script_args: GRPOScriptArguments) -> None:
+    """Raise [`ConfigError`] for distributions of which no reward function can say anything."""
+    if script_args.reward_models or script_args.judge or script_args.reward_funcs not in (None, [], ["correctness"]):
+        return
+    entries = [entry for entry in script_args.distributions or [] if entry.get("source") == "dataset"]
+    unverified = [str(entry.get("name")) for entry in entries if entry.get("verifier") is None]
+    if unverified:
+        raise ConfigError(
+            f"correctness says nothing of distributions without a `verifier` ({', '.join(unverified)}): give them "
+            "one, or a `judge`, `reward_models` or other reward_funcs"
+        )
 
 
 def trainer_of(script_args: GRPOScriptArguments, training_args: MetaConfig) -> type:

@@ -158,13 +158,14 @@ def check(args: StarScriptArguments, training_args: SFTConfig, model_args: Model
 
 def load_problems(args: StarScriptArguments) -> list[dict[str, Any]]:
     """Load the training problems of all distributions."""
-    from metatune.curricula import load_distributions
+    from metatune.curricula import check_verified, load_distributions
 
     try:
         distributions = load_distributions(args.distributions)
+        problems = [dict(item) for distribution in distributions for item in distribution.train]
+        check_verified(problems)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    problems = [dict(item) for distribution in distributions for item in distribution.train]
     if args.num_prompts is not None and args.num_prompts > len(problems):
         raise ConfigError(f"num_prompts is {args.num_prompts}, the distributions have {len(problems)} problems")
     return problems

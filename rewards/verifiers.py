@@ -8,7 +8,7 @@ import re
 from typing import Any, Protocol
 
 from .countdown import evaluate_left_to_right, solutions
-from .extraction import extract_answer
+from .extraction import extract_answer, extract_verdict
 from .knights_and_knaves import KnightsAndKnavesVerifier
 from .math_answer import MathVerifier
 from .reasoning_gym_answer import ReasoningGymVerifier
@@ -59,6 +59,21 @@ class ExactVerifier:
         return [answer]
 
 
+class VerdictVerifier:
+    """The last label in `<verdict>X</verdict>` equals the reference, up to case and runs of whitespace."""
+
+    needs_answer = True
+
+    def score(self, completion: str, answer: str, info: dict[str, Any]) -> bool:
+        """Compare the verdict with the reference."""
+        given = extract_verdict(completion)
+        return given is not None and _normalised(given) == _normalised(answer)
+
+    def accepted_answers(self, answer: str, info: dict[str, Any]) -> list[str]:
+        """List the reference alone, in its tags."""
+        return [f"<verdict>{answer}</verdict>"]
+
+
 class CountdownVerifier:
     """The answer of a last line `answer X` is an expression that solves a countdown; see `countdown`.
 
@@ -94,6 +109,7 @@ VERIFIERS: dict[str, Verifier] = {
     "knights_and_knaves": KnightsAndKnavesVerifier(),
     "math": MathVerifier(),
     "reasoning_gym": ReasoningGymVerifier(),
+    "verdict": VerdictVerifier(),
 }
 
 
@@ -104,6 +120,8 @@ def get_verifier(name: str) -> Verifier:
     Raises:
         ValueError: there is no verifier of this name; the message has the nearest one.
     """
+    if not name:
+        raise ValueError("the row has no verifier: give its distribution one, or leave it out")
     if name not in VERIFIERS:
         close = difflib.get_close_matches(str(name), VERIFIERS, n=1, cutoff=0)
         raise ValueError(f"unknown verifier {name!r}; did you mean {close[0]!r}? There are {', '.join(VERIFIERS)}")

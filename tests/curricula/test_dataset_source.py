@@ -172,6 +172,22 @@ def test_info_columns_travel_as_json(tmp_path):
     assert json.loads(loaded.train[0]["info"]) == {"names": ["A", "B"], "solution": [True, False]}
 
 
+def test_without_a_verifier_no_answer_is_asked_for(tmp_path):
+    rows = [{"prompt": f"Write of {i}.", "summary": f"It is {i}."} for i in range(30)]
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    (plain,) = load(path, verifier=None)
+    (referenced,) = load(path, verifier=None, answer_column="summary")
+    assert plain.train.features == referenced.train.features
+    assert set(plain.train["verifier"]) == set(referenced.train["verifier"]) == {""}
+    assert set(plain.train["answer"]) == {""} and referenced.train["answer"][0].startswith("It is ")
+    with pytest.raises(ValueError, match=r"line 1: there is no column 'abstract' \(answer_column\)"):
+        load(path, verifier=None, answer_column="abstract")
+    with pytest.raises(ValueError, match=r"\(set\): answer_after is of a reference that nothing reads: give verifier"):
+        load(path, verifier=None, answer_after="####")
+    with pytest.raises(ValueError, match="verifier 'none' is unknown"):
+        load(path, verifier="none")
+
+
 @pytest.mark.parametrize(
     ("row", "options", "message"),
     [

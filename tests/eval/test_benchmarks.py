@@ -144,3 +144,14 @@ def test_knights_and_knaves_in_a_folder_are_what_training_holds_out():
     assert 500 < len(items) < 700
     one_file = load_benchmark("knights_knaves", str(DATA / "knights_knaves" / "people3.jsonl"))
     assert 950 < len(one_file) <= 1000
+
+
+def test_a_distribution_without_a_verifier_has_no_accuracy(tmp_path):
+    path = tmp_path / "essays.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"Write of {i}."}) + "\n" for i in range(40)))
+    configs = [
+        {"name": "sums", "source": "arithmetic", "train_size": 8, "test_size": 4},
+        {"name": "essays", "source": "dataset", "path": str(path)},
+    ]
+    with pytest.raises(ValueError, match="distribution 'essays' has no verifier, and only one tells what is right"):
+        load_held_out(configs)

@@ -102,6 +102,7 @@ def test_rendering_is_the_chat_template_with_the_assistants_turn_open(tokenizer)
         ([], {}, "no item"),
         ([item(), item()], {}, "2 items have the key 'p'"),
         ([{k: v for k, v in item().items() if k != "answer"}], {}, "item 1 lacks the column 'answer'"),
+        ([item(verifier="")], {}, "distribution 'sums' has no verifier"),
         ([item()], {"num_samples": 0}, "num_samples"),
         ([item()], {"num_samples": 2, "temperature": 0}, "greedy decoding repeats itself"),
     ],

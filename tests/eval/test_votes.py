@@ -44,3 +44,8 @@ def test_knights_and_knaves_vote_for_their_roles_in_any_order():
 def test_traces_vote_for_their_last_line():
     assert vote("countdown", "1+1=2 wrong\nanswer 1+2", {}) == "1+2"
     assert vote("exact", "no idea", {}) is None
+
+
+def test_verdicts_vote_for_their_label():
+    assert vote("verdict", "It harmed no one.\n<verdict> RIGHT </verdict>", {}) == "RIGHT"
+    assert vote("verdict", "answer RIGHT", {}) is None

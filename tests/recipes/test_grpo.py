@@ -12,6 +12,9 @@ import pandas as pd
 import pytest
 import yaml
 
+from metatune.recipes import grpo
+from metatune.recipes.config import ConfigError
+
 LIMIT = 240  # seconds a launch may take
 DISTRIBUTIONS = ("sums", "search", "island")
 COMPARED = ("loss", "grad_norm", "reward", "rollout_tokens", *(f"curriculum/probability/{d}" for d in DISTRIBUTIONS))
@@ -195,3 +198,20 @@ def test_an_unknown_key_names_the_file_and_the_nearest_key(tmp_path):
     output = run_to_error(tmp_path, learning_rte=1e-4)
     assert "recipe.yaml" in output
     assert "learning_rate" in output
+
+
+def test_correctness_alone_over_data_without_a_verifier_is_refused_before_a_launch(tmp_path):
+    def check(**options):
+        path = recipe(tmp_path, distributions=entries, **options)
+        grpo.check(*grpo.make_parser().parse_args_and_config(["--config", str(path)]))
+
+    entries = [
+        {"name": "sums", "source": "arithmetic", "train_size": 4},
+        {"name": "essays", "source": "dataset", "path": "essays.jsonl"},
+    ]
+    for options in ({}, {"reward_funcs": ["correctness"]}):
+        with pytest.raises(ConfigError, match=r"correctness says nothing of .* without a `verifier` \(essays\): give"):
+            check(**options)
+    check(reward_funcs=["correctness", "think_format_reward"])
+    entries[1]["verifier"] = "exact"
+    check()

@@ -14,6 +14,7 @@ from metatune.eval.evaluate import evaluate
 from metatune.eval.forced import ForcedAnswers
 from metatune.recipes import cli, star, star_round
 from metatune.recipes.adapters import STARTER
+from metatune.recipes.config import ConfigError
 from metatune.recipes.star_sampler import Sampler, success_rate
 
 from .launches import LIMIT, finish, last_line, metatune, start, succeed, write_recipe
@@ -394,3 +395,11 @@ def test_recipes_are_read_strictly(name):
     configs = star.make_parser().parse_args_and_config(["--config", str(path), *on_cpu])
     star.check(*configs[:3])
     assert configs[3] == [] and f"metatune star --config recipes/mrt/{name}.yaml" in path.read_text()
+
+
+def test_problems_without_a_verifier_are_refused(tmp_path):
+    path = tmp_path / "essays.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"Write of {i}."}) + "\n" for i in range(40)))
+    args = star.StarScriptArguments(distributions=[{"name": "essays", "source": "dataset", "path": str(path)}])
+    with pytest.raises(ConfigError, match="distribution 'essays' has no verifier"):
+        star.load_problems(args)

@@ -62,3 +62,12 @@ def test_an_unknown_verifier_and_bad_info_are_named():
         correctness_reward(["answer 7"], ["7"], ["exact"], ["{'single': 1}"])
     with pytest.raises(ValueError, match="column 'info' has 1 rows for 2 completions"):
         correctness_reward(["answer 7"] * 2, ["7"] * 2, ["exact"] * 2, [""])
+
+
+def test_nothing_is_said_of_rows_without_a_verifier():
+    logged = {}
+    columns = {"answer": ["7", "", None], "verifier": ["exact", "", None], "info": ["", "", ""]}
+    assert correctness_reward(["answer 7"] * 3, **columns, log_metric=logged.__setitem__) == [1.0, None, None]
+    assert logged == {"correctness/unscorable": 0.0}, "of the one row that can be scored"
+    columns = {"answer": ["", ""], "verifier": ["", ""], "info": ["", ""]}
+    assert correctness_reward(["a", "b"], **columns, log_metric=lambda *logged: pytest.fail(f"{logged}")) == [None] * 2

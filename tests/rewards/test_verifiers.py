@@ -75,11 +75,12 @@ def test_where_answers_are_listed_each_of_them_is_right():
     for name, answer, info in [
         ("exact", "KNK", {}),
         ("countdown", "3+7+8", COUNTDOWN),
+        ("verdict", "RIGHT", {}),
         ("knights_and_knaves", "", {"names": ["Zoey", "Ethan"], "solution": [True, False]}),
     ]:
         accepted = VERIFIERS[name].accepted_answers(answer, info)
         assert accepted
-        mark = "" if name == "knights_and_knaves" else "answer "
+        mark = "answer " if name in ("exact", "countdown") else ""
         assert all(VERIFIERS[name].score(mark + text, answer, info) is True for text in accepted)
     assert VERIFIERS["math"].accepted_answers("18", {}) is None
     assert VERIFIERS["reasoning_gym"].accepted_answers("18", {}) is None
@@ -89,3 +90,23 @@ def test_an_unknown_verifier_is_answered_with_the_nearest():
     assert get_verifier("math") is VERIFIERS["math"]
     with pytest.raises(ValueError, match="unknown verifier 'knights-and-knaves'; did you mean 'knights_and_knaves'"):
         get_verifier("knights-and-knaves")
+    with pytest.raises(ValueError, match="the row has no verifier: give its distribution one"):
+        get_verifier("")
+
+
+@pytest.mark.parametrize(
+    ("completion", "right"),
+    [
+        ("He kept his word.\n<verdict>RIGHT</verdict>", True),
+        ("<Verdict> right </verdict> and more", True),
+        ("<verdict>WRONG</verdict> no, <verdict>RIGHT</verdict>", True),  # the last one is the commitment
+        ("<verdict>RIGHT</verdict> no, <verdict>WRONG</verdict>", False),
+        ("<verdict>RIGHT or WRONG</verdict>", False),
+        ("<verdict><verdict>RIGHT</verdict></verdict>", True),
+        ("<verdict>RIGHT", False),
+        ("<verdict> </verdict>", False),
+        ("RIGHT", False),
+    ],
+)
+def test_a_verdict_is_the_label_in_its_tags(completion, right):
+    assert get_verifier("verdict").score(completion, "RIGHT", {}) is right
