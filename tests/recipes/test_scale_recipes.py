@@ -13,7 +13,7 @@ import pytest
 from transformers import AutoConfig
 
 from metatune.curricula import load_distributions
-from metatune.recipes import cli
+from metatune.recipes import cli, rubric
 from metatune.recipes.config import read_recipe
 from metatune.recipes.doctor import diagnose, make_parser
 from metatune.recipes.examine import parse, parser_for
@@ -23,7 +23,8 @@ from metatune.recipes.target import launch_of, paired
 ROOT = Path(__file__).parents[2]
 DATA = ROOT.parent / "shared" / "data"
 DUMP = ("gsm8k", "knights_knaves", "math_1gpu", "math_1node", "math_2nodes")
-SCALE = (*(f"dump/{name}" for name in DUMP), "mrt/r1_1node")
+MPO = ("essay", "summary", "ethics", "math")
+SCALE = (*(f"dump/{name}" for name in DUMP), "mrt/r1_1node", *(f"mpo/{name}" for name in MPO))
 GUIDE = ROOT / "docs" / "clusters.md"
 
 # published shapes of Qwen2.5-1.5B and -7B
@@ -61,7 +62,8 @@ def commands(text):
 
 
 @pytest.mark.parametrize("name", SCALE)
-def test_the_header_s_memory_is_what_doctor_says(name, tmp_path):
+def test_the_header_s_memory_is_what_doctor_says(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)  # rubrics are named from the repository's root
     recipe = read_recipe(str(path(name)))
     size = re.search(r"(R1-.*|1\.5B|7B)(-|$)", recipe.values["model_name_or_path"])[1]
     AutoConfig.for_model("qwen2", **SHAPES[size]).save_pretrained(tmp_path)
@@ -143,6 +145,9 @@ def check_line(words):
         if command == "doctor":
             make_parser().parse_args_and_config(args)
             return
+        if command == "rubric":
+            rubric.make_parser().parse_args(args)
+            return
     else:
         scripts = [i for i, word in enumerate(words) if word.endswith(".py")]
         assert len(scripts) == 1, words
@@ -160,7 +165,8 @@ def check_line(words):
         processes = int(given["nproc_per_node"]) * int(given.get("nnodes", 1))
     configs, _, problems = parse(command, recipe_args, processes, told=True)
     assert configs is not None and problems == [], (words, problems)
-    completions = {"gsm8k": 128, "math_1gpu": 1024, "mrt_math": 256}.get(Path(configs[1].output_dir).name, 2048)
+    sizes = {"gsm8k": 128, "math_1gpu": 1024, "mrt_math": 256, **{f"mpo_{name}": 64 for name in MPO}}
+    completions = sizes.get(Path(configs[1].output_dir).name, 2048)
     assert configs[1].generation_batch_size == completions, words  # however many processes, a recipe keeps its batch
 
 
