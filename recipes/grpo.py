@@ -130,11 +130,13 @@ def load_reward(name: str):
 
 
 def load_rewards(script_args: GRPOScriptArguments, training_args: MetaConfig) -> list:
-    """Return the reward functions, `reward_models` and `judge` last, and set `reward_weights` to those of all."""
+    """Return the reward functions, `reward_models` and `judge` last; completes `reward_weights` and `gold_reward`."""
     entries = read_entries(script_args.reward_models or [])
     judge = read_judge("judge", script_args.judge)
     names = script_args.reward_funcs or ([] if entries or judge else ["correctness"])
     functions = [load_reward(name) for name in names]
+    if training_args.gold_reward is not None:  # the trainer knows a function by its own name
+        training_args.gold_reward = functions[names.index(training_args.gold_reward)].__name__
     if entries or judge:
         weights = training_args.reward_weights or [1.0] * len(names)
         scored = [*entries, judge] if judge else entries
@@ -162,6 +164,9 @@ def check(script_args: GRPOScriptArguments, training_args: MetaConfig, model_arg
             f"none, or leave {listed} out"
         )
     check_judges(script_args, training_args)
+    gold, names = training_args.gold_reward, script_args.reward_funcs or []
+    if gold is not None and gold not in names:
+        raise ConfigError(f"gold_reward: '{gold}' is none of the reward_funcs{nearest(gold, names)}")
     check_verifiers(script_args)
 
 

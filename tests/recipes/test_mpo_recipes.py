@@ -10,7 +10,7 @@ import pytest
 
 from metatune.curricula import load_distributions
 from metatune.recipes import grpo
-from metatune.recipes.config import read_recipe
+from metatune.recipes.config import ConfigError, read_recipe
 from metatune.rewards import RubricBounds, RubricHistory, correctness_reward, read_rubric
 
 from ..rewards.fake_judge_server import FakeJudgeServer
@@ -88,6 +88,24 @@ def test_arms_load_from_a_stand_in_of_the_data(task, tmp_path):
 
 
 MORE = {"name": "padding", "criterion": "Takes up to 3 for what could be left out.", "points": -3}
+
+
+@pytest.mark.parametrize(("gold", "message"), [("correctnes", "did you mean 'correctness'"), ("judge", "is none of")])
+def test_gold_is_one_of_the_reward_functions(gold, message):
+    arguments = ["--config", str(FOLDER / "math.yaml"), "--gold_reward", gold, "--bf16", "false"]
+    with pytest.raises(ConfigError, match=f"gold_reward: '{gold}'.*{message}"):
+        grpo.check(*grpo.make_parser().parse_args_and_config(arguments))
+
+
+def test_gold_has_the_recipe_s_name_there_and_the_function_s_in_the_trainer(tmp_path):
+    with FakeJudgeServer(answer) as server:
+        judge = {"url": server.url, "rubric": str(FOLDER / "rubrics" / "math.yaml")}
+        gold = {"reward_funcs": ["correctness"], "reward_weights": [0.0], "gold_reward": "correctness"}
+        recipe = write_recipe(tmp_path / "recipe.yaml", {**GRPO, "judge": judge, "meta_every": 0, **gold})
+        script, training, model = grpo.make_parser().parse_args_and_config(["--config", str(recipe)])
+        grpo.check(script, training, model)
+        names = [function.__name__ for function in grpo.load_rewards(script, training)]
+    assert names[0] == training.gold_reward == "correctness_reward"
 
 
 def answer(body):
