@@ -5,9 +5,10 @@ must rank at least as well as the old:
 
 - where there is gold, by *rank accuracy*: over all pairs of completions of one prompt whose gold differs, how often
   the better one gets the higher total, a tie counting half. All pairs of a prompt weigh 1 together. That is blind to
-  what a policy does in all of its completions alike, and exploitation ends there. So it is averaged with *drift
+  what a policy does in all of its completions alike, and exploitation ends there. So it can be averaged with *drift
   accuracy*, the same over pairs of a completion from the run's beginning and one of now, of any prompts: does the
-  judge say that the policy has become better where gold says that it has become worse?
+  judge say that the policy has become better where gold says that it has become worse? The gate itself does without
+  (`docs/log.md`: it refuses no better, at twice the price); the running check, which asks just that, uses it;
 - else by *reliability*: the share of the variance of totals within a prompt that lies between completions and not
   between repeated judgements of one, the intraclass correlation ICC(1) (Shrout and Fleiss, Psychological Bulletin 86,
   1979). A rubric that gives everything the same total tells nothing and has none, so the *spread*, the standard

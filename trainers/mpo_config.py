@@ -21,8 +21,7 @@ class MPOConfig(DUMPConfig):
             Try a new rubric on held-out completions and refuse one that ranks them worse than the rubric in force.
             Without it every rubric is taken, as in the paper.
         gate_cases (`int`, *optional*, defaults to `32`):
-            Completions that a rubric is tried on, by whole prompts; none of them is shown to the meta judge. Where
-            gold scores are known, as many again are kept from the run's beginning.
+            Completions that a rubric is tried on, by whole prompts; none of them is shown to the meta judge.
         gate_repeats (`int`, *optional*):
             How often each is judged by each rubric. By default once where gold scores are known and else twice, which
             it takes to tell a judge's noise.
@@ -34,7 +33,7 @@ class MPOConfig(DUMPConfig):
             Batches after which a new rubric is compared with what was before it; 0 never looks back.
         rollback_drop (`float`, *optional*, defaults to `0.1`):
             By how much the judge must have become worse, or its scores have risen above gold, for the parent to be
-            tried again.
+            tried again; against gold, on `gate_cases` of the run's beginning too.
         gold_reward (`str`, *optional*):
             Name of the reward function that is the gold score. By default the first that is neither a judge nor a
             reward model; give it `reward_weights: 0` to watch it without training on it.

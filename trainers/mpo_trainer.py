@@ -11,9 +11,9 @@ What deviates from the paper or its released code, and why:
 - Totals are normalised by what a rubric makes attainable: the raw sums of the code rose 25-fold without any learning.
 - Cases are chosen for what they say (`rewards/judged_cases.py`), not at random; the analyst sees reasons, gold and how
   all scores are spread.
-- A gate (`rewards/rubric_gate.py`) tries old and new rubric on completions that the meta judge has not seen, of now
-  and of the run's beginning, and refuses one that ranks worse; a running check goes back to the parent if that has
-  become the better one.
+- A gate (`rewards/rubric_gate.py`) tries old and new rubric on completions that the meta judge has not seen, and
+  refuses one that ranks worse; a running check goes back to the parent if that has become the better one, on
+  completions of now and of the run's beginning.
 - Only the main process talks to the meta model. All processes take up a rubric at the same point between two batches;
   with every batch they are told the version, so that no group is ever judged by two.
 - A meta step that fails leaves the rubric as it is and says so; a completion that could not be judged has no reward.
@@ -23,7 +23,7 @@ What deviates from the paper or its released code, and why:
 
 import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -212,7 +212,7 @@ class MPOTrainer(DUMPTrainer):
 
     def _keep_early(self, cases: list[JudgedCase]) -> list[JudgedCase]:
         """Keep the first `gate_cases` with gold aside, by whole prompts; returns the others."""
-        if not (self.args.gate or self.args.rollback_window):
+        if not self.args.rollback_window:
             return cases
         prompts: set[str] = set()
         for case in cases:
@@ -275,19 +275,19 @@ class MPOTrainer(DUMPTrainer):
         }
         return [replace(case, agreement=agreements.get(index)) for index, case in enumerate(cases)]
 
-    def _try(self, old: Rubric, new: Rubric, cases: list[JudgedCase]) -> Verdict:
+    def _try(self, old: Rubric, new: Rubric, cases: list[JudgedCase], early: Sequence[JudgedCase] = ()) -> Verdict:
         """Let the judge use both rubrics on the same completions."""
-        qualities = [self._measure(rubric, cases) for rubric in (old, new)]
+        qualities = [self._measure(rubric, cases, early) for rubric in (old, new)]
         return decide(*qualities, tolerance=self.args.gate_tolerance)
 
-    def _measure(self, rubric: Rubric, cases: list[JudgedCase]) -> RubricQuality:
-        cases = [*self._early, *cases]
-        repeats = self.args.gate_repeats or (1 if self._early else 2)
+    def _measure(self, rubric: Rubric, cases: list[JudgedCase], early: Sequence[JudgedCase]) -> RubricQuality:
+        cases = [*early, *cases]
+        repeats = self.args.gate_repeats or (2 if self._gold_index is None else 1)
         columns = [[getattr(case, name) for case in cases for _ in range(repeats)] for name in CASE_COLUMNS]
         judgements = self.judge.judge(*columns, rubric=rubric, temperature=self.args.gate_temperature)
         totals = np.array([np.nan if each.total is None else each.total for each in judgements])
         prompts, golds = [case.prompt for case in cases], [case.gold for case in cases]
-        return rubric_quality(totals.reshape(len(cases), repeats), prompts, golds, len(self._early))
+        return rubric_quality(totals.reshape(len(cases), repeats), prompts, golds, len(early))
 
     def _look_back(self, suspicion: str) -> bool:
         """Go back to the rubric in force's parent if that ranks the newest completions better; tell if it did."""
@@ -302,7 +302,7 @@ class MPOTrainer(DUMPTrainer):
                 break
             cases += (group := [case for case in self._judged if case.prompt == prompt])
             kept += len(group)
-        verdict = self._try(current.rubric, parent.rubric, cases)
+        verdict = self._try(current.rubric, parent.rubric, cases, self._early)
         accuracies = gold_accuracies(verdict.old, verdict.new)
         if accuracies is None and verdict.measure == "reliability":
             accuracies = verdict.old.reliability, verdict.new.reliability
