@@ -122,7 +122,7 @@ def test_a_rubric_that_turns_out_worse_is_rolled_back(tmp_path):
     assert events(tmp_path)[:3] == [("given", 0, 0), ("accepted", 1, 2), ("rolled_back", 0, 4)]
     assert trainer.judge.rubric == FIRST and log(trainer)[4]["mpo/rolled_back"] == 1
     reason = RubricHistory.read(tmp_path / "rubrics").events[2]["reason"]
-    assert "the judge had become worse by" in reason and "of pairs of first and new ones" in reason
+    assert "the judge had become worse by" in reason and "of pairs of the run's beginning and now" in reason
 
 
 def test_a_batch_that_says_nothing_asks_for_no_second_trial(tmp_path):
