@@ -104,10 +104,10 @@ def run_one(method: str, seed: int, steps: int, answer_seconds: float = 0.0) -> 
         history = trainer.rubric_history
     columns = {"judge": "rewards/judge/mean", "gold": "rewards/gold_reward/mean", "version": "rubric/version"}
     curves = {name: [round(row[key], 4) for row in log] for name, key in columns.items()}
-    step_seconds = sum(row["time/step"] for row in log)
-    shares = {name: sum(row.get(f"{name}/seconds", 0.0) for row in log) / step_seconds for name in ("judge", "mpo")}
+    seconds = {name: [row[f"{name}/seconds"] for row in log if f"{name}/seconds" in row] for name in ("judge", "mpo")}
     found = {
-        "shares": {name: round(share, 4) for name, share in shares.items()},
+        "shares": {name: round(sum(each) / sum(row["time/step"] for row in log), 4) for name, each in seconds.items()},
+        "mean_seconds": {name: round(float(np.mean(each)), 3) for name, each in seconds.items() if each},
         "events": [event["event"] for event in history.events],
         "items": [each.name for each in history.current.rubric.items],
         "offsets": offsets([version.rubric for version in history.versions]),
@@ -213,7 +213,7 @@ def main() -> None:
     if args.overhead:
         with quiet():
             run = run_one("mpo", args.first_seed, 40, answer_seconds=0.5)
-        print_claims("mpo_overhead", [{"claim": f"share of {n}", "value": v} for n, v in run["shares"].items()])
+        print_claims("mpo_overhead", [{"claim": name, **run[name]} for name in ("shares", "mean_seconds")])
         return
     seeds = range(args.first_seed, args.first_seed + (1 if args.quick else args.seeds))
     steps = STEPS // 4 if args.quick else STEPS
