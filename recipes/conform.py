@@ -87,14 +87,22 @@ def conform_union(value: Any, arms: Sequence[Any]) -> Any:
 
 
 def conform_dataclass(value: Any, hint: type) -> Any:
-    """Check a mapping against the fields of a dataclass; the mapping itself is what TRL's dataclasses convert."""
+    """Check a mapping against the fields of a dataclass; the mapping itself is what TRL's dataclasses convert.
+
+    Raises `ValueError` that names the key.
+    """
     if not isinstance(value, dict):
         raise ValueError(f"expected a mapping, got {describe(value)}")
     hints = get_type_hints(hint)
-    for key in value:
+    values = {}
+    for key, item in value.items():
         if key not in hints:
             raise ValueError(f"unknown key '{key}'{nearest(key, hints)}")
-    return {key: conform(item, hints[key]) for key, item in value.items()}
+        try:
+            values[key] = conform(item, hints[key])
+        except ValueError as error:
+            raise ValueError(f"`{key}`: {error}") from None
+    return values
 
 
 def choose(value: Any, choices: Sequence[Any]) -> Any:

@@ -8,20 +8,26 @@ held_out_judge: {url: "http://127.0.0.1:8003/v1", rubric: rubrics/essay_expert.y
 """
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
+from urllib.parse import urlsplit
 
 from metatune.recipes.config import ConfigError
 from metatune.recipes.conform import conform
 from metatune.rewards import Judge, JudgeClient, JudgeError, JudgeReward, MetaJudge, RubricBounds, read_rubric
 from metatune.rewards.judge import MODES
-from metatune.rewards.judge_client import STRUCTURED
 from metatune.rewards.prompt_templates import PromptTemplates
 from metatune.trainers import MPOConfig
 from metatune.trainers.dump_config import DUMPConfig
 
-BOUNDS = ("max_items", "max_points", "max_criterion_characters", "max_task_characters")
+LIMITS = ("max_prompt_characters", "max_completion_characters")  # of what a judge is shown
+BOUNDS = ("max_items", "max_points", "max_criterion_characters")  # of a rubric; its task is given, and stays
+
+
+class MissingKeyError(ConfigError):
+    """The environment variable with a server's key is not set where the recipe is read."""
 
 
 @dataclass
@@ -57,18 +63,27 @@ class ServerEntry:
     templates: str | None = None
 
     def __post_init__(self):
-        if not self.url.startswith(("http://", "https://")):
+        if not _is_address(self.url):
             raise ValueError(f"`url` is the address of a server, such as http://127.0.0.1:8001/v1, not {self.url!r}")
-        if self.structured is not None and self.structured not in STRUCTURED:
-            raise ValueError(f"`structured` is one of {', '.join(STRUCTURED)}, not {self.structured!r}")
+        given = self._given()
+        given.pop("api_key_variable", None)  # need not be set where a recipe is only read
+        JudgeClient(self.url, **given)
+
+    @property
+    def lacks_key(self) -> bool:
+        """Whether the key is to be in a variable that is not set here."""
+        return self.api_key_variable is not None and not os.environ.get(self.api_key_variable)
 
     def client(self) -> JudgeClient:
         """Connect to the server, and see that it serves the model."""
-        names = [field.name for field in fields(ServerEntry) if field.name not in ("url", "templates")]
-        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-        client = JudgeClient(self.url, **given)
+        client = JudgeClient(self.url, **self._given())
         client.check()
         return client
+
+    def _given(self) -> dict[str, Any]:
+        """The options of the client that are given."""
+        names = [field.name for field in fields(ServerEntry) if field.name not in ("url", "templates")]
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
 @dataclass
@@ -93,11 +108,13 @@ class HeldOutJudgeEntry(ServerEntry):
             raise ValueError("give `rubric`, a JSON or YAML file with task and items")
         if self.mode not in MODES:
             raise ValueError(f"`mode` is one of {', '.join(MODES)}, not {self.mode!r}")
+        for name in LIMITS:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"`{name}` is at least 1, not {getattr(self, name)}")
 
     def judge(self) -> Judge:
         """Make the judge; raises what its parts raise."""
-        limits = ("max_prompt_characters", "max_completion_characters")
-        given = {name: getattr(self, name) for name in limits if getattr(self, name) is not None}
+        given = {name: getattr(self, name) for name in LIMITS if getattr(self, name) is not None}
         rubric = read_rubric(self.rubric)
         return Judge(self.client(), rubric, mode=self.mode, templates=self.templates, **given)
 
@@ -120,6 +137,8 @@ class JudgeEntry(HeldOutJudgeEntry):
         super().__post_init__()
         if not math.isfinite(self.weight):
             raise ValueError(f"`weight` is not finite: {self.weight}")
+        if not 0 <= self.max_failure_rate <= 1:
+            raise ValueError(f"`max_failure_rate` is between 0 and 1, not {self.max_failure_rate}")
 
     def reward(self) -> JudgeReward:
         """Make the reward function; raises what its parts raise."""
@@ -137,14 +156,18 @@ class MetaJudgeEntry(ServerEntry):
         max_items (`int`, *optional*): of a rubric that it writes.
         max_points (`int`, *optional*): of one item.
         max_criterion_characters (`int`, *optional*): of one criterion.
-        max_task_characters (`int`, *optional*): of the task.
     """
 
     num_refinements: int = 4
     max_items: int | None = None
     max_points: int | None = None
     max_criterion_characters: int | None = None
-    max_task_characters: int | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not isinstance(self.num_refinements, int) or self.num_refinements < 1:
+            raise ValueError(f"`num_refinements` is a whole number of at least 1, not {self.num_refinements!r}")
+        self.bounds()
 
     def bounds(self) -> RubricBounds:
         return RubricBounds(**{name: getattr(self, name) for name in BOUNDS if getattr(self, name) is not None})
@@ -170,6 +193,12 @@ def read_judge(name: str, value: dict[str, Any] | None) -> Any:
         raise ValueError(f"{name}: {error}") from None
 
 
+def given_judges(script_args: Any) -> dict[str, Any]:
+    """Return those of `ENTRIES` that a recipe gives, by their names."""
+    entries = {name: read_judge(name, getattr(script_args, name)) for name in ENTRIES}
+    return {name: entry for name, entry in entries.items() if entry is not None}
+
+
 def read_judges(script_args: Any) -> None:
     """Raise `ValueError` unless all of `ENTRIES` can be read, and a judge is there for the other two."""
     for name in ENTRIES:
@@ -179,7 +208,12 @@ def read_judges(script_args: Any) -> None:
 
 
 def check_judges(script_args: Any, training_args: MPOConfig) -> None:
-    """Raise [`ConfigError`] for options of a rubric that would do nothing, and for a rubric that cannot be used."""
+    """Tell what can be told before a server is asked.
+
+    Raises:
+        ConfigError: options of a rubric that would do nothing, or a rubric or templates that cannot be used.
+        MissingKeyError: only a key is not set here.
+    """
     if script_args.judge is None:
         for option in fields(MPOConfig):
             inherited = option.name in DUMPConfig.__dataclass_fields__
@@ -188,10 +222,17 @@ def check_judges(script_args: Any, training_args: MPOConfig) -> None:
         return
     if training_args.meta_every and script_args.meta_judge is None:
         raise ConfigError("give a `meta_judge` that rewrites the judge's rubric, or keep it by `meta_every: 0`")
-    meta_judge = read_judge("meta_judge", script_args.meta_judge)
-    _load("judge", lambda: read_rubric(script_args.judge["rubric"], meta_judge.bounds() if meta_judge else None))
-    if script_args.held_out_judge:
-        _load("held_out_judge", lambda: read_rubric(script_args.held_out_judge["rubric"]))
+    entries = given_judges(script_args)
+    bounds = entries["meta_judge"].bounds() if "meta_judge" in entries else None
+    for name, entry in entries.items():
+        if isinstance(entry, HeldOutJudgeEntry):
+            _load(name, read_rubric, entry.rubric, bounds if name == "judge" else None)
+        _load(f"{name}: `templates`", PromptTemplates, entry.templates)
+    for name, entry in entries.items():  # last: on another machine it may be set
+        if entry.lacks_key:
+            raise MissingKeyError(
+                f"{name}: `api_key_variable`: the environment variable {entry.api_key_variable} is not set"
+            )
 
 
 def load_judge_reward(entry: JudgeEntry) -> JudgeReward:
@@ -206,9 +247,17 @@ def load_judges(script_args: Any) -> dict[str, Any]:
     return judges | ({"held_out_judge": _load("held_out_judge", held_out.judge)} if held_out else {})
 
 
-def _load(name: str, make: Callable[[], Any]) -> Any:
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # an impossible port, or half of an IPv6 address
+        return False
+
+
+def _load(name: str, make: Callable[..., Any], *values: Any) -> Any:
     """Call what makes a judge; what it lacks is a [`ConfigError`] that names the entry."""
     try:
-        return make()
+        return make(*values)
     except (ValueError, JudgeError) as error:
         raise ConfigError(f"{name}: {error}") from error

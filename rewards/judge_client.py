@@ -11,6 +11,7 @@ fails at once: ten thousand requests would else wait for their deadlines one aft
 """
 
 import asyncio
+import math
 import os
 import random
 import threading
@@ -95,8 +96,9 @@ class JudgeClient:
         for name, value in limits.items():
             if not value > 0:
                 raise ValueError(f"{name} must be above 0, not {value}")
-        if retries < 0 or temperature < 0:
-            raise ValueError(f"retries and temperature must be at least 0, not {retries} and {temperature}")
+        for name, value in {"retries": retries, "temperature": temperature}.items():
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name} must be a number of at least 0, not {value}")
         if structured not in STRUCTURED:
             raise ValueError(f"structured is one of {', '.join(STRUCTURED)}, not {structured!r}")
         if api_key_variable is not None and not os.environ.get(api_key_variable):

@@ -62,7 +62,7 @@ NOWHERE = "http://127.0.0.1:9/v1"
         ({"judge": {"url": NOWHERE, "rubric": "none.yaml"}}, "judge: none.yaml: no such file"),
         (
             {"meta_judge": {"url": NOWHERE, "structured": "xml"}},
-            "meta_judge: `structured` is one of json_schema, none",
+            "meta_judge: structured is one of json_schema, none, not 'xml'",
         ),
         ({"meta_judge": {"url": NOWHERE, "max_points": 1}}, "judge: {}/rubric.yaml: 'short' has 2 points, and 1 are"),
         ({"meta_judge": None}, "give a `meta_judge` that rewrites the judge's rubric, or keep it by `meta_every: 0`"),
@@ -81,6 +81,49 @@ def test_mistakes_are_told_before_a_launch(tmp_path, options, message):
     with pytest.raises((ConfigError, ValueError)) as error:
         grpo.check(*grpo.make_parser().parse_args_and_config(["--config", str(judged(tmp_path, NOWHERE, **options))]))
     assert message.format(tmp_path) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("entry", "option", "message"),
+    [
+        ("judge", {"url": "http://127.0.0.1:80x1/v1"}, "`url` is the address of a server"),
+        ("judge", {"url": "http:///v1"}, "`url` is the address of a server"),
+        ("judge", {"max_failure_rate": 1.5}, "`max_failure_rate` is between 0 and 1, not 1.5"),
+        ("judge", {"max_failure_rate": -0.1}, "`max_failure_rate` is between 0 and 1, not -0.1"),
+        ("judge", {"weight": float("inf")}, "`weight` is not finite: inf"),
+        ("judge", {"max_prompt_characters": 0}, "`max_prompt_characters` is at least 1, not 0"),
+        ("held_out_judge", {"max_completion_characters": -3}, "`max_completion_characters` is at least 1, not -3"),
+        ("judge", {"max_concurrency": 0}, "max_concurrency must be above 0, not 0"),
+        ("judge", {"max_concurrency": 2.5}, "`max_concurrency`: expected a whole number, got 2.5"),
+        ("judge", {"timeout": "soon"}, "`timeout`: expected a number, got 'soon'"),
+        ("meta_judge", {"timeout": 0}, "timeout must be above 0, not 0"),
+        ("meta_judge", {"deadline": -1.0}, "deadline must be above 0, not -1.0"),
+        ("meta_judge", {"retries": -1}, "retries must be a number of at least 0, not -1"),
+        ("held_out_judge", {"temperature": float("nan")}, "temperature must be a number of at least 0, not nan"),
+        ("held_out_judge", {"max_tokens": 0}, "max_tokens must be above 0, not 0"),
+        ("meta_judge", {"num_refinements": 0}, "`num_refinements` is a whole number of at least 1, not 0"),
+        ("meta_judge", {"num_refinements": 1.5}, "`num_refinements`: expected a whole number, got 1.5"),
+        ("meta_judge", {"max_items": 0}, "max_items must be a whole number of at least 1, not 0"),
+        ("meta_judge", {"max_points": -2}, "max_points must be a whole number of at least 1, not -2"),
+        ("meta_judge", {"max_criterion_characters": 0}, "max_criterion_characters must be a whole number of at least"),
+        ("meta_judge", {"max_task_characters": 9}, "unknown key 'max_task_characters'"),
+        ("meta_judge", {"templates": "none"}, "`templates`: none: no such folder of templates"),
+        ("judge", {"api_key_variable": "NOT_SET"}, "`api_key_variable`: the environment variable NOT_SET is not set"),
+    ],
+)
+def test_a_wrong_option_is_one_line_that_names_it_and_its_entry(tmp_path, monkeypatch, entry, option, message):
+    monkeypatch.delenv("NOT_SET", raising=False)
+    values = {"url": NOWHERE} | ({} if entry == "meta_judge" else {"rubric": str(tmp_path / "rubric.yaml")})
+    recipe = judged(tmp_path, NOWHERE, **{entry: values | option})
+    with pytest.raises(ConfigError) as error:
+        grpo.check(*grpo.make_parser().parse_args_and_config(["--config", str(recipe)]))
+    assert f"{entry}: {message}" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_the_given_rubric_keeps_the_bounds_but_for_the_length_that_no_meta_judge_changes(tmp_path):
+    recipe = judged(tmp_path, NOWHERE, meta_judge={"url": NOWHERE, "max_points": 2, "max_items": 1})
+    (tmp_path / "rubric.yaml").write_text(yaml.safe_dump(RUBRIC | {"task": "x" * 2000}))
+    grpo.check(*grpo.make_parser().parse_args_and_config(["--config", str(recipe)]))
 
 
 def test_a_judge_stands_beside_functions_or_in_their_place(tmp_path):

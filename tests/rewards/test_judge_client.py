@@ -214,7 +214,8 @@ def test_what_is_served():
     [
         ({"timeout": 0}, "timeout must be above 0"),
         ({"max_concurrency": 0}, "max_concurrency must be above 0"),
-        ({"retries": -1}, "retries and temperature must be at least 0"),
+        ({"retries": -1}, "retries must be a number of at least 0, not -1"),
+        ({"temperature": float("nan")}, "temperature must be a number of at least 0, not nan"),
         ({"structured": "yes"}, "structured is one of json_schema, none"),
         ({"api_key_variable": "NOT_SET_ANYWHERE"}, "NOT_SET_ANYWHERE, which has the judge's key, is not set"),
     ],
