@@ -4,18 +4,13 @@ What a healthy server does not do is played by a fake one, over real HTTP.
 """
 
 import json
-import os
-import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 
-import httpx
 import numpy as np
 import pytest
 
@@ -24,6 +19,7 @@ from metatune.rewards.reward_model import RewardModel
 from metatune.rewards.reward_server import RewardServer, RewardServerError
 
 from .test_reward_model import CONVERSATIONS, TEXTS, tiny_model
+from .vllm_server import kill, vllm_server
 
 
 class FakePoolingServer(ThreadingHTTPServer):
@@ -149,41 +145,13 @@ def test_the_model_and_its_tokenizer_are_found(fake, folder):
     assert RewardServer(fake.url, model="elsewhere/rm", tokenizer=str(folder)).model == "elsewhere/rm"
 
 
-@contextmanager
-def vllm_pooling_server(model, log):
-    """A real vLLM server that runs a reward model on the CPU; yields its address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
-    command += ["--runner", "pooling", "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32"]
-    command += ["--enforce-eager", "--block-size", "32", "--max-model-len", "48"]
-    variables = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
-    environment = {**os.environ, **variables, "TORCH_COMPILE_DISABLE": "1"}
-    with log.open("w") as file:
-        process = subprocess.Popen(command, env=environment, stdout=file, stderr=file, start_new_session=True)
-    try:
-        deadline = time.monotonic() + 200
-        while True:
-            assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
-            with suppress(httpx.TransportError):
-                if httpx.get(f"http://127.0.0.1:{port}/health", timeout=5).is_success:
-                    break
-            time.sleep(1)
-        yield f"http://127.0.0.1:{port}", process
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 @pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")
 def test_a_real_server_rewards_as_transformers_does(tmp_path, monkeypatch):
     """The token that ends a text also pads here, as in many models; transformers and vLLM read another one by it."""
     folder = tiny_model(tmp_path / "rm", num_labels=1, hidden_size=64, padded_by_end=True)
-    with vllm_pooling_server(folder, tmp_path / "server.log") as (url, process):
+    with vllm_server(folder, tmp_path / "server.log", 48, "--runner", "pooling") as (url, process):
         model, client = RewardModel(folder, device="cpu"), RewardServer(url)
         assert client.max_length == 48
         for pairs in (TEXTS, CONVERSATIONS):
@@ -197,7 +165,6 @@ def test_a_real_server_rewards_as_transformers_does(tmp_path, monkeypatch):
         longest = [10] * client.max_length
         assert client.score_ids([longest]) == pytest.approx(model.score_ids([longest]), abs=1e-3)
         monkeypatch.setattr(reward_server, "PAUSES", (0.1, 0.1))
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        kill(process)
         with pytest.raises(RewardServerError, match="tried 3 times"):
             client.score(["1"], ["2"])
