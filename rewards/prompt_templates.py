@@ -4,7 +4,6 @@ A template is checked when it is loaded: an unknown name of a file, a mistake of
 would else end a run in its first meta step. Templates run in Jinja's sandbox.
 """
 
-import difflib
 import traceback
 from importlib.resources import files
 from pathlib import Path
@@ -14,7 +13,7 @@ from jinja2 import StrictUndefined, Template, TemplateSyntaxError, meta
 from jinja2.sandbox import SandboxedEnvironment
 
 from .fencing import defuse
-from .rubric import RubricBounds, RubricItem
+from .rubric import RubricBounds, RubricItem, nearest
 
 # File to the variables that it is given.
 VARIABLES = {
@@ -106,9 +105,8 @@ def _read_folder(folder: Path) -> dict[str, str]:
     found = {path.name: path for path in sorted(folder.iterdir()) if not path.name.startswith(".")}
     for name in found:
         if name not in VARIABLES:
-            nearest = difflib.get_close_matches(name, VARIABLES, n=1)
-            advice = f"; did you mean {nearest[0]}?" if nearest else ""
-            raise ValueError(f"{folder}/{name} is no template of ours{advice} (there are {', '.join(VARIABLES)})")
+            listed = ", ".join(VARIABLES)
+            raise ValueError(f"{folder}/{name} is no template of ours (there are {listed}){nearest(name, VARIABLES)}")
     if not found:
         raise ValueError(f"{folder} has no template (there are {', '.join(VARIABLES)})")
     try:

@@ -101,7 +101,7 @@ class Rubric:
         known = {item.name for item in self.items}
         for name in scores:
             if name not in known:
-                raise ValueError(f"a score for '{name}', which the rubric does not have{_nearest(name, known)}")
+                raise ValueError(f"a score for '{name}', which the rubric does not have{nearest(name, known)}")
         for item in self.items:
             if item.name not in scores:
                 raise ValueError(f"no score for '{item.name}'")
@@ -267,7 +267,7 @@ def _check_keys(values: Any, keys: Iterable[str], what: str) -> None:
         raise ValueError(f"{what} is a mapping with {', '.join(keys)}, not {type(values).__name__}")
     for key in values:
         if key not in keys:
-            raise ValueError(f"unknown key '{key}'{_nearest(key, keys)} in {what}")
+            raise ValueError(f"unknown key '{key}' in {what}{nearest(key, keys)}")
     for key in keys:
         if key not in values:
             raise ValueError(f"{what} needs '{key}'")
@@ -290,7 +290,8 @@ class _YamlLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _nearest(name: Any, valid: Iterable[str]) -> str:
+def nearest(name: Any, valid: Iterable[str]) -> str:
+    """Return `"; did you mean 'x'?"` for the valid name most like `name`, or an empty string where none is like it."""
     matches = difflib.get_close_matches(str(name), list(valid), n=1)
     return f"; did you mean '{matches[0]}'?" if matches else ""
 

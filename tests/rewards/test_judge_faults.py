@@ -226,7 +226,7 @@ def test_nothing_inside_of_a_fence_looks_like_its_end(parts):
         ("judge_user.j2", "{{ items }} {{ completion | upside_down }}", "line 1: No filter named 'upside_down'"),
         ("judge_user.j2", "{{ items }} {{ completion.__class__.__mro__ }}", "unsafe"),
         ("judge_user.j2", "{{ items }} {{ answer }}", "unknown variable 'answer'; it is given completion, "),
-        ("judge_user.txt", "", "is no template of ours; did you mean judge_user.j2"),
+        ("judge_user.txt", "", r"is no template of ours \(there are .*\); did you mean 'judge_user.j2'"),
         ("judge_user.j2", b"\xff", "a template cannot be read"),
     ],
 )

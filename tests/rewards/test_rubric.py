@@ -112,7 +112,7 @@ GOOD = {"name": "a", "criterion": "b", "points": 1}
         (["a"], "a rubric is a mapping with task, items, not list"),
         ({"task": "t"}, "a rubric needs 'items'"),
         ({"task": "t", "items": []}, "items is a list of at least one item"),
-        ({"task": "t", "items": [GOOD], "itms": 1}, "unknown key 'itms'; did you mean 'items'?"),
+        ({"task": "t", "items": [GOOD], "itms": 1}, "unknown key 'itms' in a rubric; did you mean 'items'?"),
         ({"task": " ", "items": [GOOD]}, "the task is a text that says something, not ' '"),
         ({"task": "t", "items": [GOOD, "x"]}, "item 2: an item is a mapping with name, criterion, points, not str"),
         ({"task": "t", "items": [GOOD, GOOD]}, "several items are called 'a'"),
@@ -125,7 +125,10 @@ GOOD = {"name": "a", "criterion": "b", "points": 1}
         ({"task": "t", "items": [{**GOOD, "criterion": None}]}, "the criterion of 'a' is a text"),
         ({"task": "t", "items": [{**GOOD, "criterion": "x\x1b[0m"}]}, r"the control character '\x1b'"),
         ({"task": "t", "items": [{"name": "a", "points": 1}]}, "item 1: an item needs 'criterion'"),
-        ({"task": "t", "items": [{**GOOD, "pionts": 1}]}, "item 1: unknown key 'pionts'; did you mean 'points'?"),
+        (
+            {"task": "t", "items": [{**GOOD, "pionts": 1}]},
+            "item 1: unknown key 'pionts' in an item; did you mean 'points'?",
+        ),
     ],
 )
 def test_what_is_no_rubric(values, message):
