@@ -156,17 +156,21 @@ class MetaJudgeEntry(ServerEntry):
         max_items (`int`, *optional*): of a rubric that it writes.
         max_points (`int`, *optional*): of one item.
         max_criterion_characters (`int`, *optional*): of one criterion.
+        max_characters (`int`, *optional*): of a prompt or an answer that it is shown.
     """
 
     num_refinements: int = 4
     max_items: int | None = None
     max_points: int | None = None
     max_criterion_characters: int | None = None
+    max_characters: int | None = None
 
     def __post_init__(self):
         super().__post_init__()
-        if not isinstance(self.num_refinements, int) or self.num_refinements < 1:
-            raise ValueError(f"`num_refinements` is a whole number of at least 1, not {self.num_refinements!r}")
+        for name in ("num_refinements", "max_characters"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"`{name}` is a whole number of at least 1, not {value!r}")
         self.bounds()
 
     def bounds(self) -> RubricBounds:
@@ -174,8 +178,9 @@ class MetaJudgeEntry(ServerEntry):
 
     def meta_judge(self) -> MetaJudge:
         """Make the meta judge; raises what its parts raise."""
-        templates = PromptTemplates(self.templates)
-        return MetaJudge(self.client(), self.bounds(), num_refinements=self.num_refinements, templates=templates)
+        limits = {} if self.max_characters is None else {"max_characters": self.max_characters}
+        options = {"num_refinements": self.num_refinements, "templates": PromptTemplates(self.templates), **limits}
+        return MetaJudge(self.client(), self.bounds(), **options)
 
 
 ENTRIES = {"judge": JudgeEntry, "meta_judge": MetaJudgeEntry, "held_out_judge": HeldOutJudgeEntry}

@@ -102,6 +102,7 @@ def test_mistakes_are_told_before_a_launch(tmp_path, options, message):
         ("held_out_judge", {"temperature": float("nan")}, "temperature must be a number of at least 0, not nan"),
         ("held_out_judge", {"max_tokens": 0}, "max_tokens must be above 0, not 0"),
         ("meta_judge", {"num_refinements": 0}, "`num_refinements` is a whole number of at least 1, not 0"),
+        ("meta_judge", {"max_characters": 0}, "`max_characters` is a whole number of at least 1, not 0"),
         ("meta_judge", {"num_refinements": 1.5}, "`num_refinements`: expected a whole number, got 1.5"),
         ("meta_judge", {"max_items": 0}, "max_items must be a whole number of at least 1, not 0"),
         ("meta_judge", {"max_points": -2}, "max_points must be a whole number of at least 1, not -2"),
