@@ -9,7 +9,11 @@ from .mrt_trainer import MRTTrainer
 
 
 class MetaTrainer(MPOTrainer, MRTTrainer):
-    """GRPO trainer with every method. Takes what [`MPOTrainer`] takes; `args` is a [`MetaConfig`]."""
+    """GRPO trainer with every method, each of which may be off: `curriculum: uniform`, `progress: none`, no judge.
 
+    Takes what [`MPOTrainer`] takes; `args` is a [`MetaConfig`].
+    """
+
+    _needs_judge = False
     _tag_names = ["trl", "grpo", "mpo", "mrt", "metatune"]
     _name = "MPO and MRT"

@@ -71,6 +71,7 @@ class MPOTrainer(DUMPTrainer):
         ValueError: no judge or several among `reward_funcs`, no meta judge, or no such gold reward.
     """
 
+    _needs_judge = True
     _tag_names = ["trl", "grpo", "mpo", "metatune"]
     _name = "MPO"
     _paper = {
@@ -100,11 +101,13 @@ class MPOTrainer(DUMPTrainer):
         args = MPOConfig() if args is None else args
         super().__init__(model, reward_funcs, args, train_dataset, **kwargs)
         judges = [function for function in self.reward_funcs if isinstance(function, JudgeReward)]
-        if len(judges) != 1:
-            raise ValueError(f"MPOTrainer needs one JudgeReward among reward_funcs, not {len(judges)}")
-        if args.meta_every and meta_judge is None:
+        if len(judges) > 1 or (self._needs_judge and not judges):
+            raise ValueError(f"{type(self).__name__} needs one JudgeReward among reward_funcs, not {len(judges)}")
+        if judges and args.meta_every and meta_judge is None:
             raise ValueError("give a meta_judge, or leave the rubric as it is by meta_every: 0")
-        (self._judge_reward,) = judges
+        if not judges and (meta_judge is not None or held_out_judge is not None):
+            raise ValueError("a meta_judge and a held_out_judge go with a JudgeReward among reward_funcs")
+        self._judge_reward: JudgeReward | None = judges[0] if judges else None
         self._meta_judge, self._held_out_judge = meta_judge, held_out_judge
         self._gold_index = self._find_gold(args.gold_reward)
         self.rubric_history = RubricHistory(Path(args.output_dir) / "rubrics")  # of the main process alone
@@ -138,7 +141,7 @@ class MPOTrainer(DUMPTrainer):
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        if self.model.training:
+        if self._judge_reward is not None and self.model.training:
             self._collect(rewards)
         return rewards
 
@@ -163,7 +166,7 @@ class MPOTrainer(DUMPTrainer):
     # ---- after a batch ----
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        if not self.model.training:
+        if self._judge_reward is None or not self.model.training:
             return super()._generate_and_score_completions(inputs)
         if self._num_batches == 0 and self.accelerator.is_main_process:
             self.rubric_history.begin(self.judge.rubric)
@@ -360,6 +363,8 @@ class MPOTrainer(DUMPTrainer):
     # ---- checkpoints ----
 
     def _run_state(self) -> dict[str, Any]:
+        if self._judge_reward is None:
+            return super()._run_state()
         return super()._run_state() | {
             "mpo": {
                 "step": self.state.global_step,
@@ -374,6 +379,8 @@ class MPOTrainer(DUMPTrainer):
 
     def _load_run_state(self, state: dict[str, Any], folder: Path) -> None:
         super()._load_run_state(state, folder)
+        if self._judge_reward is None:
+            return
         state = state["mpo"]
         self._num_batches = state["num_batches"]
         self._judged, self._early = ([JudgedCase(**case) for case in state[name]] for name in ("pool", "early"))

@@ -13,6 +13,7 @@ from metatune.curricula import build_tokenizer
 from metatune.rewards import Judge, JudgeClient, JudgeReward, MetaJudge, Rubric, RubricItem
 from metatune.trainers import MetaConfig, MPOConfig, MPOTrainer
 
+from ..rewards.fake_judge_server import FakeJudgeServer
 from .dump_setup import config, digits, rows, tiny_model
 
 PROGRAMS = {
@@ -76,3 +77,11 @@ def make_mpo(
         meta_judge=MetaJudge(client, num_refinements=1),
         held_out_judge=None if held_out is None else Judge(client, held_out),
     )
+
+
+def run(folder: Path, *revisions: Rubric, fault=None, **options) -> tuple[MPOTrainer, list[dict]]:
+    """Train with a meta judge that writes these rubrics; returns the trainer and what the server was asked."""
+    with FakeJudgeServer(judge_or_revise(revisions), fault) as server:
+        trainer = make_mpo(folder, server.url, **options)
+        trainer.train()
+    return trainer, server.bodies

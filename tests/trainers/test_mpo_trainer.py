@@ -8,11 +8,11 @@ import pytest
 
 from metatune.rewards import Rubric, RubricHistory, RubricItem
 from metatune.rewards.judged_cases import JudgedCase
-from metatune.trainers import MetaTrainer, MPOConfig, MPOTrainer
+from metatune.trainers import MPOConfig
 from metatune.trainers.mpo_trainer import batch_quality
 
 from ..rewards.fake_judge_server import FakeJudgeServer
-from .mpo_setup import BETTER, FIRST, WORSE, is_meta, judge_or_revise, make_mpo
+from .mpo_setup import BETTER, FIRST, WORSE, is_meta, judge_or_revise, make_mpo, run
 
 
 def log(trainer):
@@ -23,14 +23,6 @@ def events(folder):
     return [
         (event["event"], event["version"], event["step"]) for event in RubricHistory.read(folder / "rubrics").events
     ]
-
-
-def run(folder, *revisions, fault=None, **options):
-    """Train with a meta judge that writes these rubrics; returns the trainer and what the server was asked."""
-    with FakeJudgeServer(judge_or_revise(revisions), fault) as server:
-        trainer = make_mpo(folder, server.url, **options)
-        trainer.train()
-    return trainer, server.bodies
 
 
 def test_the_reward_is_the_judge_s_normalised_total(tmp_path):
@@ -157,26 +149,6 @@ def test_a_batch_without_a_judgement_does_not_count_as_zero(tmp_path):
     row = log(trainer)[0]
     assert row["unscorable"] == row["judge/failures"] > 0
     assert row["reward"] >= 0.5, "the least that a judged completion earns here"
-
-
-# ---- together with pay for progress ----
-
-
-def test_a_judge_pays_rollouts_from_stale_prefixes(tmp_path):
-    """The judge reads prefix and rollout as one answer, and its rubric changes as without progress."""
-    options = {"progress": "prefix", "terminating_generations": 0}
-    trainer, _ = run(tmp_path, BETTER, trainer_class=MetaTrainer, max_steps=4, **options)
-    assert [row["rubric/version"] for row in log(trainer)] == [0, 0, 1, 1]
-    assert log(trainer)[-1]["progress/prefix_tokens"] >= 0 and log(trainer)[-1]["judge/failures"] == 0
-
-
-def test_without_progress_it_is_mpo_bit_for_bit(tmp_path):
-    keys = ("loss", "grad_norm", "reward", "rubric/version")
-    runs = [
-        run(tmp_path / each.__name__, BETTER, trainer_class=each, max_steps=3)[0] for each in (MPOTrainer, MetaTrainer)
-    ]
-    first, second = ([tuple(row[key] for key in keys) for row in log(trainer)] for trainer in runs)
-    assert first == second
 
 
 # ---- resume ----
