@@ -9,7 +9,7 @@ It is made of what the run's folder holds and says plainly what it does not hold
 | `metrics.jsonl` | the pictures of reward, accuracy and curriculum |
 | `completions/*.parquet` | completions of the last logged training step |
 | `traces.jsonl` | `traces.html`, a page of its own: traces with their episodes coloured by progress |
-| `rubrics/` | the versions of a judge's rubric, what changed, and the cases behind it |
+| `rubrics/` | versions of a judge's rubric and the cases behind them; with `metrics.jsonl`, its failures and time |
 | `recipe.yaml`, `config.json` | the recipe and the model's architecture |
 """
 
@@ -25,14 +25,16 @@ from typing import Any
 
 import pyarrow
 import pyarrow.parquet
+import yaml
 
 from ..rewards.rubric_history import RubricHistory
 from .evaluation import Completion, Evaluation, compare
 from .files import write_atomically
+from .judge_log import JudgeLog, read_judge_log, steps_of_a_batch
 from .pages import cut, page_template
 from .plots import plot_before_after, plot_learning, plot_probabilities
-from .rubric_page import describe_rubrics
-from .rubric_plots import plot_rubrics
+from .rubric_page import describe_judge_log, describe_rubrics
+from .rubric_plots import plot_judge_log, plot_rubrics
 from .traces import read_traces, write_traces_page
 
 PHASES = ("generate", "sync", "score", "forward_backward")  # `time/…` of a log line; they add up to `time/step`
@@ -79,18 +81,20 @@ def write_report(run_dir: str | Path) -> Path:
         ValueError: if the folder is missing, or holds nothing of a run.
     """
     run = read_run(Path(run_dir))
+    judge_log = _judge_log(run)
     summaries = [None if side is None else side.summary() for side in (run.before, run.after)]
     page = page_template("report.html").render(
         title=run.folder.resolve().name,
         comparison=run.comparison,
         rows=_table(*summaries, run.comparison),
         summaries=summaries,
-        pictures=_draw_pictures(run, *summaries),
+        pictures=_draw_pictures(run, *summaries, judge_log),
         times=time_spent(run.metrics),
         samples=_samples(run),
         training=run.training,
         num_traces=_write_traces(run),
         rubrics=None if run.rubrics is None else describe_rubrics(run.rubrics),
+        judge_log=describe_judge_log(judge_log),
         recipe=_text(run.folder / "recipe.yaml"),
         architecture=_text(run.folder / "config.json"),
         settings={name: side.settings for name, side in (("before", run.before), ("after", run.after)) if side},
@@ -205,6 +209,24 @@ def _rubrics(run: Run) -> RubricHistory | None:
         return None
 
 
+def _judge_log(run: Run) -> JudgeLog | None:
+    """Sum up what the log tells of a judge whose rubrics can be read."""
+    if run.rubrics is None:
+        return None
+    try:
+        recipe = yaml.safe_load(_text(run.folder / "recipe.yaml") or "")
+    except yaml.YAMLError:
+        recipe = None
+    batch_steps = steps_of_a_batch(recipe if isinstance(recipe, dict) else None)
+    log = read_judge_log(run.metrics, run.rubrics.events, batch_steps)
+    if log is not None and log.took is None:
+        run.missing.append(
+            "The share of the step time that judging took: it needs `time/step` in metrics.jsonl and, where not every "
+            "step has a line, `steps_per_generation` in recipe.yaml."
+        )
+    return log
+
+
 def _write_traces(run: Run) -> int:
     """Write the traces' page where the run left traces, and return how many it left."""
     path = run.folder / "traces.jsonl"
@@ -219,7 +241,9 @@ def _write_traces(run: Run) -> int:
     return len(traces)
 
 
-def _draw_pictures(run: Run, before: dict | None, after: dict | None) -> list[dict[str, str]]:
+def _draw_pictures(
+    run: Run, before: dict | None, after: dict | None, judge_log: JudgeLog | None
+) -> list[dict[str, str]]:
     """Draw what can be drawn; each picture is inlined, with its alternative text."""
     folder = run.folder
     drawings: dict[str, tuple[str, Callable[[Path], None]]] = {}
@@ -241,6 +265,11 @@ def _draw_pictures(run: Run, before: dict | None, after: dict | None) -> list[di
         drawings["rubrics.png"] = (
             "The judge's score, the other rewards and the versions of the rubric over the steps",
             lambda path: plot_rubrics(run.metrics, run.rubrics.events, path),
+        )
+    if judge_log is not None and (judge_log.failed or judge_log.took):
+        drawings["judge.png"] = (
+            "Judgements that failed, by cause, and the share of the step time that judging took, over the steps",
+            lambda path: plot_judge_log(judge_log, path),
         )
     pictures = []
     for name, (text, draw) in drawings.items():

@@ -7,8 +7,10 @@ the template escapes it.
 from typing import Any
 
 from ..rewards.fencing import defuse
+from ..rewards.meta_judge import WHY
 from ..rewards.rubric import diff_rubrics
 from ..rewards.rubric_history import RubricHistory, RubricVersion, event_name
+from .judge_log import JudgeLog, percent, words
 from .pages import cut
 
 MOST_VERSIONS, MOST_CASES = 20, 8  # that are shown in full: the newest versions, the first cases of each
@@ -34,6 +36,30 @@ def describe_rubrics(history: RubricHistory) -> dict[str, Any]:
         "versions": [_describe_version(version, history) for version in shown],
         "left_out": len(history.versions) - 1 - len(shown),
     }
+
+
+def describe_judge_log(log: JudgeLog | None) -> list[str]:
+    """Say in a sentence each what share of the judgements failed, and what share of the step time judging took.
+
+    Args:
+        log (`JudgeLog`, *optional*): of a run that has one.
+    """
+    if log is None:
+        return []
+    sentences = ["No judgement failed."]
+    if log.failed:
+        causes = ", ".join(f"{words(cause)} {percent(share)}" for cause, share in log.failed.items())
+        sentences = [
+            f"{percent(sum(log.failed.values()))} of the completions could not be judged ({causes}): the judge gave "
+            "them no reward, which is not a reward of 0."
+        ]
+    if log.took is not None:
+        judging, meta = (percent(log.took[name]) for name in ("judging", "meta steps"))
+        sentences.append(
+            f"Judging for the reward took {judging} of the step time; meta steps, in which the rubric is rewritten "
+            f"and tried, {meta}."
+        )
+    return sentences
 
 
 def _describe_event(event: dict[str, Any], history: RubricHistory) -> dict[str, Any]:
@@ -78,7 +104,7 @@ def _describe_case(case: dict[str, Any]) -> dict[str, Any]:
     scores, reasons = ((case.get(key) or {}) for key in ("scores", "rationales"))
     items = [{"name": name, "score": score, "reason": _text(reasons.get(name, ""))} for name, score in scores.items()]
     return {
-        "why": _text(case.get("why") or ""),
+        "why": _text(WHY.get(case.get("why"), case.get("why") or "")),
         "total": case.get("total"),
         "gold": case.get("gold"),
         "prompt": _text(case.get("prompt") or ""),

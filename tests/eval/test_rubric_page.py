@@ -5,6 +5,7 @@ import json
 import pytest
 from matplotlib import image
 
+from metatune.eval import rubric_plots
 from metatune.eval.report import write_report
 from metatune.eval.rubric_page import MOST_CASES, MOST_VERSIONS, describe_rubrics
 from metatune.eval.rubric_plots import plot_rubrics
@@ -62,6 +63,8 @@ def test_the_section_tells_the_story(run):
         "1 more are in rubrics/version-001.json",
         "judge 0.25, gold \N{EN DASH}",
         "item 1: because 0",
+        "a high total that little speaks for",
+        "the batch that led to it is in the log line of the next",
         f"failed {4 * dash}no answer",
         f"rolled back 0 {dash}1 0 to 2 it fell",
     ):
@@ -94,6 +97,26 @@ def test_a_damaged_history_is_named_and_the_rest_is_shown(run):
 def test_a_run_without_rubrics_has_no_section(run):
     (run / "rubrics").rename(run / "elsewhere")
     assert "rubric" not in " ".join(Page(write_report(run).read_text()).text)
+
+
+def test_a_mark_stands_at_the_last_scores_by_the_rubric_before(tmp_path):
+    """The batch of a meta step is logged one step later; what a user wished for came before its batch."""
+    rows = [{"step": step, "judge/score": 0.5} for step in range(1, 10)]
+    event = {"event": "rolled_back", "version": 0}
+    for name, more in (("meta", {"step": 4}), ("user", {"step": 5, "by": "user"}), ("later", {"step": 5})):
+        plot_rubrics(rows, [event | more], tmp_path / name)
+    pictures = {name: image.imread(tmp_path / name, format="png") for name in ("meta", "user", "later")}
+    assert (pictures["meta"] == pictures["user"]).all() and (pictures["meta"] != pictures["later"]).any()
+
+
+def test_a_reward_of_another_scale_is_named_and_not_drawn(tmp_path, monkeypatch):
+    headings = []
+    monkeypatch.setattr(rubric_plots, "set_heading", lambda axes, finding, caption: headings.append((axes, caption)))
+    row = {"step": 1, "judge/score": 0.5, "rewards/length/mean": -40.0, "rewards/gold/mean": 1.0}
+    plot_rubrics([row, {**row, "step": 2}], [], tmp_path / "p.png")
+    axes, caption = headings[0]
+    assert [curve.get_label() for curve in axes.get_lines()] == ["judge", "gold"]
+    assert caption.endswith("; not on this scale: length")
 
 
 def test_the_picture(tmp_path):
