@@ -1,13 +1,17 @@
 """What would stop a recipe at its launch or during it, each finding a line that names the mend.
 
-Every function returns a list of such lines, empty where all is well. Nothing is allocated, downloaded or started.
+Every function returns a list of such lines, empty where all is well; those of `scoring_notes` are for information.
+Nothing is allocated, downloaded or started.
 """
 
 import json
 import shutil
+from collections.abc import Sequence
+from dataclasses import replace
 from http.client import HTTPException
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import urlopen
@@ -182,3 +186,40 @@ def server_problems(training, model: str, timeout: float = 3.0) -> list[str]:
     if backend != wanted:
         return [f"the vLLM server at {url} takes weights over {backend}, this run sends them over {wanted}; {start}"]
     return []
+
+
+def judge_problems(entries: dict[str, Any], timeout: float = 3.0) -> list[str]:
+    """Ask the servers of a recipe's judges for their models.
+
+    Args:
+        entries (`dict[str, ServerEntry]`): by `judge`, `meta_judge` and `held_out_judge`.
+        timeout (`float`, *optional*, defaults to `3.0`): seconds to wait for each.
+    """
+    from metatune.rewards import JudgeError
+
+    found = []
+    for name, entry in entries.items():
+        try:
+            replace(entry, timeout=timeout, retries=0).client()
+        except (ValueError, JudgeError) as error:
+            found.append(f"{name}: {error}")
+    return found
+
+
+def scoring_notes(judges: dict[str, Any], rewards: Sequence[Any]) -> list[str]:
+    """Say which models score beside the trainer: their memory is in no estimate.
+
+    Args:
+        judges (`dict[str, ServerEntry]`): by `judge`, `meta_judge` and `held_out_judge`.
+        rewards (`Sequence[RewardModelEntry]`): the recipe's reward models.
+    """
+    named = list(judges.items())
+    named += [(f"reward_models[{index}]", entry) for index, entry in enumerate(rewards)]
+    notes = []
+    for name, entry in named:
+        if entry.url is not None:
+            what = f"needs {entry.model or 'its model'} served at {entry.url}"
+        else:
+            what = f"every process loads {', '.join([entry.path] if entry.path is not None else entry.paths)}"
+        notes.append(f"{name}: {what}; that memory is not in this estimate")
+    return notes

@@ -31,6 +31,10 @@ class ConfigError(ValueError):
     """A mistake of the user's: reported as one line on stderr with exit code 2, never as a traceback."""
 
 
+class MissingKeyError(ConfigError):
+    """The environment variable with a server's key is not set where the recipe is read."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Recipe:
     """A recipe as read from its file, before any dataclass has seen it.

@@ -11,8 +11,16 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from .checks import device_problems, disk_report, engine_problems, package_problems, server_problems
-from .config import ConfigError, StrictParser, read_recipe
+from .checks import (
+    device_problems,
+    disk_report,
+    engine_problems,
+    judge_problems,
+    package_problems,
+    scoring_notes,
+    server_problems,
+)
+from .config import ConfigError, MissingKeyError, StrictParser, read_recipe
 from .launch import separate
 from .memory import ModelShape, Workload, estimate, shape_of
 from .target import GIB, Hardware, Launch, hardware_of, launch_of, paired
@@ -63,6 +71,8 @@ def parse(kind: str, args: Sequence[str], processes: int, told: bool) -> tuple[t
             check = getattr(import_module(f"{__package__}.{kind}"), "check", None)
             if check is not None:
                 check(*configs)
+        except MissingKeyError as error:
+            problems += [] if told else [str(error)]  # another machine may have it
         except ConfigError as error:
             problems.append(str(error))
         if forced and told:  # the refusal was of this machine
@@ -182,6 +192,13 @@ def examine(args, recipe_args: Sequence[str], found: dict[str, Any], packages: l
     if kind == "grpo" and training.use_vllm and training.vllm_mode == "server":
         where = result["notes"] if hardware.told else problems  # from elsewhere the server need not be reachable
         where += server_problems(training, model.model_name_or_path)
+    if kind == "grpo":
+        from .judges import given_judges
+        from .reward_models import read_entries
+
+        judges = given_judges(script)
+        problems += [] if hardware.told else judge_problems(judges)
+        result["notes"] += scoring_notes(judges, read_entries(script.reward_models or []))
     adapters = get_peft_config(model)
     try:
         config = read_model(script, model, args.model)

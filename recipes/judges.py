@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 from urllib.parse import urlsplit
 
-from metatune.recipes.config import ConfigError
+from metatune.recipes.config import ConfigError, MissingKeyError
 from metatune.recipes.conform import conform
 from metatune.rewards import Judge, JudgeClient, JudgeError, JudgeReward, MetaJudge, RubricBounds, read_rubric
 from metatune.rewards.judge import MODES
@@ -24,10 +24,6 @@ from metatune.trainers.dump_config import DUMPConfig
 
 LIMITS = ("max_prompt_characters", "max_completion_characters")  # of what a judge is shown
 BOUNDS = ("max_items", "max_points", "max_criterion_characters")  # of a rubric; its task is given, and stays
-
-
-class MissingKeyError(ConfigError):
-    """The environment variable with a server's key is not set where the recipe is read."""
 
 
 @dataclass

@@ -11,7 +11,7 @@ import signal
 import pytest
 import yaml
 
-from metatune.recipes import grpo
+from metatune.recipes import doctor, grpo
 from metatune.recipes.config import ConfigError
 from metatune.rewards import RubricHistory
 
@@ -204,3 +204,27 @@ def test_a_judge_that_fails_ends_the_run_in_its_words_and_the_run_goes_on(tmp_pa
         recipe = judged(tmp_path, server.url, meta_every=0, meta_judge=None, save_steps=1, resume_from_checkpoint=True)
         succeed(metatune("grpo", "--config", recipe))
     assert [row["step"] for row in log_rows(tmp_path / "run")] == list(range(1, 9))
+
+
+def doctored(recipe, *arguments):
+    """What `metatune doctor` says of a recipe: its problems that name a judge, and its notes."""
+    args, options = doctor.make_parser().parse_args_and_config(["--config", str(recipe), *arguments])
+    found = doctor.diagnose(args, options.recipe_args)["recipe"]
+    return [each for each in found["problems"] if "judge" in each], found["notes"]
+
+
+def test_doctor_asks_the_judges_of_a_recipe_and_leaves_their_memory_out(tmp_path):
+    other = ("--gpus", "8", "--gpu_memory", "79")
+    with FakeJudgeServer(answer) as server:
+        recipe = judged(tmp_path, server.url)
+        problems, notes = doctored(recipe)
+        assert problems == []
+        assert f"judge: needs its model served at {server.url}; that memory is not in this estimate" in notes
+        judge = {"url": server.url, "rubric": str(tmp_path / "rubric.yaml")}
+        recipe = judged(tmp_path, server.url, judge={**judge, "api_key_variable": "NOT_SET", "model": "fake"})
+        assert "NOT_SET is not set" in doctored(recipe)[0][0] and doctored(recipe, *other)[0] == []
+        recipe = judged(tmp_path, server.url, meta_judge={"url": NOWHERE, "model": "big"})
+        (problem,) = doctored(recipe)[0]
+        assert problem.startswith(f"meta_judge: no use of the judge's server at {NOWHERE}") and "vllm serve" in problem
+        problems, notes = doctored(recipe, *other)
+        assert problems == [] and any(note.startswith(f"meta_judge: needs big served at {NOWHERE}") for note in notes)
