@@ -75,7 +75,7 @@ def test_a_recipe_is_checked_as_it_is_read(tmp_path):
 
 def test_models_stand_beside_the_functions_or_in_their_place(models):
     def loaded(**options):
-        arguments = SimpleNamespace(reward_weights=options.pop("reward_weights", None, gold_reward=None))
+        arguments = SimpleNamespace(reward_weights=options.pop("reward_weights", None), gold_reward=None)
         functions = grpo.load_rewards(grpo.GRPOScriptArguments(dataset_name="d", **options), arguments)
         return [function.__name__ for function in functions], arguments.reward_weights
 
