@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from .curriculum import Curriculum, RecentPrompts, checked_count, require
+from .curriculum import Curriculum, RecentPrompts, checked_count
+from .shares import require
 
 REPORT_WINDOW = 64
 
@@ -76,6 +77,12 @@ class EasyToHardCurriculum(_HeuristicCurriculum, name="easy_to_hard"):
         num_open = min(len(self.arms), len(self.arms) * self._drawn // self.total_prompts + 1)
         return np.where(np.arange(len(self.arms)) < num_open, 1 / num_open, 0.0)
 
+    def forget(self) -> None:
+        """Forget what was observed; the stage stays, which only counts prompts."""
+        drawn = self._drawn
+        super().forget()
+        self._drawn = drawn
+
     def _tick(self, num_prompts: int) -> None:
         self._drawn += num_prompts
 
@@ -103,6 +110,8 @@ class PoolsCurriculum(_HeuristicCurriculum, name="pools"):
         window (`int`, *optional*, defaults to `64`): number of an arm's latest prompts in its pass rate.
         seed (`int`, *optional*, defaults to `0`): seed of the order of a draw and of its ties.
     """
+
+    unit_rewards = True
 
     def __init__(
         self,

@@ -34,7 +34,8 @@ from typing import Any
 
 import numpy as np
 
-from .curriculum import Curriculum, require, require_softmax_options, softmax
+from .curriculum import Curriculum
+from .shares import require, require_softmax_options, softmax
 
 MAX_VARIANCE = 0.25  # of rewards in [0, 1]
 
@@ -54,6 +55,8 @@ class LearnabilityCurriculum(Curriculum, name="dump_plus"):
         per_token (`bool`, *optional*, defaults to `False`): whether value is per token instead of per completion.
         seed (`int`, *optional*, defaults to `0`): seed of the order of a draw and of its ties.
     """
+
+    unit_rewards = True
 
     def __init__(
         self,

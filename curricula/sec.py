@@ -24,7 +24,8 @@ from typing import Any
 
 import numpy as np
 
-from .curriculum import Curriculum, require, require_softmax_options, softmax
+from .curriculum import Curriculum
+from .shares import require, require_softmax_options, softmax
 
 
 class SECCurriculum(Curriculum, name="sec"):

@@ -31,7 +31,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .curriculum import Curriculum, RecentPrompts, require, require_softmax_options, softmax
+from .curriculum import Curriculum, RecentPrompts
+from .shares import require, require_softmax_options, softmax
 
 
 class UCBCurriculum(Curriculum, name="dump"):

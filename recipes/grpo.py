@@ -164,10 +164,30 @@ def check(script_args: GRPOScriptArguments, training_args: MetaConfig, model_arg
             f"none, or leave {listed} out"
         )
     check_judges(script_args, training_args)
+    check_reward_scale(script_args, training_args)
     gold, names = training_args.gold_reward, script_args.reward_funcs or []
     if gold is not None and gold not in names:
         raise ConfigError(f"gold_reward: '{gold}' is none of the reward_funcs{nearest(gold, names)}")
     check_verifiers(script_args)
+
+
+def check_reward_scale(script_args: GRPOScriptArguments, training_args: MetaConfig) -> None:
+    """Raise [`ConfigError`] for a curriculum that needs rewards from 0 to 1 and would be given others."""
+    from metatune.curricula import CURRICULA
+
+    curriculum = CURRICULA.get(training_args.curriculum)  # a user's own is registered later
+    if curriculum is None or not curriculum.unit_rewards or not (script_args.judge or script_args.reward_models):
+        return
+    weights = list(training_args.reward_weights or [1.0] * len(script_args.reward_funcs or []))
+    weights += [read_judge("judge", script_args.judge).weight] if script_args.judge else []
+    what = "a reward model's may be anything"
+    if not script_args.reward_models:
+        if min(weights) >= 0 and sum(weights) <= 1 + 1e-9:
+            return
+        what = f"the weights are {', '.join(f'{weight:g}' for weight in weights)}: none below 0, at most 1 in all"
+    raise ConfigError(
+        f"curriculum: {training_args.curriculum} needs rewards from 0 to 1, and {what}; or take sec or dump"
+    )
 
 
 def check_verifiers(script_args: GRPOScriptArguments) -> None:

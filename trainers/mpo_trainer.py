@@ -193,6 +193,8 @@ class MPOTrainer(DUMPTrainer):
         if told[0] is not None:
             raise RuntimeError(f"the main process failed: {told[0]}")
         if told[1] != self.rubric_version:
+            if self.rubric_version is not None:
+                self.curriculum.forget()  # advantages by another rubric: a change of scores is no learning
             self.rubric_version, self.judge.rubric = told[1], Rubric.from_dict(told[2])
 
     def _after_batch(self) -> None:
@@ -388,6 +390,8 @@ class MPOTrainer(DUMPTrainer):
         self._alarm.load_state_dict(state["alarm"])
         self.rubric_version = None  # taken up from the history, which may have been turned back by the user
         self._share(lambda: self._resume_history(state["rubrics"], state["step"]))
+        if self.rubric_version != state["rubrics"]["current"]:
+            self.curriculum.forget()
 
     def _resume_history(self, state: dict[str, Any], step: int) -> None:
         self.rubric_history.load_state_dict(state, step)

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 import metatune.curricula.learnability
 import metatune.curricula.sec
 import metatune.curricula.ucb  # noqa: F401, importing registers
-from metatune.curricula.curriculum import CURRICULA, Curriculum, largest_remainder, make_curriculum, softmax
+from metatune.curricula.curriculum import CURRICULA, Curriculum, make_curriculum
 from metatune.curricula.heuristic import UniformCurriculum
+from metatune.curricula.shares import largest_remainder, softmax
 
 ARMS = ["add", "countdown", "logic", "zebra"]
 # Options that make the state as rich as it gets: forgetting, small windows, floors.
@@ -195,6 +196,25 @@ def test_softmax_is_stable(scores, temperature):
 def test_greedy_shares_ties_equally_and_floors_the_rest():
     # 2 of 4 arms tie: floor .05 each, and .8 split between the two.
     np.testing.assert_allclose(softmax(np.array([1.0, 3.0, 3.0, 2.0]), 0, 0.05), [0.05, 0.45, 0.45, 0.05])
+
+
+@every_curriculum
+@given(before=runs, after=runs)
+@settings(max_examples=40)
+def test_what_was_forgotten_changes_nothing_any_more(name, before, after):
+    """Of two pasts with the same draws nothing is left but the clock and the generator."""
+    first, second = build(name), build(name)
+    play(first, before)
+    play(second, [step for step in before if step[0] == "draw"])
+    for curriculum in (first, second):
+        curriculum.forget()
+    assert not any(first.learnability())
+    forgotten = second.state_dict()["statistics"]
+    assert (
+        first.state_dict()["draws"] == second.state_dict()["draws"] and first.state_dict()["statistics"] == forgotten
+    )
+    second.load_state_dict(first.state_dict())
+    assert play(second, after) == play(first, after)
 
 
 # --- state ---

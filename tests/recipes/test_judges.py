@@ -74,6 +74,14 @@ NOWHERE = "http://127.0.0.1:9/v1"
             {"reward_weights": [1.0]},
             "reward_weights has 1 weights for 0 reward_funcs: those of judge are written beside",
         ),
+        (
+            {"curriculum": "pools", "reward_funcs": ["correctness"]},
+            "curriculum: pools needs rewards from 0 to 1, and the weights are 1, 1: none below 0, at most 1 in all",
+        ),
+        (
+            {"curriculum": "dump_plus", "reward_models": [{"path": "runs/rm"}]},
+            "needs rewards from 0 to 1, and a reward model's may be anything; or take sec or dump",
+        ),
         ({"held_out_judge": {"url": NOWHERE, "rubric": "none.json"}}, "held_out_judge: none.json: no such file"),
     ],
 )
