@@ -158,11 +158,13 @@ def check(script_args: GRPOScriptArguments, training_args: MetaConfig, model_arg
             f"reward_weights has {len(weights)} weights for {number} reward_funcs: those of {listed} are written "
             "beside them, as weight"
         )
-    if scored and training_args.progress in ("episode", "anytime", "length_penalty"):
+    if scored and not number and training_args.progress in ("episode", "anytime", "length_penalty"):
         raise ConfigError(
-            f"progress: {training_args.progress} pays by what is right, which {listed} do not tell: take prefix or "
-            f"none, or leave {listed} out"
+            f"progress: {training_args.progress} pays by what is right, which {listed} cannot tell: add a verifier to "
+            "reward_funcs (correctness), or take prefix or none"
         )
+    if scored and not number and training_args.curriculum_reward == "gold":
+        raise ConfigError(f"curriculum_reward: gold needs a verifier in reward_funcs (correctness) beside {listed}")
     check_judges(script_args, training_args)
     check_reward_scale(script_args, training_args)
     gold, names = training_args.gold_reward, script_args.reward_funcs or []
@@ -176,7 +178,12 @@ def check_reward_scale(script_args: GRPOScriptArguments, training_args: MetaConf
     from metatune.curricula import CURRICULA
 
     curriculum = CURRICULA.get(training_args.curriculum)  # a user's own is registered later
-    if curriculum is None or not curriculum.unit_rewards or not (script_args.judge or script_args.reward_models):
+    if (
+        training_args.curriculum_reward == "gold"
+        or curriculum is None
+        or not curriculum.unit_rewards
+        or not (script_args.judge or script_args.reward_models)
+    ):
         return
     weights = list(training_args.reward_weights or [1.0] * len(script_args.reward_funcs or []))
     weights += [read_judge("judge", script_args.judge).weight] if script_args.judge else []
@@ -187,6 +194,7 @@ def check_reward_scale(script_args: GRPOScriptArguments, training_args: MetaConf
         what = f"the weights are {', '.join(f'{weight:g}' for weight in weights)}: none below 0, at most 1 in all"
     raise ConfigError(
         f"curriculum: {training_args.curriculum} needs rewards from 0 to 1, and {what}; or take sec or dump"
+        + ("" if not script_args.reward_funcs else ", or curriculum_reward: gold")
     )
 
 

@@ -16,6 +16,15 @@ class DUMPConfig(GRPOConfig):
             `"easy_to_hard"`, `"pools"` and `"sec"` are its rivals and `"dump_plus"` is our own estimator.
         curriculum_options (`dict` or `str`, *optional*):
             Options of that curriculum, for instance `{temperature: 0.1, window: 64, count: prompts, floor: 0.01}`.
+        curriculum_reward (`str`, *optional*, defaults to `"total"`):
+            Whose advantages the curriculum sees: those of the `"total"` reward, which train the policy, or those of
+            the `"gold"` reward alone. A judge's or a reward model's scores differ within almost every group, so
+            beside them the total says of every distribution that there is something to learn.
+        gold_reward (`str`, *optional*):
+            Name of the reward function that tells right (1) from wrong: accuracies and pass rates are its, progress
+            is made towards it, a judge's rubric is tried against it. By default `correctness_reward` if it is among
+            the functions, else the first that is neither a judge nor a reward model. Give it `reward_weights: 0` to
+            watch it without training on it.
         distribution_column (`str`, *optional*, defaults to `"distribution"`):
             Column of the training set that names each row's distribution. Its values are the bandit's arms, in order
             of first appearance.
@@ -45,6 +54,12 @@ class DUMPConfig(GRPOConfig):
         default=None,
         metadata={"help": "Options of the curriculum, for instance {temperature: 0.1, window: 64, count: prompts}."},
     )
+    curriculum_reward: str = field(
+        default="total", metadata={"help": "Whose advantages the curriculum sees: total, or gold."}
+    )
+    gold_reward: str | None = field(
+        default=None, metadata={"help": "Reward function that tells right from wrong (default: correctness, if any)."}
+    )
     distribution_column: str = field(
         default="distribution",
         metadata={"help": "Column of the training set that names each row's distribution."},
@@ -71,6 +86,8 @@ class DUMPConfig(GRPOConfig):
         super().__post_init__()
         if self.vllm_weight_transfer not in ("auto", "nccl", "gloo"):
             raise ValueError(f"vllm_weight_transfer is auto, nccl or gloo, not {self.vllm_weight_transfer!r}")
+        if self.curriculum_reward not in ("total", "gold"):
+            raise ValueError(f"curriculum_reward is total or gold, not {self.curriculum_reward!r}")
         if self.length_grouping and self.loss_type == "bnpo":
             raise ValueError(
                 "length_grouping would change the bnpo loss, which divides by each micro-batch's own tokens: use "

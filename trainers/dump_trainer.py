@@ -15,7 +15,9 @@ What deviates from the paper or its released code, and why:
 - Within a distribution, items are drawn without replacement, reshuffled every pass.
 - Every rank draws the same global batch and takes its slice, and the bandit sees the gathered groups of all ranks, so
   the ranks' bandits stay equal without any communication of their own.
-- A completion that cannot be scored (reward `None` or NaN) is left out of what the bandit learns.
+- A completion that cannot be scored (reward `None` or NaN) is left out of what the bandit learns. Of several reward
+  functions TRL adds a missing one as 0; here a group is compared by the same functions, and the others have no reward.
+- Beside a judge or a reward model the bandit can see the advantages of the gold reward alone (`curriculum_reward`).
 - The bandit, the item cycles and rollouts not yet trained on are part of the checkpoint.
 """
 
@@ -35,10 +37,11 @@ from trl.extras.profiling import profiling_context
 from trl.models import unwrap_model_for_generation
 
 from ..curricula import ItemCycle, make_curriculum
-from ..rewards import JudgeReward, RewardModelReward
+from ..rewards import JudgeReward, RewardModelReward, correctness_reward
 from .dump_config import DUMPConfig
 from .generation import sample_completions
 from .length_grouping import group_by_length
+from .progress import group_advantages
 from .rollout_checkpoint import read_rollouts, read_state, write_rollouts, write_state
 from .throughput import Throughput
 
@@ -94,9 +97,23 @@ class DUMPTrainer(GRPOTrainer):
             self.vllm_generation.sync_weights = self._throughput.timed("sync", self.vllm_generation.sync_weights)
         self._rollout_tokens = 0
         self._rewards_per_func = None  # of the batch being scored: (all ranks' completions, reward functions)
-        self._verified = None  # their sum but for those of models and judges: (all ranks' completions,)
+        self._gold = None  # of the batch being scored, what the gold reward says of it: (all ranks' completions,)
+        self._gold_index = self._find_gold(args.gold_reward)
+        if args.curriculum_reward == "gold" and self._gold_index is None:
+            raise ValueError("curriculum_reward: gold needs a reward function that is neither judge nor reward model")
         self._last_group_metrics: dict[str, float] = {}
         self._eval_rewards: dict[str, list[float]] = defaultdict(list)
+
+    def _find_gold(self, name: str | None) -> int | None:
+        """Return the number of the reward function that tells right from wrong, if any does."""
+        names = self.reward_func_names
+        if name is not None and name not in names:
+            raise ValueError(f"gold_reward: no reward function {name!r} (there are {', '.join(names)})")
+        tellers = [
+            n for n, function in zip(names, self.reward_funcs, strict=True) if not isinstance(function, OPINIONS)
+        ]
+        candidates = [each for each in (name, correctness_reward.__name__, *tellers) if each in names]
+        return names.index(candidates[0]) if candidates else None
 
     @staticmethod
     def _rollout_engine(args: DUMPConfig):
@@ -138,15 +155,19 @@ class DUMPTrainer(GRPOTrainer):
         self._lengths = torch.tensor([len(ids) for ids in completion_ids_list], device=self.accelerator.device)
         with self._throughput.phase("score"):
             rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        self._gold = torch.full_like(rewards[:, 0], torch.nan)
+        if self._gold_index is not None:
+            self._gold = rewards[:, self._gold_index].clone()
         by_model = torch.tensor([isinstance(function, OPINIONS) for function in self.reward_funcs])
-        # What reward models and judges say is no right or wrong, and counts for no accuracy.
         paid = self.reward_weights.cpu() != 0
-        counted = ~by_model & paid
-        self._verified = _weighted_total(rewards[:, counted], self.reward_weights[counted])
         # TRL adds a missing reward as 0: what a reward model or a judge could not score has no reward at all.
         missing = rewards[:, by_model & paid].isnan().any(dim=1, keepdim=True)
-        if paid.any():  # nor has one of which only a function that pays nothing knows something
-            missing |= rewards[:, paid].isnan().all(dim=1, keepdim=True)
+        if paid.any():
+            # Nor has what only functions that pay nothing know, or what a function failed at that scored its group.
+            size = self.num_generations if self.model.training else self.num_generations_eval
+            unknown = rewards[:, paid].isnan()
+            spoke = (~unknown).view(-1, size, unknown.shape[1]).any(dim=1).repeat_interleave(size, dim=0)
+            missing |= unknown.all(dim=1, keepdim=True) | (unknown & spoke).any(dim=1, keepdim=True)
         self._rewards_per_func = rewards.masked_fill(missing, torch.nan)
         return self._rewards_per_func
 
@@ -160,32 +181,38 @@ class DUMPTrainer(GRPOTrainer):
 
     def _observe(self, outputs: dict[str, Any]) -> None:
         """Pass every prompt's group to the curriculum, in the order of the draw, and keep what is to be logged."""
-        rewards = self._total_rewards()
-        if rewards.isnan().all():
+        totals = rewards = self._total_rewards()
+        if totals.isnan().all():
             raise ValueError(
-                f"none of the {len(rewards)} completions of this batch could be scored: every reward function "
+                f"none of the {len(totals)} completions of this batch could be scored: every reward function "
                 f"({', '.join(self.reward_func_names)}) returned None or NaN. Look at its own errors; the run can be "
                 "resumed from its last checkpoint"
             )
         local = torch.stack([outputs["advantages"].float(), self._lengths.float()], dim=1)
         advantages, tokens = self.accelerator.gather(local).unbind(dim=1)
         self._rollout_tokens += int(tokens.sum())
+        if self.args.curriculum_reward == "gold":
+            rewards = self._gold
+            advantages = group_advantages(rewards, self.num_generations, self.scale_rewards)
 
         group_shape = (len(self._drawn_arms), self.num_generations)
         groups = [tensor.view(group_shape).tolist() for tensor in (advantages, rewards, tokens)]
-        rewards_by_arm, verified_by_arm = defaultdict(list), defaultdict(list)
         for arm, *group in zip(self._drawn_arms, *groups, strict=True):
             scored = [completion for completion in zip(*group, strict=True) if not math.isnan(completion[1])]
             if scored:
                 self.curriculum.observe(self.curriculum.arms[arm], *map(list, zip(*scored, strict=True)))
-                rewards_by_arm[self.curriculum.arms[arm]].extend(reward for _, reward, _ in scored)
-        for arm, group in zip(self._drawn_arms, self._verified.view(group_shape).tolist(), strict=True):
-            verified_by_arm[self.curriculum.arms[arm]].extend(reward for reward in group if not math.isnan(reward))
-        self._last_group_metrics = {"unscorable": rewards.isnan().float().mean().item()}
-        for arm, values in rewards_by_arm.items():
+        self._last_group_metrics = {"unscorable": totals.isnan().float().mean().item()}
+        for arm, values in self._by_arm(totals).items():
             self._last_group_metrics[f"reward/{arm}"] = sum(values) / len(values)
-            if verified := verified_by_arm[arm]:
-                self._last_group_metrics[f"pass_rate/{arm}"] = _pass_rate(verified)
+        for arm, values in self._by_arm(self._gold).items():
+            self._last_group_metrics[f"pass_rate/{arm}"] = _pass_rate(values)
+
+    def _by_arm(self, rewards: torch.Tensor) -> dict[str, list[float]]:
+        """Return each drawn distribution's rewards, without NaN; `rewards` are of all ranks, shape (B,)."""
+        by_arm = defaultdict(list)
+        for arm, group in zip(self._drawn_arms, rewards.view(-1, self.num_generations).tolist(), strict=True):
+            by_arm[self.curriculum.arms[arm]].extend(reward for reward in group if not math.isnan(reward))
+        return {arm: values for arm, values in by_arm.items() if values}
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         logs["rollout_tokens"] = self._rollout_tokens
@@ -203,7 +230,7 @@ class DUMPTrainer(GRPOTrainer):
         if "accuracy" not in metrics:  # TRL clears its metrics when an evaluation has been logged
             self._eval_rewards.clear()
         names = gather_object([str(row.get(self.args.distribution_column, "all")) for row in inputs])
-        for name, reward in zip(names, self._verified.tolist(), strict=True):
+        for name, reward in zip(names, self._gold.tolist(), strict=True):
             if not math.isnan(reward):
                 self._eval_rewards[name].append(reward)
         accuracies = {name: _pass_rate(rewards) for name, rewards in self._eval_rewards.items()}

@@ -1,7 +1,13 @@
 """GRPO with curriculum, evolving judge and pay for progress, in any combination: [`MPOTrainer`] over [`MRTTrainer`].
 
-The judge's part stands outside: it acts between batches, on what was judged. The curriculum sees the outcome's
-advantages, as always, before progress replaces them.
+The total reward is the weighted sum of all reward functions; one of them may be gold, which tells right from wrong.
+
+- Policy: the total's advantages. Progress is made towards gold alone and added; what judges and reward models pay
+  counts once, and they are never asked about forced answers.
+- Curriculum: the advantages of the outcome, before progress; of the total, or with `curriculum_reward: gold` of gold.
+- Rubric: tried against gold. When it changes, a curriculum that sees the judge forgets what it observed, since a change
+  of scores is no learning.
+- Scales: rewards add up as they are; within a group only what was scored by the same functions is compared.
 """
 
 from .mpo_trainer import MPOTrainer

@@ -34,9 +34,6 @@ class MPOConfig(DUMPConfig):
         rollback_drop (`float`, *optional*, defaults to `0.1`):
             By how much the judge must have become worse, or its scores have risen above gold, for the parent to be
             tried again; against gold, on `gate_cases` of the run's beginning too.
-        gold_reward (`str`, *optional*):
-            Name of the reward function that is the gold score. By default the first that is neither a judge nor a
-            reward model; give it `reward_weights: 0` to watch it without training on it.
         held_out_every (`int`, *optional*, defaults to `4`):
             Generation batches from one look of the held-out judge to the next, where there is one.
         held_out_cases (`int`, *optional*, defaults to `32`):
@@ -59,7 +56,6 @@ class MPOConfig(DUMPConfig):
         default=8, metadata={"help": "Batches after which a change is looked back on; 0: never."}
     )
     rollback_drop: float = field(default=0.1, metadata={"help": "Drop after which the parent rubric is tried again."})
-    gold_reward: str | None = field(default=None, metadata={"help": "Reward function that is the gold score."})
     held_out_every: int = field(
         default=4, metadata={"help": "Generation batches between looks of the held-out judge."}
     )

@@ -38,7 +38,6 @@ from ..rewards.judge_reward import JudgeReward
 from ..rewards.judge_watch import JudgeAlarm, RubricWatch, batch_quality
 from ..rewards.judged_cases import JudgedCase, select_cases, split_by_prompt
 from ..rewards.meta_judge import MetaJudge, describe_scores, describe_versions
-from ..rewards.reward_ensemble import RewardModelReward
 from ..rewards.rubric import Rubric
 from ..rewards.rubric_gate import (
     RubricQuality,
@@ -109,7 +108,6 @@ class MPOTrainer(DUMPTrainer):
             raise ValueError("a meta_judge and a held_out_judge go with a JudgeReward among reward_funcs")
         self._judge_reward: JudgeReward | None = judges[0] if judges else None
         self._meta_judge, self._held_out_judge = meta_judge, held_out_judge
-        self._gold_index = self._find_gold(args.gold_reward)
         self.rubric_history = RubricHistory(Path(args.output_dir) / "rubrics")  # of the main process alone
         self.rubric_version = 0
         self._num_batches = 0
@@ -124,18 +122,10 @@ class MPOTrainer(DUMPTrainer):
         """The judge that trains."""
         return self._judge_reward.judge
 
-    def _find_gold(self, name: str | None) -> int | None:
-        names = self.reward_func_names
-        if name is None:
-            candidates = [
-                index
-                for index, function in enumerate(self.reward_funcs)
-                if not isinstance(function, JudgeReward | RewardModelReward)
-            ]
-            return candidates[0] if candidates else None
-        if name not in names:
-            raise ValueError(f"gold_reward: no reward function {name!r} (there are {', '.join(names)})")
-        return names.index(name)
+    @property
+    def _curriculum_sees_judge(self) -> bool:
+        paid = self.reward_weights[self.reward_funcs.index(self._judge_reward)] != 0
+        return bool(paid) and self.args.curriculum_reward == "total"
 
     # ---- what was judged ----
 
@@ -193,7 +183,7 @@ class MPOTrainer(DUMPTrainer):
         if told[0] is not None:
             raise RuntimeError(f"the main process failed: {told[0]}")
         if told[1] != self.rubric_version:
-            if self.rubric_version is not None:
+            if self.rubric_version is not None and self._curriculum_sees_judge:
                 self.curriculum.forget()  # advantages by another rubric: a change of scores is no learning
             self.rubric_version, self.judge.rubric = told[1], Rubric.from_dict(told[2])
 

@@ -110,7 +110,7 @@ class MRTConfig(DUMPConfig):
             self._settle_terminating()
         elif self.terminating_generations is not None:
             raise ValueError("terminating_generations belong to progress: prefix; remove them")
-        if self.progress in ("episode", "anytime") and self.multi_objective_aggregation != "sum_then_normalize":
+        if self.progress != "none" and self.multi_objective_aggregation != "sum_then_normalize":
             raise ValueError(
                 f"progress: {self.progress} needs one outcome: set multi_objective_aggregation to sum_then_normalize"
             )

@@ -17,6 +17,8 @@ What deviates from the paper or its released code, and why:
 - J by 4 answers has a standard error of up to 0.25: the progress is shrunk by the share of noise in its variance.
   Where a task can list its accepted answers, their summed likelihood replaces sampling.
 - The curriculum sees the outcome's advantages, never the bonus.
+- Beside a judge, a reward model or other rewards, progress is made towards the gold reward alone; what the others pay
+  counts once, as without progress.
 
 The mathematics is in `progress.py`.
 """
@@ -73,12 +75,24 @@ class MRTTrainer(SuccessAtPrefixes, DUMPTrainer):
     def __init__(self, model, reward_funcs=None, args: MRTConfig | None = None, train_dataset=None, **kwargs):
         args = MRTConfig() if args is None else args
         super().__init__(model, reward_funcs=reward_funcs, args=args, train_dataset=train_dataset, **kwargs)
+        self._check_gold()
         self._rule = EpisodeRule.from_options(args.episodes)
         forces = args.progress in ("episode", "anytime") or bool(args.terminating_generations)
         self._forcing = Forcing(self._tokenizer, args.forcing_suffix) if forces else None
         self._pool = PrefixPool()
         self._prefixes: list[list[int]] | None = None  # what stands before each of this process's rollouts
         self._traces: list[dict[str, Any]] = []  # some of the last batch, for the page that shows them
+
+    def _check_gold(self) -> None:
+        """Raise unless what progress is made towards is paid for."""
+        if self.args.progress not in ("episode", "anytime", "length_penalty"):
+            return
+        told = f"progress: {self.args.progress} pays by what is right"
+        if self._gold_index is None:
+            raise ValueError(f"{told}, which neither a judge nor a reward model tells: add a verifier to reward_funcs")
+        if not self.reward_weights[self._gold_index]:
+            name = self.reward_func_names[self._gold_index]
+            raise ValueError(f"{told}, and {name!r} has the weight 0: give it one, or name another by gold_reward")
 
     # ---- one batch: TRL generates and scores, then the advantages are replaced ----
 
@@ -107,16 +121,19 @@ class MRTTrainer(SuccessAtPrefixes, DUMPTrainer):
 
     def _advantages(self, outputs: dict[str, Any]) -> torch.Tensor:
         """Return the advantages of this process's completions, shape (B,) or (B, T)."""
-        args, rewards = self.args, self._total_rewards()
-        if args.progress == "length_penalty":
-            lengths = self.accelerator.gather(self._lengths)
-            shaped = progress.length_penalised(rewards, lengths, self.num_generations, args.progress_weight)
-            return self._local(progress.group_advantages(shaped, self.num_generations, self.scale_rewards))
-        if args.progress == "prefix":
-            self._keep_traces()
-            terminating = self.accelerator.gather(torch.tensor(self._terminating, device=rewards.device))
-            shaped = progress.prefix_rewards(rewards, terminating, self.num_generations, args.progress_weight)
-            self._log_prefixes(rewards, terminating)
+        args, total = self.args, self._total_rewards()
+        weight, rewards, others = self._outcomes(total)
+        if args.progress in ("length_penalty", "prefix"):
+            if args.progress == "length_penalty":
+                lengths = self.accelerator.gather(self._lengths)
+                shaped = progress.length_penalised(rewards, lengths, self.num_generations, args.progress_weight)
+            else:
+                self._keep_traces()
+                terminating = self.accelerator.gather(torch.tensor(self._terminating, device=rewards.device))
+                shaped = progress.prefix_rewards(rewards, terminating, self.num_generations, args.progress_weight)
+                self._log_prefixes(rewards, terminating)
+            # A distribution without a gold reward is paid by the others alone.
+            shaped = weight * shaped if others is None else weight * shaped.nan_to_num(0.0) + others
             return self._local(progress.group_advantages(shaped, self.num_generations, self.scale_rewards))
 
         ends = self._ends()
@@ -124,7 +141,12 @@ class MRTTrainer(SuccessAtPrefixes, DUMPTrainer):
         width = outputs["completion_ids"].shape[1]
         if args.progress == "anytime":
             advantages = progress.anytime_advantages(values, self.num_generations, scale=args.progress_scale)
-            return progress.spread(self._local(advantages), ends, width)
+            advantages = progress.spread(self._local(advantages), ends, width)
+            if others is None:
+                return advantages
+            scale = self.scale_rewards
+            paid = progress.group_advantages(others, self.num_generations, scale, total)
+            return advantages + self._local(paid)[:, None]
         factor = self._shrinkage(values, outcome_at)
         advantages = progress.episode_advantages(
             values, self.num_generations, decay=args.progress_decay, scale=args.progress_scale, factor=factor
@@ -132,6 +154,18 @@ class MRTTrainer(SuccessAtPrefixes, DUMPTrainer):
         bonus = progress.spread(self._local(advantages), ends, width)
         self._show(ends, self._local(values))
         return outputs["advantages"][:, None] + args.progress_weight * bonus
+
+    def _outcomes(self, total: torch.Tensor) -> tuple[float, torch.Tensor, torch.Tensor | None]:
+        """Split the total reward, shape (B,), into weight * outcome + others; without others these are `None`.
+
+        The outcome is the gold reward, towards which progress is made; where no gold reward pays, the total.
+        """
+        paid = self.reward_weights != 0
+        if self._gold_index is None or not paid[self._gold_index]:
+            return 1.0, total, None
+        weight = self.reward_weights[self._gold_index].item()
+        outcome = self._gold.masked_fill(total.isnan(), torch.nan)
+        return weight, outcome, None if paid.sum() == 1 else total - weight * outcome.nan_to_num(0.0)
 
     def _local(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return this process's rows of what was computed for all."""

@@ -211,20 +211,25 @@ def length_penalised(rewards: torch.Tensor, lengths: torch.Tensor, group_size: i
     return torch.where(right, rewards * (1 - weight * torch.sigmoid(relative)), rewards)
 
 
-def group_advantages(rewards: torch.Tensor, group_size: int, scale: str) -> torch.Tensor:
+def group_advantages(
+    rewards: torch.Tensor, group_size: int, scale: str, total: torch.Tensor | None = None
+) -> torch.Tensor:
     """Return GRPO's advantages of a reward, shape (B,), as TRL computes them; NaN rewards get 0.
 
     Args:
         rewards (`torch.Tensor` of shape (B,)): NaN where unscorable.
         group_size (`int`): G.
         scale (`str`): `group`, `batch` or `none`, TRL's `scale_rewards`.
+        total (`torch.Tensor` of shape (B,), *optional*): the reward that `rewards` are a part of and whose deviation
+            divides them, so that the parts' advantages add up to those of the whole.
     """
     rewards_NG = rewards.view(-1, group_size)
+    divided_by = rewards if total is None else total
     centred = rewards_NG - rewards_NG.nanmean(1, keepdim=True)
     if scale == "group":
-        centred = centred / (_nanstd(rewards_NG, dim=1) + EPSILON)
+        centred = centred / (_nanstd(divided_by.view(-1, group_size), dim=1) + EPSILON)
     elif scale == "batch":
-        centred = centred / (_nanstd(rewards.view(1, -1), dim=1) + EPSILON)
+        centred = centred / (_nanstd(divided_by.view(1, -1), dim=1) + EPSILON)
     return centred.reshape(-1).nan_to_num(0.0)
 
 

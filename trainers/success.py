@@ -1,7 +1,7 @@
 """The chance of success if a trace were stopped at a prefix, estimated with what the trainer has.
 
-Two estimators behind one method: forced answers, sampled by the trainer's own engine and scored by its own reward
-functions; and the likelihood of all accepted answers, without sampling, where a task can list them.
+Two estimators behind one method: forced answers, sampled by the trainer's own engine and scored by its gold
+reward; and the likelihood of all accepted answers, without sampling, where a task can list them.
 """
 
 import json
@@ -30,7 +30,7 @@ class SuccessAtPrefixes:
     A piece of a [`DUMPTrainer`] that estimates J at prefixes of the batch's completions.
 
     It reads what the trainer keeps of a batch: `_drawn`, this process's rows; `_completion_ids`, their completions;
-    and `_forcing`, the suffix.
+    `_forcing`, the suffix; and `_gold_index`.
     """
 
     def _estimate(self, prompts: list[list[int]], cuts: list[list[int]]) -> list[list[float]]:
@@ -112,18 +112,29 @@ class SuccessAtPrefixes:
         return [found[place] for place in places]
 
     def _score(self, inputs: list[dict], contents: list[str], ids: list[list[int]]) -> torch.Tensor:
-        """Return this process's outcome rewards of texts that are no rollouts; NaN where unscorable."""
+        """Return what the gold reward says of this process's texts that are no rollouts; NaN where unscorable."""
         prompts = [row["prompt"] for row in inputs]
         conversational = is_conversational({"prompt": prompts[0]})
         completions = [[{"role": "assistant", "content": text}] for text in contents] if conversational else contents
-        with self._throughput.phase("score"):
-            rewards_per_func = GRPOTrainer._calculate_rewards(self, inputs, prompts, completions, ids)
+        with self._throughput.phase("score"), self._gold_alone():
+            rewards = GRPOTrainer._calculate_rewards(self, inputs, prompts, completions, ids)[:, 0]
         self._pending_metrics.clear()  # these belong to the next batch's rollouts, not to forced answers
         self._pending_extra_logs.clear()
         first = self.accelerator.process_index * len(inputs)
-        rewards_per_func = rewards_per_func[first : first + len(inputs)]
-        totals = (rewards_per_func * self.reward_weights.to(rewards_per_func.device)).nansum(dim=1)
-        return totals.masked_fill(rewards_per_func.isnan().all(dim=1), torch.nan)
+        return rewards[first : first + len(inputs)]
+
+    @contextmanager
+    def _gold_alone(self) -> Iterator[None]:
+        """Let TRL call the gold reward and no other: a judge is asked for whole answers only."""
+        names = ("reward_funcs", "reward_processing_classes", "reward_func_names")
+        before = {name: getattr(self, name) for name in names}
+        for name, values in before.items():
+            setattr(self, name, [values[self._gold_index]])
+        try:
+            yield
+        finally:
+            for name, values in before.items():
+                setattr(self, name, values)
 
     def _text(self, row: int, cut: int) -> str:
         return self._tokenizer.decode(self._completion_ids[row][:cut], skip_special_tokens=True)

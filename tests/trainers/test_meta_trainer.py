@@ -1,11 +1,12 @@
 """The trainer of all methods: each alone is its own trainer, none is stock TRL, and what they do to each other."""
 
+import numpy as np
 import pytest
 import torch
 from trl import GRPOConfig, GRPOTrainer
 
 from metatune.curricula import build_tokenizer
-from metatune.rewards import Judge, JudgeClient
+from metatune.rewards import Judge, JudgeClient, JudgeReward, MetaJudge, RewardModelReward, Rubric, RubricItem
 from metatune.trainers import DUMPConfig, DUMPTrainer, MetaConfig, MetaTrainer, MPOTrainer, MRTConfig, MRTTrainer
 
 from ..rewards.fake_judge_server import FakeJudgeServer
@@ -67,6 +68,131 @@ def test_a_judge_pays_rollouts_from_stale_prefixes(tmp_path):
     rows = [row for row in trainer.state.log_history if "loss" in row]
     assert [row["rubric/version"] for row in rows] == [0, 0, 1, 1]
     assert rows[-1]["progress/prefix_tokens"] >= 0 and rows[-1]["judge/failures"] == 0
+
+
+ALIKE = Rubric("Make a number.", (RubricItem("same", "Anything.", 2),))
+FORMS = {
+    "episode": {"progress": "episode", **EPISODES},
+    "prefix": {"progress": "prefix", "episodes": {"by": "tokens", "tokens": 4}, "forced_answer_tokens": 4}
+    | {"forcing_suffix": "\nanswer "},
+    "anytime": {"progress": "anytime", "budgets": [4, 8, 12], **PROGRESS},
+    "length_penalty": {"progress": "length_penalty", "progress_weight": 0.4},
+}
+
+
+def judged(folder, url, rubric, weights, extra=(), **options):
+    """A MetaTrainer on gold and a judge (and more); rewards are not scaled, so that a constant one is nothing."""
+    client = JudgeClient(url, retries=1)
+    defaults = {"meta_every": 0, "rollback_window": 0, "scale_rewards": "none", "max_steps": 3, "curriculum": "dump"}
+    return MetaTrainer(
+        tiny_model(),
+        reward_funcs=[digits, JudgeReward(Judge(client, rubric)), *extra],
+        args=config(folder, MetaConfig, reward_weights=weights, **{**defaults, **options}),
+        train_dataset=rows(),
+        processing_class=build_tokenizer(),
+        meta_judge=MetaJudge(client, num_refinements=1) if options.get("meta_every") else None,
+    )
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_progress_is_made_towards_gold_and_a_judge_pays_once_beside_it(tmp_path, form):
+    """Watched, a judge changes no bit; paid, one that says the same of everything changes nothing but rounding."""
+    alone = train(
+        MRTTrainer, tmp_path / "alone", MRTConfig, max_steps=3, curriculum="dump", scale_rewards="none", **FORMS[form]
+    )
+    with FakeJudgeServer(judge_or_revise([])) as server:
+        watched = judged(tmp_path / "watched", server.url, FIRST, [1.0, 0.0], **FORMS[form])
+        watched.train()
+        asked = len(server.bodies)
+        paid = judged(tmp_path / "paid", server.url, ALIKE, [1.0, 0.5], **FORMS[form])
+        paid.train()
+    assert asked == 3 * 16, "whole answers alone are judged, no forced ones"
+    for one, other, third in zip(curve(alone), curve(watched), curve(paid), strict=True):
+        assert one[:2] == other[:2]
+        assert third[:2] == pytest.approx(one[:2], rel=1e-3, abs=1e-6)
+    assert any(loss for loss, *_ in curve(alone))
+
+
+@pytest.mark.parametrize("form", ["prefix", "length_penalty"])
+def test_a_distribution_without_gold_is_paid_by_the_judge(tmp_path, form):
+    def silent_on_beta(completions, distribution, **kwargs):
+        values = digits(completions, distribution)
+        return [None if name == "beta" else value for name, value in zip(distribution, values, strict=True)]
+
+    data = rows().filter(lambda row: row["distribution"] == "beta")
+    with FakeJudgeServer(judge_or_revise([])) as server:
+        client = JudgeClient(server.url, retries=1)
+        trainer = MetaTrainer(
+            tiny_model(),
+            reward_funcs=[silent_on_beta, JudgeReward(Judge(client, FIRST))],
+            args=config(tmp_path, MetaConfig, meta_every=0, max_steps=3, curriculum="uniform", **FORMS[form]),
+            train_dataset=data,
+            processing_class=build_tokenizer(),
+        )
+        trainer.train()
+    assert any(abs(gradient) > 0 for _, gradient, *_ in curve(trainer))
+
+
+@pytest.mark.parametrize(
+    ("weights", "sees", "forgets"),
+    [([1.0, 1.0], "total", True), ([1.0, 0.0], "total", False), ([1.0, 1.0], "gold", False)],
+)
+def test_a_curriculum_forgets_what_another_rubric_said_and_nothing_else(tmp_path, weights, sees, forgets):
+    with FakeJudgeServer(judge_or_revise([BETTER])) as server:
+        options = {"meta_every": 2, "meta_cases": 6, "gate_cases": 8, "gate": False, "curriculum_reward": sees}
+        trainer = judged(tmp_path, server.url, FIRST, weights, **options)
+        forgotten = []
+        forget = trainer.curriculum.forget
+        trainer.curriculum.forget = lambda: forgotten.append(trainer.state.global_step) or forget()
+        trainer.train()
+    assert [row["rubric/version"] for row in trainer.state.log_history if "loss" in row] == [0, 0, 1]
+    assert bool(forgotten) == forgets
+
+
+def test_everything_at_once(tmp_path):
+    """Verifier, judge whose rubric changes, reward model, bandit and episodes: one run, and each has its say."""
+
+    class FakeModel:
+        def score(self, prompts, completions):
+            return np.array([float(len(completion[0]["content"])) for completion in completions])
+
+    with FakeJudgeServer(judge_or_revise([BETTER])) as server:
+        options = {"meta_every": 2, "meta_cases": 6, "gate_cases": 8, **FORMS["episode"], "scale_rewards": "group"}
+        trainer = judged(
+            tmp_path, server.url, FIRST, [1.0, 0.5, 0.1], [RewardModelReward(FakeModel())], max_steps=4, **options
+        )
+        trainer.train()
+    last = [row for row in trainer.state.log_history if "loss" in row][-1]
+    told = (
+        "rewards/digits/mean",
+        "rewards/judge/mean",
+        "rewards/reward_model/mean",
+        "progress/mean",
+        "mpo/rank_accuracy",
+    )
+    assert all(name in last for name in told) and last["rubric/version"] == 1
+    parts = [last[f"rewards/{name}/mean"] for name in ("digits", "judge", "reward_model")]
+    assert last["reward"] == pytest.approx(parts[0] + 0.5 * parts[1] + 0.1 * parts[2], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ([0.0, 1.0], "progress: episode pays by what is right, and 'digits' has the weight 0: give it one, or name"),
+        (None, "progress: episode pays by what is right, which neither a judge nor a reward model tells"),
+    ],
+)
+def test_progress_needs_a_gold_reward_that_pays(tmp_path, weights, message):
+    client = JudgeClient("http://127.0.0.1:9/v1", retries=1)
+    judge = JudgeReward(Judge(client, FIRST))
+    with pytest.raises(ValueError, match=message):
+        MetaTrainer(
+            tiny_model(),
+            reward_funcs=[digits, judge] if weights else [judge],
+            args=config(tmp_path, MetaConfig, meta_every=0, reward_weights=weights, **FORMS["episode"]),
+            train_dataset=rows(),
+            processing_class=build_tokenizer(),
+        )
 
 
 def test_a_meta_judge_without_a_judge_is_a_mistake(tmp_path):

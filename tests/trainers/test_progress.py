@@ -293,6 +293,15 @@ def test_every_token_gets_its_episodes_number(lengths):
         assert tokens[row].tolist() == expected + [0.0] * (width - len(expected))
 
 
+@given(st.integers(0, 1000), st.sampled_from(["group", "batch", "none"]))
+def test_the_advantages_of_a_rewards_parts_add_up_to_its_own(seed, scale):
+    generator = torch.Generator().manual_seed(seed)
+    one, other = torch.rand(2, 12, generator=generator)
+    total = one + other
+    parts = [group_advantages(part, 4, scale, total) for part in (one, other)]
+    torch.testing.assert_close(sum(parts), group_advantages(total, 4, scale), atol=1e-4, rtol=1e-4)
+
+
 def test_group_advantages_are_trls():
     rewards = torch.tensor([1.0, 0.0, 0.0, 0.0, 1.0, 1.0, 0.5, NAN])
     by_group = group_advantages(rewards, 4, "group")
