@@ -1,9 +1,9 @@
-"""A simulation of a judge and of a meta judge behind a real HTTP server, by rules: for `benchmarks/mpo.py`.
+"""A simulation of a judge and of a meta judge behind a real HTTP server, by rules.
 
-The judge applies a rubric's items as programs, which it knows by their names (PROGRAMS). The meta judge reads what it
-is shown, and nothing else: it closes a loophole, the planted one or one of its own making, only where the cases before
-it show that it is used, half of the time; else it makes an edit that sounds good and pays for the wrong thing. Its
-replies follow from the request alone.
+The judge applies a rubric's items as programs, which it knows by their names: PROGRAMS, for `benchmarks/mpo.py`, or a
+benchmark's own. The meta judge reads what it is shown, and nothing else: it closes a loophole, the planted one or one
+of its own making, only where the cases before it show that it is used, half of the time; else it makes an edit that
+sounds good and pays for the wrong thing. Its replies follow from the request alone.
 """
 
 import json
@@ -34,7 +34,8 @@ def unasked(prompt: str, response: str) -> int:
 
 
 # Name of an item to what it says, its points, and how much of them a response earns, before it is cut to its range.
-PROGRAMS: dict[str, tuple[str, int, Callable[[str, str], int]]] = {
+Programs = dict[str, tuple[str, int, Callable[[str, str], int]]]
+PROGRAMS: Programs = {
     "mentions": (
         "A point for each time that a letter of the prompt is said.",
         4,
@@ -51,29 +52,32 @@ LURES = ("rich", "lively")  # what the meta judge proposes when it has seen noth
 PADDED = 24  # characters: four letters with five marks each
 
 
-def item(name: str) -> dict:
-    criterion, points, _ = PROGRAMS[name]
+def item(name: str, programs: Programs = PROGRAMS) -> dict:
+    criterion, points, _ = programs[name]
     return {"name": name, "criterion": criterion, "points": points}
 
 
-def score(name: str, prompt: str, response: str) -> int:
+def score(name: str, prompt: str, response: str, programs: Programs = PROGRAMS) -> int:
     """Return what an item's program gives a response, in the item's range."""
-    _, points, program = PROGRAMS[name]
+    _, points, program = programs[name]
     return min(max(program(prompt, response), min(0, points)), max(0, points))
 
 
-def judge(body: dict) -> str:
+def judge(body: dict, programs: Programs) -> str:
     """Answer a judge's request: every item by its program."""
     text = body["messages"][-1]["content"]
     prompt, response = fenced(text, "prompt")[0], fenced(text, "answer to be judged")[0]
     names = body["response_format"]["json_schema"]["schema"]["properties"]
     return json.dumps(
-        {name: {"rationale": PROGRAMS[name][0], "score": score(name, prompt, response)} for name in names}
+        {name: {"rationale": programs[name][0], "score": score(name, prompt, response, programs)} for name in names}
     )
 
 
-def revise(body: dict) -> str:
-    """Answer a meta judge's request: an analysis is what the cases show, a rubric what follows from it."""
+def revise(body: dict, programs: Programs, analyse: Callable[[str], str]) -> str:
+    """Answer a meta judge's request: an analysis is what the cases show, a rubric what follows from it.
+
+    Of an analysis' words, `name` adds an item, `-name` takes one away, and `name>other` puts one in another's place.
+    """
     messages = [message["content"] for message in body["messages"]]
     if len(messages) == 2 and "Merge them" not in messages[1]:
         return analyse(messages[1])
@@ -87,11 +91,10 @@ def revise(body: dict) -> str:
         return json.dumps({"items": list(merged.values())})
     names = re.findall(r"^- ([a-z_]+) \(a whole number", messages[1], re.M)
     found = messages[2].split()
-    if "mentions" in found and "mentions" in names:
-        names[names.index("mentions")] = "covers"
-    names = [name for name in names if f"-{name}" not in found]
-    names += [name for name in found if name in PROGRAMS and name != "mentions" and name not in names]
-    return json.dumps({"items": [item(name) for name in names]})
+    replaced = dict(word.split(">") for word in found if ">" in word)
+    names = [replaced.get(name, name) for name in names if f"-{name}" not in found]
+    names += [name for name in found if name in programs and name not in names]
+    return json.dumps({"items": [item(name, programs) for name in names]})
 
 
 def analyse(text: str) -> str:
@@ -100,7 +103,7 @@ def analyse(text: str) -> str:
     rng = random.Random(text)
     found = []
     if sum(repetitions(response) >= 2 for _, response in cases) >= 2:
-        found += ["mentions", "repeats"]
+        found += ["mentions>covers", "repeats"]
     if sum(unasked(prompt, response) >= 2 for prompt, response in cases) >= 2:
         found += ["strays"]
     if sum(len(response) >= PADDED for _, response in cases) >= 2:
@@ -119,13 +122,15 @@ class SimulatedJudgeServer:
 
     Args:
         seconds (`float`, *optional*, defaults to 0): of a judge for an answer; a meta judge takes ten times that.
+        programs (`dict`, *optional*): what the judge can tell.
+        analyse (`Callable[[str], str]`, *optional*): what the meta judge makes of a request that shows cases.
     """
 
-    def __init__(self, seconds: float = 0.0):
-        self.seconds = seconds
+    def __init__(self, seconds: float = 0.0, programs: Programs = PROGRAMS, analyse: Callable[[str], str] = analyse):
+        self.seconds, self.programs, self.analyse = seconds, programs, analyse
 
     def __enter__(self):
-        seconds = self.seconds
+        seconds, programs, analyse = self.seconds, self.programs, self.analyse
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
@@ -140,7 +145,8 @@ class SimulatedJudgeServer:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 meta = body["messages"][0]["content"].startswith("You improve the rubric")
                 time.sleep(10 * seconds if meta else seconds)
-                message = {"role": "assistant", "content": revise(body) if meta else judge(body)}
+                content = revise(body, programs, analyse) if meta else judge(body, programs)
+                message = {"role": "assistant", "content": content}
                 choice = {"index": 0, "message": message, "finish_reason": "stop"}
                 usage = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
                 about = {"id": "1", "object": "chat.completion", "created": 0, "model": "simulation"}

@@ -5,8 +5,8 @@ The total reward is the weighted sum of all reward functions; one of them may be
 - Policy: the total's advantages. Progress is made towards gold alone and added; what judges and reward models pay
   counts once, and they are never asked about forced answers.
 - Curriculum: the advantages of the outcome, before progress; of the total, or with `curriculum_reward: gold` of gold.
-- Rubric: tried against gold. When it changes, a curriculum that sees the judge forgets what it observed, since a change
-  of scores is no learning.
+- Rubric: tried against gold. When it changes, a curriculum that sees the judge forgets what it observed, for a
+  change of scores is no learning.
 - Scales: rewards add up as they are; within a group only what was scored by the same functions is compared.
 """
 
