@@ -6,7 +6,7 @@ Every arm trains the same starter checkpoint on the skewed mixture of benchmarks
 same number of rollout tokens; held-out accuracy by the verifier is gold.
 
 - `stock`: TRL's own `GRPOTrainer` on the verifier's reward; all others are `MetaTrainer`, on it and more:
-- `curriculum`: DUMP;  `progress`: episodes are paid for their progress (likelihood);
+- `curriculum`: DUMP;  `progress`: episodes are paid for their progress, by 4 forced answers;
 - `judge`: half a point by a rubric that never changes and has a loophole: a point for every line of working;
 - `mpo`: the same judge, its rubric rewritten every 5 batches and tried on gold;
 - `reward model`: the score of a reward model, fitted to the starter by MetaRM before (`make_reward_model`);
@@ -39,7 +39,7 @@ REWARD_MODEL = REWARD_RUN / "round-1" / "reward_model"
 DUMP = {"curriculum": "dump"}
 PROGRESS = {
     "progress": "episode",
-    "success_estimator": "likelihood",
+    "success_estimator": "rollouts",
     "episodes": {"by": "delimiter"},
     "forced_answer_tokens": 16,
 }
