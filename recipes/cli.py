@@ -14,6 +14,7 @@ from typing import NoReturn
 
 from .config import ConfigError, config_path, nearest, output_dir_of, read_recipe
 from .failures import known_cause, leave, tell
+from .foreign import foreign_error
 
 
 @dataclass(frozen=True)
@@ -101,21 +102,23 @@ def dispatch(argv: list[str]) -> int:
     command = COMMANDS[name]
     module = import_module(f".{command.module}", __package__)
     parser = module.make_parser(prog=f"metatune {name}")
-    if command.launched:
-        from .launch import launch
-
-        return launch(module, parser, args)
-    configs = parser.parse_args_and_config(args)
-    if parser.launch_values:
-        key = next(iter(parser.launch_values))
-        raise parser.recipe.error(key, f"`{key}` belongs to the launcher, and metatune {name} runs in one process")
+    configs = ()
     try:
+        if command.launched:
+            from .launch import launch
+
+            return launch(module, parser, args)
+        configs = parser.parse_args_and_config(args)
+        if parser.launch_values:
+            key = next(iter(parser.launch_values))
+            raise parser.recipe.error(key, f"`{key}` belongs to the launcher, and metatune {name} runs in one process")
         module.main(*configs)
     except ConfigError:
         raise
     except Exception as error:
         resumes = any(hasattr(config, "resume_from_checkpoint") for config in configs)
-        message = known_cause(error, output_dir_of(configs), resumes)
+        output_dir = output_dir_of(configs) or parser.values.get("output_dir")
+        message = known_cause(error, output_dir, resumes) or foreign_error(error, parser.values, output_dir)
         if message is None:
             raise
         tell(message)

@@ -23,6 +23,8 @@ from trl.scripts.utils import TrlParser
 
 from .conform import conform, describe, nearest
 from .failures import known_cause, leave, record, tell
+from .foreign import foreign_error
+from .limits import refused
 
 EXPECTED_PROCESSES = "METATUNE_EXPECTED_PROCESSES"
 
@@ -176,16 +178,19 @@ class StrictParser(TrlParser):
             self.values = self.check_recipe(recipe)
             if "num_processes" in self.launch_values:  # `metatune` has set it already if it launched this process
                 os.environ.setdefault(EXPECTED_PROCESSES, str(self.launch_values["num_processes"]))
-        _, extra = self.parse_known_args(args)
+        namespace, extra = self.parse_known_args(args)
         if extra:
             advice = f"; did you mean --config {extra[0]}?" if extra[0].endswith((".yaml", ".yml")) else ""
             raise ConfigError(f"unexpected argument '{extra[0]}'{advice}")
+        self.refuse_numbers(recipe, vars(namespace))
         try:
             *configs, _namespace = self.parse_args_into_dataclasses(args, look_for_args_file=False)
         except ConfigError:
             raise
-        except ValueError as error:
-            message = " ".join(str(error).split())
+        except Exception as error:  # a dataclass of a library may raise anything
+            message = " ".join(str(error).split()) or type(error).__name__
+            if not isinstance(error, ValueError):
+                message = f"{type(error).__name__}: {message}"
             raise ConfigError(f"{recipe.path}: {message}" if recipe else message) from error
         for config in configs:  # on the command line, true (the last checkpoint) can only be said as text
             if str(getattr(config, "resume_from_checkpoint", None)).lower() == "true":
@@ -197,6 +202,14 @@ class StrictParser(TrlParser):
         for action in self._actions:
             action.required = action.required and action.dest not in self.values
         return super().parse_known_args(args, Namespace(**self.values) if namespace is None else namespace)
+
+    def refuse_numbers(self, recipe: Recipe | None, values: dict[str, Any]) -> None:
+        """Raise [`ConfigError`] for the first number in `values` that its option cannot be."""
+        mistake = refused({name: value for name, value in values.items() if name in self.hints})
+        if mistake is not None:
+            name, message = mistake
+            in_recipe = recipe is not None and values[name] == self.values.get(name, ...)
+            raise recipe.error(name, message) if in_recipe else ConfigError(message)
 
     def refuse_unknown_options(self, args: Sequence[str]) -> None:
         """Raise [`ConfigError`] for the first option in `args` that this parser does not have."""
@@ -287,12 +300,14 @@ def run(make_parser: Callable[[], StrictParser], main: Callable[..., None]) -> N
     try:
         if "WORLD_SIZE" in os.environ:  # before the processes meet: who ends early would leave the others waiting
             _check_number(EXPECTED_PROCESSES, int(os.environ["WORLD_SIZE"]))
-        configs = make_parser().parse_args_and_config()
+        parser = make_parser()
+        configs = parser.parse_args_and_config()
         main(*configs)
     except ConfigError as error:
         end(str(error), 2)
     except Exception as error:
-        message = known_cause(error, output_dir_of(configs))
+        output_dir = output_dir_of(configs)
+        message = known_cause(error, output_dir) or foreign_error(error, parser.values, output_dir)
         if message is None:
             record(f"{type(error).__name__}: {error}")
             sys.excepthook(*sys.exc_info())

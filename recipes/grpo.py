@@ -20,14 +20,17 @@ rollouts and losses as a run that was never stopped.
 """
 
 import importlib
+import inspect
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from trl import ModelConfig, ScriptArguments
 
 from metatune.recipes.adapters import STARTER, adapter_error, check_adapter_options, record_base  # noqa: F401
-from metatune.recipes.config import ConfigError, StrictParser, check_world_size, nearest, run
+from metatune.recipes.config import ConfigError, StrictParser, check_world_size, nearest, refusal, run
+from metatune.recipes.data import check_messages, check_template_columns, load_splits, need_columns, split_of
 from metatune.recipes.judges import check_judges, load_judge_reward, load_judges, read_judge, read_judges
 from metatune.recipes.reward_models import load_reward_models, read_entries
 from metatune.recipes.run_folder import (
@@ -88,12 +91,18 @@ class GRPOScriptArguments(ScriptArguments):
 
 def load_data(script_args: GRPOScriptArguments, with_evaluation: bool):
     """Return the training set and the held-out set (`None` without evaluation), pooled over the distributions."""
+    if script_args.distributions is None:
+        name, wanted = script_args.dataset_name, [script_args.dataset_train_split]
+        wanted += [script_args.dataset_test_split] * with_evaluation
+        splits = load_splits(name, "dataset_name", wanted[0], script_args.dataset_config)
+        for split in wanted:
+            where = f"{name}, split '{split}'"
+            need_columns(split_of(splits, split, name), ["prompt"], where, "it is what is trained on")
+            check_messages(splits[split], ["prompt"], where)
+            check_template_columns(splits[split], where)
+        return splits[wanted[0]], splits[wanted[1]] if with_evaluation else None
     import datasets
 
-    if script_args.distributions is None:
-        splits = datasets.load_dataset(script_args.dataset_name, name=script_args.dataset_config)
-        held_out = splits[script_args.dataset_test_split] if with_evaluation else None
-        return splits[script_args.dataset_train_split], held_out
     from metatune.curricula import load_distributions
 
     try:
@@ -142,6 +151,21 @@ def load_rewards(script_args: GRPOScriptArguments, training_args: MetaConfig) ->
         scored = [*entries, judge] if judge else entries
         training_args.reward_weights = [*weights, *(entry.weight for entry in scored)]
     return functions + load_reward_models(entries) + ([load_judge_reward(judge)] if judge else [])
+
+
+def check_reward_columns(functions: list, dataset: Any, where: str) -> None:
+    """Raise [`ConfigError`] unless a dataset has every column that a reward function cannot do without."""
+    given = {"prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments"}
+    for function in functions:
+        try:
+            parameters = inspect.signature(function).parameters.values()
+        except (TypeError, ValueError):  # nothing is known of it
+            continue
+        named = [
+            p.name for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+        ]
+        name = getattr(function, "__name__", type(function).__name__)
+        need_columns(dataset, [n for n in named if n not in given], where, f"the reward function {name} reads it")
 
 
 def check(script_args: GRPOScriptArguments, training_args: MetaConfig, model_args: ModelConfig) -> None:
@@ -236,6 +260,9 @@ def main(script_args: GRPOScriptArguments, training_args: MetaConfig, model_args
     if training_args.curriculum == "uniform" and "distribution" not in train_dataset.column_names:
         train_dataset = train_dataset.add_column("distribution", ["all"] * len(train_dataset))
     reward_funcs = load_rewards(script_args, training_args)
+    for dataset in (train_dataset, eval_dataset):
+        if dataset is not None:
+            check_reward_columns(reward_funcs, dataset, script_args.dataset_name or "distributions")
     try:
         trainer = trainer_of(script_args, training_args)(
             model=model_to_load(model_args),
@@ -249,7 +276,7 @@ def main(script_args: GRPOScriptArguments, training_args: MetaConfig, model_args
             **load_judges(script_args),
         )
     except ValueError as error:
-        mistake = adapter_error(error)
+        mistake = adapter_error(error) or refusal(error)
         if mistake is None:
             raise
         raise mistake from error

@@ -1,40 +1,13 @@
 """Preference pairs for reward models: where they come from, and what they must hold."""
 
-from pathlib import Path
 from typing import Any
 
 from trl import ScriptArguments
 
 from .config import ConfigError, nearest
+from .data import check_messages, check_template_columns, load_splits, split_of
 
-FILE_FORMATS = {".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 SHOWN = 5  # row numbers in a message
-
-
-def load_splits(name: str, option: str, split: str, config: str | None = None):
-    """Return the splits of a dataset of the hub or a folder, or a file as the one split of that name.
-
-    Raises [`ConfigError`] for what cannot be read.
-    """
-    import datasets
-
-    path = Path(name)
-    if not path.exists() and (path.suffix in FILE_FORMATS or len(path.parts) > 2):  # a hub name is owner/name
-        raise ConfigError(f"{option}: {name}: no such file or folder")
-    try:
-        if not path.is_file():
-            return datasets.load_dataset(name, name=config)
-        kind = FILE_FORMATS.get(path.suffix)
-        if kind is None:
-            raise ConfigError(f"{option}: {name}: not one of {', '.join(FILE_FORMATS)}")
-        if not path.stat().st_size:
-            raise ConfigError(f"{option}: {name} is empty")
-        return datasets.load_dataset(kind, data_files={split: name})
-    except (OSError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        cause = error.__cause__ or error
-        raise ConfigError(f"{option}: {name}: {' '.join(str(cause).split())}") from error
 
 
 def load_data(script_args: ScriptArguments, with_evaluation: bool):
@@ -46,12 +19,7 @@ def load_data(script_args: ScriptArguments, with_evaluation: bool):
     splits = load_splits(name, "dataset_name", script_args.dataset_train_split, script_args.dataset_config)
     wanted = [script_args.dataset_train_split] + [script_args.dataset_test_split] * with_evaluation
     for split in wanted:
-        if split not in splits:
-            raise ConfigError(
-                f"{name} has no split '{split}' (splits: {', '.join(splits)}){nearest(split, splits)}: name another "
-                "with dataset_train_split or dataset_test_split, or give a folder with train.jsonl and test.jsonl"
-            )
-        check_pairs(splits[split], f"{name}, split '{split}'")
+        check_pairs(split_of(splits, split, name), f"{name}, split '{split}'")
     return splits[wanted[0]], splits[wanted[1]] if with_evaluation else None
 
 
@@ -70,6 +38,9 @@ def check_pairs(dataset, where: str) -> None:
         if dataset.data.column(column).null_count:
             row = next(number for number, value in enumerate(dataset[column]) if value is None)
             raise ConfigError(f"{where}: row {row + 1} has no '{column}'")
+    if not tokenized:
+        check_messages(dataset, [*(["prompt"] if "prompt" in columns else []), "chosen", "rejected"], where)
+        check_template_columns(dataset, where)
 
 
 def unusable_pairs(dataset) -> tuple[list[int], list[int]]:

@@ -17,8 +17,17 @@ from typing import Any
 
 from trl import ModelConfig, ScriptArguments, SFTConfig
 
-from metatune.recipes.adapters import check_adapter_options, record_base
-from metatune.recipes.config import ConfigError, StrictParser, check_world_size, nearest, run
+from metatune.recipes.adapters import adapter_error, check_adapter_options, record_base
+from metatune.recipes.config import ConfigError, StrictParser, check_world_size, nearest, refusal, run
+from metatune.recipes.data import (
+    CONVERSATION,
+    TEXT,
+    check_messages,
+    check_template_columns,
+    load_splits,
+    need_columns,
+    split_of,
+)
 from metatune.recipes.run_folder import (
     check_checkpoint,
     checkpoint_to_resume,
@@ -69,6 +78,8 @@ class SFTScriptArguments(ScriptArguments):
     def __post_init__(self):
         if isinstance(self.init_config, str):
             self.init_config = json.loads(self.init_config)
+        if not isinstance(self.init_config, dict | type(None)):
+            raise ValueError("`init_config` is a mapping of a configuration's fields, or the same as JSON")
         if (self.distributions is None) == (self.dataset_name is None):
             raise ValueError("give either `distributions` or `dataset_name`")
         if self.demonstrations < 1:
@@ -147,14 +158,46 @@ def in_length_buckets(traces, batch_size: int, seed: int, batches_per_pool: int 
     return traces.select(order)
 
 
-def load_data(script_args: SFTScriptArguments):
-    """Return the splits to train on and to evaluate on, by name."""
-    if script_args.distributions is None:
-        from datasets import load_dataset
+def check_rows(dataset, where: str, text_column: str) -> None:
+    """Raise [`ConfigError`] unless every row has what TRL's SFT trainer reads.
 
-        return load_dataset(
-            script_args.dataset_name, name=script_args.dataset_config, streaming=script_args.dataset_streaming
+    That is `prompt` and `completion`, or `messages`, or a text in `text_column`, or `input_ids`.
+    """
+    there = dataset.column_names
+    if there is None or "input_ids" in there or "conversations" in there:
+        return
+    if "prompt" in there:
+        need_columns(dataset, ["completion"], where, "a prompt needs what to answer")
+        check_messages(dataset, ["prompt", "completion"], where)
+    elif "messages" in there:
+        check_messages(dataset, ["messages"], where, CONVERSATION)
+    else:
+        need = "a row is `prompt` and `completion`, or `messages`, or a text (dataset_text_field names its column)"
+        need_columns(dataset, [text_column], where, need)
+        check_messages(dataset, [text_column], where, TEXT)
+    check_template_columns(dataset, where)
+
+
+def load_data(script_args: SFTScriptArguments, training_args: SFTConfig):
+    """Return the splits to train on and to evaluate on, by name.
+
+    Raises [`ConfigError`] for data that cannot be read, and for the first row that cannot be used.
+    """
+    if script_args.distributions is None:
+        splits = load_splits(
+            script_args.dataset_name,
+            "dataset_name",
+            script_args.dataset_train_split,
+            script_args.dataset_config,
+            script_args.dataset_streaming,
         )
+        wanted = [script_args.dataset_train_split] + [script_args.dataset_test_split] * (
+            training_args.eval_strategy != "no"
+        )
+        for split in wanted:
+            where = f"{script_args.dataset_name}, split '{split}'"
+            check_rows(split_of(splits, split, script_args.dataset_name), where, training_args.dataset_text_field)
+        return splits
     from metatune.curricula import demonstrations
 
     try:
@@ -180,22 +223,28 @@ def main(script_args: SFTScriptArguments, training_args: SFTConfig, model_args: 
     else:
         model = model_to_load(model_args)
         training_args.model_init_kwargs = model_init_kwargs(training_args, model_args)
-    data = load_data(script_args)
+    data = load_data(script_args, training_args)
     if script_args.length_buckets:
         split = script_args.dataset_train_split
         batch_size = training_args.train_batch_size * training_args.world_size
         data[split] = in_length_buckets(data[split], batch_size, training_args.seed)
         training_args.train_sampling_strategy = "sequential"
-    trainer = SFTTrainer(
-        model=model,
-        args=training_args,
-        train_dataset=data[script_args.dataset_train_split],
-        eval_dataset=data[script_args.dataset_test_split] if training_args.eval_strategy != "no" else None,
-        processing_class=tokenizer,
-        callbacks=[MetricsLog()],
-        quantization_config=get_quantization_config(model_args),
-        peft_config=get_peft_config(model_args),
-    )
+    try:
+        trainer = SFTTrainer(
+            model=model,
+            args=training_args,
+            train_dataset=data[script_args.dataset_train_split],
+            eval_dataset=data[script_args.dataset_test_split] if training_args.eval_strategy != "no" else None,
+            processing_class=tokenizer,
+            callbacks=[MetricsLog()],
+            quantization_config=get_quantization_config(model_args),
+            peft_config=get_peft_config(model_args),
+        )
+    except ValueError as error:
+        mistake = adapter_error(error) or refusal(error)
+        if mistake is None:
+            raise
+        raise mistake from error
     record_base(trainer.model, model_args)
     train_and_save(trainer, recipe, checkpoint_to_resume(training_args), script_args.dataset_name)
 

@@ -1,0 +1,130 @@
+"""The rows that a recipe trains on: read from a file, a folder or the hub, and looked at before the trainer is made.
+
+TRL tells the kind of a dataset by its first row and trusts the others, so a wrong value in row 7 would end the run
+somewhere inside of it. Here every row is looked at once, and the first one that cannot be used is named.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .config import ConfigError
+from .conform import describe, nearest
+
+FILE_FORMATS = {".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+TEXT, CONVERSATION = "a text", "a conversation"
+
+
+def load_splits(name: str, option: str, split: str, config: str | None = None, streaming: bool = False):
+    """Return the splits of a dataset of the hub or a folder, or a file as the one split of that name.
+
+    Raises [`ConfigError`] for what cannot be read.
+    """
+    import datasets
+
+    path = Path(name)
+    if not path.exists() and (path.suffix in FILE_FORMATS or len(path.parts) > 2):  # a hub name is owner/name
+        raise ConfigError(f"{option}: {name}: no such file or folder")
+    try:
+        if not path.is_file():
+            return datasets.load_dataset(name, name=config, streaming=streaming)
+        kind = FILE_FORMATS.get(path.suffix)
+        if kind is None:
+            raise ConfigError(f"{option}: {name}: not one of {', '.join(FILE_FORMATS)}")
+        if not path.stat().st_size:
+            raise ConfigError(f"{option}: {name} is empty")
+        return datasets.load_dataset(kind, data_files={split: name}, streaming=streaming)
+    except (OSError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        cause = error.__cause__ or error
+        raise ConfigError(f"{option}: {name}: {' '.join(str(cause).split())}") from error
+
+
+def split_of(splits: Any, split: str, name: str) -> Any:
+    """Return a split of a dataset.
+
+    Args:
+        splits (`datasets.DatasetDict`): what [`load_splits`] returned.
+        split (`str`): the split's name.
+        name (`str`): the dataset's, for the error.
+
+    Raises [`ConfigError`] if it is not there or has no row.
+    """
+    if split not in splits:
+        raise ConfigError(
+            f"{name} has no split '{split}' (splits: {', '.join(splits)}){nearest(split, splits)}: name another "
+            "with dataset_train_split or dataset_test_split, or give a folder with train.jsonl and test.jsonl"
+        )
+    if getattr(splits[split], "num_rows", None) == 0:  # of a stream nobody knows
+        raise ConfigError(f"{name}, split '{split}' is empty")
+    return splits[split]
+
+
+def need_columns(dataset: Any, columns: Sequence[str], where: str, why: str) -> None:
+    """Raise [`ConfigError`] unless a dataset has all of `columns`; `why` says what needs them."""
+    there = dataset.column_names
+    missing = [column for column in columns if there is not None and column not in there]
+    if missing:
+        raise ConfigError(
+            f"{where} has no column '{missing[0]}'{nearest(missing[0], there)} (columns: {', '.join(there)}): {why}"
+        )
+
+
+def check_messages(dataset: Any, columns: Sequence[str], where: str, kind: str | None = None) -> None:
+    """Raise [`ConfigError`] unless every row of `columns` is a text, or every one a conversation.
+
+    Args:
+        dataset (`datasets.Dataset`): the rows; a stream is not looked at.
+        columns (`Sequence[str]`): columns that it has.
+        where (`str`): what errors call it.
+        kind (`str`, *optional*): `TEXT` or `CONVERSATION` if only that will do; else the first row decides.
+    """
+    if getattr(dataset, "num_rows", None) is None:
+        return
+    for column in columns:
+        for row, value in enumerate(dataset[column][:], start=1):
+            found, problem = kind_of(value)
+            if problem is None and kind not in (None, found):
+                problem = f"is {found} where {kind} is needed: it must be the same in all of {', '.join(columns)}"
+            if problem is not None:
+                raise ConfigError(f"{where}: row {row}: '{column}' {problem}")
+            kind = found
+
+
+def check_template_columns(dataset: Any, where: str) -> None:
+    """Raise [`ConfigError`] unless what TRL gives to the chat template, `tools` and `chat_template_kwargs`, is so."""
+    if getattr(dataset, "num_rows", None) is None:
+        return
+    for column, kinds, needed in (
+        ("tools", (str, list, type(None)), "a list of tools, or the same as JSON"),
+        ("chat_template_kwargs", (dict,), "a mapping"),
+    ):
+        for row, value in enumerate(dataset[column][:] if column in dataset.column_names else (), start=1):
+            if not isinstance(value, kinds) or (isinstance(value, str) and not is_json_list(value)):
+                raise ConfigError(f"{where}: row {row}: '{column}' is {describe(value)[:60]}, not {needed}")
+
+
+def is_json_list(text: str) -> bool:
+    """Tell whether a text is a JSON list, or null."""
+    try:
+        return json.loads(text) is None or isinstance(json.loads(text), list)
+    except ValueError:
+        return False
+
+
+def kind_of(value: Any) -> tuple[str | None, str | None]:
+    """Return what a value of a row is, `TEXT` or `CONVERSATION`, and what is wrong with it (`None`: nothing)."""
+    if isinstance(value, str):
+        return TEXT, None
+    if not isinstance(value, list) or not value or not all(isinstance(message, dict) for message in value):
+        shown = "an empty list" if value == [] else describe(value)
+        return None, f"is {shown[:60]}, not a text and not a conversation: a list of {{role, content}}"
+    for number, message in enumerate(value, start=1):
+        content = message.get("content")
+        if not isinstance(message.get("role"), str):
+            return None, f"has no role in message {number}: each is {{role: user, content: …}}"
+        if not isinstance(content, (str, list)) and not (content is None and message.get("tool_calls")):
+            return None, f"has no content in message {number}: each is {{role: user, content: …}}"
+    return CONVERSATION, None

@@ -1,0 +1,79 @@
+"""Errors that libraries raise from values of a recipe, as one line.
+
+TRL, transformers, PEFT and torch look at most options only where they use them. What they then raise comes from a
+hundred places, with a traceback through code that the user did not write. It is told as one line that names the
+options it speaks of; the traceback goes to `error.txt` in the run's folder, for whoever needs it. A mistake in
+metatune or in a user's own code (a reward function) is no such error and keeps its traceback.
+"""
+
+import re
+import sysconfig
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+PACKAGE = Path(__file__).resolve().parent.parent
+OURS = ("recipes", "trainers", "rewards", "curricula", "eval")
+LIBRARIES = tuple({Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "purelib", "platlib")})
+LONGEST = 400  # characters of a library's message
+
+
+def foreign_error(error: BaseException, options: Mapping[str, Any], output_dir: str | None) -> str | None:
+    """Return one line for an error that a library raised, `None` if it is metatune's or the user's own.
+
+    Args:
+        error (`BaseException`): what ended the run.
+        options (`Mapping[str, Any]`): the options that the recipe sets; those that the error speaks of are named.
+        output_dir (`str`, *optional*): where the traceback is written.
+    """
+    files = [Path(frame.f_code.co_filename).resolve() for frame, _ in traceback.walk_tb(error.__traceback__)]
+    owners = [owner_of(file) for file in files]
+    if "user" in owners or not owners or (owners[-1] == "metatune" and not isinstance(error, ValueError)):
+        return None
+    text = " ".join(str(error).split()) or "no reason given"
+    text = text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
+    named = [f"`{name}`" for name in spoken_of(str(error), options) if name not in text]
+    line = f"{', '.join(named)}: {text}" if named else text
+    if owners[-1] == "metatune":
+        return line
+    kept = keep_traceback(error, output_dir)
+    return f"{line} ({type(error).__name__} in {library_of(files[-1])}; {kept})"
+
+
+def owner_of(file: Path) -> str:
+    """Tell whose a source file is: `"metatune"`, `"library"` or `"user"`."""
+    if any(
+        file.is_relative_to(PACKAGE / folder) for folder in ("recipes", "trainers", "rewards", "curricula", "eval")
+    ):
+        return "metatune"
+    generated = not file.suffix or not file.exists()  # `<string>`, `<frozen …>`: code that a library wrote
+    return "library" if generated or any(file.is_relative_to(folder) for folder in LIBRARIES) else "user"
+
+
+def library_of(file: Path) -> str:
+    """Return the name of the library that a source file is of."""
+    for folder in sorted(LIBRARIES, key=lambda folder: -len(folder.parts)):
+        if file.is_relative_to(folder):
+            return file.relative_to(folder).parts[0].removesuffix(".py")
+    return "generated code"
+
+
+def spoken_of(text: str, options: Mapping[str, Any]) -> list[str]:
+    """Return the options that an error's text names, in its words (`learning rate`) or the recipe's, or by a value."""
+    words = f" {' '.join(re.findall('[a-z0-9]+', text.lower()))} "
+    named = [name for name in options if f" {name.replace('_', ' ')} " in words]
+    return named or [name for name, value in options.items() if isinstance(value, str) and f"'{value}'" in text]
+
+
+def keep_traceback(error: BaseException, output_dir: str | None) -> str:
+    """Write an error's traceback into the run's folder, and say where it is."""
+    if output_dir is None:
+        return "give output_dir to keep the traceback"
+    path = Path(output_dir) / "error.txt"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(traceback.format_exception(error)), encoding="utf-8", errors="backslashreplace")
+    except OSError as reason:
+        return f"its traceback could not be written to {path}: {reason.strerror}"
+    return f"traceback in {path}"
