@@ -192,6 +192,7 @@ class StrictParser(TrlParser):
             if not isinstance(error, ValueError):
                 message = f"{type(error).__name__}: {message}"
             raise ConfigError(f"{recipe.path}: {message}" if recipe else message) from error
+        refuse_texts(configs, recipe)
         for config in configs:  # on the command line, true (the last checkpoint) can only be said as text
             if str(getattr(config, "resume_from_checkpoint", None)).lower() == "true":
                 config.resume_from_checkpoint = True
@@ -234,6 +235,18 @@ class StrictParser(TrlParser):
             except ValueError as error:
                 raise recipe.error(key, f"`{key}`: {error}") from None
         return checked
+
+
+PATHS = ("accelerator_config", "fsdp_config", "deepspeed")  # these may name a file in place of a mapping
+
+
+def refuse_texts(configs: Iterable[Any], recipe: Recipe | None) -> None:
+    """Raise [`ConfigError`] where a mapping was given as a text that is not JSON: it is unpacked as one later."""
+    for config in configs:
+        for name in getattr(config, "_VALID_DICT_FIELDS", ()):
+            if isinstance(getattr(config, name), str) and name not in PATHS:
+                message = f"`{name}`: expected a mapping, got {describe(getattr(config, name))}"
+                raise recipe.error(name, message) if recipe else ConfigError(message)
 
 
 def refusal(error: ValueError) -> ConfigError | None:

@@ -14,6 +14,7 @@ from .conform import describe, nearest
 
 FILE_FORMATS = {".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 TEXT, CONVERSATION = "a text", "a conversation"
+MESSAGES = ("prompt", "completion", "messages", "chosen", "rejected")
 
 
 def load_splits(name: str, option: str, split: str, config: str | None = None, streaming: bool = False):
@@ -26,6 +27,9 @@ def load_splits(name: str, option: str, split: str, config: str | None = None, s
     path = Path(name)
     if not path.exists() and (path.suffix in FILE_FORMATS or len(path.parts) > 2):  # a hub name is owner/name
         raise ConfigError(f"{option}: {name}: no such file or folder")
+    for file in [path] if path.is_file() else sorted(path.rglob("*.json*")) if path.is_dir() else []:
+        if file.suffix in (".json", ".jsonl"):
+            check_json(file, option)
     try:
         if not path.is_file():
             return datasets.load_dataset(name, name=config, streaming=streaming)
@@ -40,6 +44,40 @@ def load_splits(name: str, option: str, split: str, config: str | None = None, s
             raise
         cause = error.__cause__ or error
         raise ConfigError(f"{option}: {name}: {' '.join(str(cause).split())}") from error
+
+
+def check_json(file: Path, option: str) -> None:
+    """Raise [`ConfigError`] unless a file is JSON objects, one a line or all in one list.
+
+    Arrow's reader takes less care: a line `null` is a segmentation fault (pyarrow 26), and bytes that are not UTF-8
+    fail later, far from here.
+    """
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+            except RecursionError:
+                raise ConfigError(f"{option}: {file}, line {number}: nested too deep") from None
+            except ValueError as error:
+                if number == 1 and is_json_list(file):  # over several lines
+                    return
+                raise ConfigError(f"{option}: {file}, line {number}: not JSON: {error}") from None
+            if number == 1 and isinstance(row, list) and is_json_list(file):
+                return
+            if not isinstance(row, dict):
+                found = describe(row)[:60]
+                raise ConfigError(f"{option}: {file}, line {number}: a row is a JSON object, this is {found}")
+
+
+def is_json_list(file: Path) -> bool:
+    """Tell whether the whole of a file is one list of JSON objects, or one object."""
+    try:
+        values = json.loads(file.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(values, dict) or (isinstance(values, list) and all(isinstance(row, dict) for row in values))
 
 
 def split_of(splits: Any, split: str, name: str) -> Any:
@@ -91,6 +129,22 @@ def check_messages(dataset: Any, columns: Sequence[str], where: str, kind: str |
             if problem is not None:
                 raise ConfigError(f"{where}: row {row}: '{column}' {problem}")
             kind = found
+    for column in set(MESSAGES) & set(dataset.column_names) - set(columns):
+        if (kind_of(dataset[0][column])[0] == CONVERSATION) != (kind == CONVERSATION):
+            raise ConfigError(
+                f"{where}: the column '{column}' is not used, but TRL would look at it to tell whether rows are "
+                f"conversations, and it is not {kind} as {columns[0]} is: rename it or leave it out"
+            )
+
+
+def check_ids(dataset: Any, column: str, where: str, may_be_empty: bool = False) -> None:
+    """Raise [`ConfigError`] unless every row of `column` is a list of token ids."""
+    if getattr(dataset, "num_rows", None) is None:
+        return
+    for row, value in enumerate(dataset[column][:], start=1):
+        whole = isinstance(value, list) and all(type(token) is int and token >= 0 for token in value)
+        if not whole or not (value or may_be_empty):
+            raise ConfigError(f"{where}: row {row}: '{column}' is no list of token ids")
 
 
 def check_template_columns(dataset: Any, where: str) -> None:
@@ -102,12 +156,12 @@ def check_template_columns(dataset: Any, where: str) -> None:
         ("chat_template_kwargs", (dict,), "a mapping"),
     ):
         for row, value in enumerate(dataset[column][:] if column in dataset.column_names else (), start=1):
-            if not isinstance(value, kinds) or (isinstance(value, str) and not is_json_list(value)):
+            if not isinstance(value, kinds) or (isinstance(value, str) and not names_tools(value)):
                 raise ConfigError(f"{where}: row {row}: '{column}' is {describe(value)[:60]}, not {needed}")
 
 
-def is_json_list(text: str) -> bool:
-    """Tell whether a text is a JSON list, or null."""
+def names_tools(text: str) -> bool:
+    """Tell whether a text is tools as JSON: a list, or null."""
     try:
         return json.loads(text) is None or isinstance(json.loads(text), list)
     except ValueError:

@@ -9,7 +9,7 @@ metatune or in a user's own code (a reward function) is no such error and keeps 
 import re
 import sysconfig
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ def foreign_error(error: BaseException, options: Mapping[str, Any], output_dir: 
         return None
     text = " ".join(str(error).split()) or "no reason given"
     text = text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
-    named = [f"`{name}`" for name in spoken_of(str(error), options) if name not in text]
+    named = [f"`{name}`" for name in spoken_of(error, options, [*map(library_of, files)]) if name not in text]
     line = f"{', '.join(named)}: {text}" if named else text
     if owners[-1] == "metatune":
         return line
@@ -59,11 +59,26 @@ def library_of(file: Path) -> str:
     return "generated code"
 
 
-def spoken_of(text: str, options: Mapping[str, Any]) -> list[str]:
-    """Return the options that an error's text names, in its words (`learning rate`) or the recipe's, or by a value."""
-    words = f" {' '.join(re.findall('[a-z0-9]+', text.lower()))} "
+def spoken_of(error: BaseException, options: Mapping[str, Any], owners: Sequence[str]) -> list[str]:
+    """Return the options that an error is about, as far as its text or place tell.
+
+    Args:
+        error (`BaseException`): the error; its words (`learning rate`) or the recipe's are looked for, and if there
+            are none, the texts that options have as their values.
+        options (`Mapping[str, Any]`): the recipe's.
+        owners (`Sequence[str]`): names of the libraries that it came through.
+    """
+    words = f" {' '.join(re.findall('[a-z0-9]+', str(error).lower()))} "
     named = [name for name in options if f" {name.replace('_', ' ')} " in words]
-    return named or [name for name, value in options.items() if isinstance(value, str) and f"'{value}'" in text]
+    texts = []
+    while error is not None and len(texts) < 9:  # an error may have been raised from itself
+        texts.append(str(error).lower())
+        error = error.__cause__ or error.__context__
+    values = {name: value.lower() for name, value in options.items() if isinstance(value, str) and value}
+    named = named or [
+        name for name, value in values.items() if any(f"'{value}'" in text or f"/{value}/" in text for text in texts)
+    ]
+    return named or [name for name in ("dataset_name", "distributions") if name in options and "datasets" in owners]
 
 
 def keep_traceback(error: BaseException, output_dir: str | None) -> str:

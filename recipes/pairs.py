@@ -5,7 +5,7 @@ from typing import Any
 from trl import ScriptArguments
 
 from .config import ConfigError, nearest
-from .data import check_messages, check_template_columns, load_splits, split_of
+from .data import check_ids, check_messages, check_template_columns, load_splits, split_of
 
 SHOWN = 5  # row numbers in a message
 
@@ -38,7 +38,10 @@ def check_pairs(dataset, where: str) -> None:
         if dataset.data.column(column).null_count:
             row = next(number for number, value in enumerate(dataset[column]) if value is None)
             raise ConfigError(f"{where}: row {row + 1} has no '{column}'")
-    if not tokenized:
+    if tokenized:
+        for column in ("chosen_ids", "rejected_ids"):
+            check_ids(dataset, column, where, may_be_empty=True)  # those are left out and counted
+    else:
         check_messages(dataset, [*(["prompt"] if "prompt" in columns else []), "chosen", "rejected"], where)
         check_template_columns(dataset, where)
 

@@ -22,6 +22,7 @@ from metatune.recipes.config import ConfigError, StrictParser, check_world_size,
 from metatune.recipes.data import (
     CONVERSATION,
     TEXT,
+    check_ids,
     check_messages,
     check_template_columns,
     load_splits,
@@ -164,7 +165,10 @@ def check_rows(dataset, where: str, text_column: str) -> None:
     That is `prompt` and `completion`, or `messages`, or a text in `text_column`, or `input_ids`.
     """
     there = dataset.column_names
-    if there is None or "input_ids" in there or "conversations" in there:
+    if there is None or "conversations" in there:  # the latter are what TRL itself makes messages of
+        return
+    if "input_ids" in there:
+        check_ids(dataset, "input_ids", where)
         return
     if "prompt" in there:
         need_columns(dataset, ["completion"], where, "a prompt needs what to answer")
