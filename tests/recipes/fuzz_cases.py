@@ -86,6 +86,17 @@ TEXTS = (
 )
 NUMBERS = (0.0, -1.0, 0.5, 1.0, 2.0, 1e-30, 1e10, 1e308, float("nan"), float("inf"), float("-inf"))
 
+UNREADABLE = (
+    "a: &a {b: *a}",
+    "a: 2001-99-99",
+    "a: !!int x",
+    "[" * 5000,
+    "? [a]\n: b",
+    "? {a: b}\n: c",
+    "? *a",
+    "\ud800",
+)
+
 COMMON = {
     **{"model_name_or_path": "../tiny", "dtype": "float32", "output_dir": "run", "use_cpu": True, "bf16": False},
     **{"max_steps": 1, "per_device_train_batch_size": 4, "learning_rate": 1e-3, "gradient_checkpointing": False},
@@ -206,7 +217,7 @@ def recipes(draw, command: str) -> str:
             f"- {text}",
             "",
         )
-        text = draw(st.sampled_from((*broken, f"%YAML 3\n{text}", json.dumps(values), "&a [*a]", "a: &a {b: *a}")))
+        text = draw(st.sampled_from((*broken, f"%YAML 3\n{text}", json.dumps(values), "&a [*a]", *UNREADABLE)))
     return text
 
 
