@@ -18,7 +18,7 @@ from typing import Any
 from trl import ModelConfig, ScriptArguments, SFTConfig
 
 from metatune.recipes.adapters import adapter_error, check_adapter_options, record_base
-from metatune.recipes.config import ConfigError, StrictParser, check_world_size, nearest, refusal, run
+from metatune.recipes.config import ConfigError, StrictParser, check_world_size, nearest, run
 from metatune.recipes.data import (
     CONVERSATION,
     TEXT,
@@ -245,7 +245,7 @@ def main(script_args: SFTScriptArguments, training_args: SFTConfig, model_args: 
             peft_config=get_peft_config(model_args),
         )
     except ValueError as error:
-        mistake = adapter_error(error) or refusal(error)
+        mistake = adapter_error(error)
         if mistake is None:
             raise
         raise mistake from error

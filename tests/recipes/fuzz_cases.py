@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 LEFT_ALONE = {
     *("push_to_hub", "use_vllm", "torch_compile", "report_to", "deepspeed", "fsdp", "debug", "output_dir"),
     *("model_name_or_path", "trust_remote_code", "hub_model_id", "max_steps", "dataset_streaming", "env"),
+    *("use_transformers_continuous_batching", "use_transformers_paged"),
 }
 # Options of which a large value is no mistake but a long run.
 SMALL = {
@@ -217,7 +218,9 @@ def recipes(draw, command: str) -> str:
             f"- {text}",
             "",
         )
-        text = draw(st.sampled_from((*broken, f"%YAML 3\n{text}", json.dumps(values), "&a [*a]", *UNREADABLE)))
+        text = draw(
+            st.sampled_from((*broken, f"%YAML 3\n{text}", json.dumps(values, default=str), "&a [*a]", *UNREADABLE))
+        )
     return text
 
 

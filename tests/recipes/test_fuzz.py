@@ -22,7 +22,7 @@ from tests.trainers.dump_setup import tiny_model
 TRIES = int(os.environ.get("METATUNE_FUZZ", "0"))
 SHARES = {"grpo": 0.3, "sft": 0.25, "reward": 0.25, "star": 0.06, "metarm": 0.06, "eval": 0.08}
 FEW = 160
-FILES = ("recipe.yaml", "data.jsonl", "folder", "distributions[")
+FILES = ("recipe.yaml", "data.jsonl", "folder", "distributions[", "of the training set")
 
 
 def examples(command: str):
