@@ -65,7 +65,6 @@ ABOVE_0 = [
     "vllm_gpu_memory_utilization",
 ]
 SHARES = [
-    "top_p",
     "min_p",
     "lora_dropout",
     "label_smoothing_factor",
@@ -92,6 +91,7 @@ def out_of_range(name: str, value: Any) -> str | None:
         (ABOVE_0, 0 < value < math.inf, "above 0, and finite"),
         (SHARES, 0 <= value <= 1, "between 0 and 1"),
         (BELOW_1, 0 <= value < 1, "at least 0 and below 1"),
+        (("top_p",), 0 < value <= 1, "above 0 and at most 1"),
         (("seed", "data_seed"), 0 <= value <= LARGEST_SEED, f"between 0 and {LARGEST_SEED}"),
     ):
         if name in names and not holds:

@@ -82,9 +82,12 @@ class DUMPTrainer(GRPOTrainer):
         with self._rollout_engine(args):
             super().__init__(model, reward_funcs=reward_funcs, args=args, train_dataset=train_dataset, **kwargs)
         arms = list(rows_by_arm)
-        self.curriculum = make_curriculum(
-            args.curriculum, arms, **{"seed": args.seed, **(args.curriculum_options or {})}
-        )
+        try:
+            self.curriculum = make_curriculum(
+                args.curriculum, arms, **{"seed": args.seed, **(args.curriculum_options or {})}
+            )
+        except ValueError as error:
+            raise ValueError(f"curriculum, curriculum_options: {error}") from error
         self._arm_rows = list(rows_by_arm.values())
         self._cycles = [
             ItemCycle(len(rows), seed=args.seed + index, shuffle=args.shuffle_dataset)
