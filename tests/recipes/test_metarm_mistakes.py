@@ -37,7 +37,7 @@ from .metarm_setup import METARM, run
         ),
         ({"grpo": {"use_peft": True}, "rounds": 2}, "block `grpo`: use_peft makes adapters"),
         ({"grpo": {"accelerate_config": "zero22"}}, "block `grpo`: --accelerate_config: no file and no name 'zero22'"),
-        ({"grpo": {"top_p": 2.0}}, "top_p must be above 0 and at most 1, got 2.0"),
+        ({"grpo": {"top_p": 2.0}}, "`top_p` must be above 0 and at most 1, got 2.0"),
         ({"num_processes": 2}, "num_processes is the launcher's: write it into the blocks reward and grpo"),
         ({"num_prompts": 3}, "num_prompts is 3, and one MetaRM step takes 4"),
         ({"num_prompts": 100}, "num_prompts is 100, and there are 60 prompts"),
