@@ -28,6 +28,10 @@ class Command:
 
 
 COMMANDS = {
+    "quickstart": Command(
+        "quickstart", "train the starter checkpoint on a CPU in minutes, with a report", foreign_options=True
+    ),
+    "recipes": Command("packaged", "list the recipes that come with metatune, or copy them here"),
     "sft": Command("sft", "warm-start a model on demonstrations, or make one from nothing", launched=True),
     "grpo": Command("grpo", "train with GRPO over a curriculum of task distributions", launched=True),
     "reward": Command("reward", "train a reward model on preference pairs", launched=True),
@@ -94,16 +98,17 @@ def dispatch(argv: list[str]) -> int:
     name, *args = argv
     if name not in COMMANDS:
         raise ConfigError(f"unknown command '{name}'{nearest(name, COMMANDS)} See metatune --help")
-    if COMMANDS[name].foreign_options:
-        return import_module(f".{COMMANDS[name].module}", __package__).main(args)
-    path = config_path(args)
-    if path is not None:
-        read_recipe(path)  # a missing or broken file is told before anything heavy is imported
     command = COMMANDS[name]
-    module = import_module(f".{command.module}", __package__)
-    parser = module.make_parser(prog=f"metatune {name}")
-    configs = ()
+    configs, options = (), {}
     try:
+        if command.foreign_options:
+            return import_module(f".{command.module}", __package__).main(args) or 0
+        path = config_path(args)
+        if path is not None:
+            read_recipe(path)  # a missing or broken file is told before anything heavy is imported
+        module = import_module(f".{command.module}", __package__)
+        parser = module.make_parser(prog=f"metatune {name}")
+        options = parser.values
         if command.launched:
             from .launch import launch
 
@@ -113,17 +118,17 @@ def dispatch(argv: list[str]) -> int:
             key = next(iter(parser.launch_values))
             raise parser.recipe.error(key, f"`{key}` belongs to the launcher, and metatune {name} runs in one process")
         module.main(*configs)
+        return 0
     except ConfigError:
         raise
     except Exception as error:
         resumes = any(hasattr(config, "resume_from_checkpoint") for config in configs)
-        output_dir = output_dir_of(configs) or parser.values.get("output_dir")
-        message = known_cause(error, output_dir, resumes) or foreign_error(error, parser.values, output_dir)
+        output_dir = output_dir_of(configs) or options.get("output_dir")
+        message = known_cause(error, output_dir, resumes) or foreign_error(error, options, output_dir)
         if message is None:
             raise
         tell(message)
         return 1
-    return 0
 
 
 def run() -> NoReturn:

@@ -71,7 +71,12 @@ def read_recipe(path: str) -> Recipe:
     except FileNotFoundError:
         folder = Path(path).parent
         siblings = [file.name for file in folder.iterdir() if file.is_file()] if folder.is_dir() else []
-        raise ConfigError(f"{path}: no such file{nearest(Path(path).name, siblings)}") from None
+        name = Path(*Path(path).parts[-2:])  # as in dump/quickstart.yaml
+        packaged = len(name.parts) == 2 and (Path(__file__).parent / name).is_file()
+        advice = (
+            "; `metatune recipes --copy_to recipes` brings it here" if packaged else nearest(Path(path).name, siblings)
+        )
+        raise ConfigError(f"{path}: no such file{advice}") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:

@@ -1,6 +1,7 @@
 """The main job on the embedded default: a starter checkpoint, made better at reasoning by a learned curriculum.
 
-    make quickstart        or        python -m metatune.recipes.quickstart [--output_dir DIR] [--max_steps N …]
+    metatune quickstart [--output_dir DIR] [--max_steps N …]
+    make quickstart                                               (builds the environment first)
 
 Evaluates the starter on held-out problems, trains it with `recipes/dump/quickstart.yaml`, evaluates it again on the
 same problems, and writes `summary.json`, the pictures and `report.html`. Options other than `--output_dir` and
@@ -14,6 +15,9 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
+
+from metatune.recipes.config import ConfigError
 
 RECIPE = Path(__file__).parent / "dump" / "quickstart.yaml"
 
@@ -53,12 +57,19 @@ def keep_earlier_run(folder: Path) -> None:
         print(f"An earlier run is kept in {kept}")
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; see metatune quickstart --help")
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the quickstart."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = _Parser(prog="metatune quickstart", description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--output_dir", type=Path, default=Path("runs/quickstart"))
     parser.add_argument("--samples", type=int, default=4, help="completions of each held-out problem")
     args, overrides = parser.parse_known_args(argv)
+    if args.samples < 1:
+        parser.error(f"--samples must be at least 1, got {args.samples}")
 
     started = time.perf_counter()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here comes from the hub, and a look-up could only fail
@@ -110,8 +121,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    from metatune.recipes.config import ConfigError
-
     try:
         main()
     except ConfigError as error:
