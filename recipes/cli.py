@@ -99,7 +99,7 @@ def dispatch(argv: list[str]) -> int:
     if name not in COMMANDS:
         raise ConfigError(f"unknown command '{name}'{nearest(name, COMMANDS)} See metatune --help")
     command = COMMANDS[name]
-    configs, options = (), {}
+    configs, parser = (), None
     try:
         if command.foreign_options:
             return import_module(f".{command.module}", __package__).main(args) or 0
@@ -108,7 +108,6 @@ def dispatch(argv: list[str]) -> int:
             read_recipe(path)  # a missing or broken file is told before anything heavy is imported
         module = import_module(f".{command.module}", __package__)
         parser = module.make_parser(prog=f"metatune {name}")
-        options = parser.values
         if command.launched:
             from .launch import launch
 
@@ -123,6 +122,7 @@ def dispatch(argv: list[str]) -> int:
         raise
     except Exception as error:
         resumes = any(hasattr(config, "resume_from_checkpoint") for config in configs)
+        options = parser.values if parser else {}
         output_dir = output_dir_of(configs) or options.get("output_dir")
         message = known_cause(error, output_dir, resumes) or foreign_error(error, options, output_dir)
         if message is None:

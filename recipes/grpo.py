@@ -174,6 +174,8 @@ def check(script_args: GRPOScriptArguments, training_args: MetaConfig, model_arg
         raise ConfigError("give `model_name_or_path`: a folder, a hub name, or starter")
     check_adapter_options(model_args)
     check_checkpoint(training_args)
+    if training_args.eval_on_start and training_args.eval_strategy == "no":
+        raise ConfigError("eval_on_start needs held-out items, which eval_strategy: no leaves out: set one of the two")
     weights, number = training_args.reward_weights, len(script_args.reward_funcs or [])
     scored = [name for name in ("reward_models", "judge") if getattr(script_args, name)]
     listed = " and ".join(scored)

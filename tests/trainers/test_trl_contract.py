@@ -50,6 +50,14 @@ def test_only_the_listed_methods_are_overridden():
     [
         # The reward matrix that is kept is the gathered one.
         ("_calculate_rewards", ["gather(rewards_per_func)", "return rewards_per_func"]),
+        # Forced answers are scored by the gold reward alone: these three lists are all that names a function.
+        (
+            "_calculate_rewards",
+            [
+                "zip(self.reward_funcs, self.reward_processing_classes, self.reward_func_names, strict=True)",
+                "rewards_per_func = torch.zeros(len(prompts), len(self.reward_funcs), device=device)",
+            ],
+        ),
         # Groups are contiguous and the advantages that come back are this rank's slice.
         ("_generate_and_score_completions", ["advantages = advantages[process_slice]", '"advantages": advantages']),
         # Advantages may have a number for every token.
