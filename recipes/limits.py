@@ -36,6 +36,7 @@ AT_LEAST_1 = [
     "vllm_tensor_parallel_size",
 ]
 AT_LEAST_0 = [
+    "temperature",
     "learning_rate",
     "weight_decay",
     "adam_epsilon",
@@ -57,7 +58,6 @@ AT_LEAST_0 = [
     "vllm_server_port",
 ]
 ABOVE_0 = [
-    "temperature",
     "repetition_penalty",
     "logging_steps",
     "save_steps",

@@ -86,6 +86,8 @@ class DUMPConfig(GRPOConfig):
         super().__post_init__()
         if self.vllm_weight_transfer not in ("auto", "nccl", "gloo"):
             raise ValueError(f"vllm_weight_transfer is auto, nccl or gloo, not {self.vllm_weight_transfer!r}")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature must be above 0, got {self.temperature}: greedy rollouts are all alike")
         if self.curriculum_reward not in ("total", "gold"):
             raise ValueError(f"curriculum_reward is total or gold, not {self.curriculum_reward!r}")
         if self.length_grouping and self.loss_type == "bnpo":
