@@ -43,7 +43,6 @@ from .reasoning_gym_source import ReasoningGymSource
 logger = logging.getLogger(__name__)
 
 SOURCES: dict[str, type[Entry]] = {
-    **dict.fromkeys(FAMILIES, ProceduralSource),
     "dataset": DatasetSource,
     "reasoning_gym": ReasoningGymSource,
 }
@@ -175,9 +174,10 @@ def _entries(configs: Sequence[Mapping[str, Any]], where: str) -> list[tuple[str
         if not isinstance(options, Mapping):
             raise ValueError(f"{where}[{index}] must be a mapping with a name and a source, got {options!r}")
         place = f"{where}[{index}] ({options.get('name', 'no name')})"
-        if options.get("source") not in SOURCES:
-            raise ValueError(f"{place}: source {options.get('source')!r}; {nearest(options.get('source'), SOURCES)}")
-        entry = parse_options(SOURCES[options["source"]], options, place)
+        sources = {**dict.fromkeys(FAMILIES, ProceduralSource), **SOURCES}  # families of the user's own are there too
+        if options.get("source") not in sources:
+            raise ValueError(f"{place}: source {options.get('source')!r}; {nearest(options.get('source'), sources)}")
+        entry = parse_options(sources[options["source"]], options, place)
         for option in ("train_size", "test_size"):
             if (size := getattr(entry, option)) is not None and size < 1:
                 raise ValueError(f"{place}: {option} must be at least 1, got {size}")

@@ -21,6 +21,7 @@ from typing import Any
 
 from metatune.recipes.adapters import STARTER, Base, base_of, is_adapter
 from metatune.recipes.config import ConfigError, StrictParser, run
+from metatune.recipes.own_code import HELP, import_own
 from metatune.recipes.reward_evaluation import RewardEvaluationArguments, evaluate_reward_models, show_reward_models
 from metatune.recipes.test_time import (
     TestTimeArguments,
@@ -51,6 +52,8 @@ class EvaluateArguments(TestTimeArguments, RewardEvaluationArguments):
             Local file or folder of the benchmark; the hub by default.
         instruction (`str`, *optional*):
             Text appended to every question in place of the benchmark's own; an empty one appends nothing.
+        imports (`list[str]`, *optional*):
+            Modules of your own that register tasks, verifiers or curricula; see `metatune.recipes.own_code`.
         distributions (`list[dict]`, *optional*):
             Task distributions, whose held-out parts are evaluated; see `metatune.curricula.load_distributions`.
         lm_eval_tasks (`list[str]`, *optional*):
@@ -89,6 +92,7 @@ class EvaluateArguments(TestTimeArguments, RewardEvaluationArguments):
     benchmark: str | None = field(default=None, metadata={"help": "gsm8k, math500, aime24 or knights_knaves."})
     data: str | None = field(default=None, metadata={"help": "Local file or folder of the benchmark."})
     instruction: str | None = field(default=None, metadata={"help": "Appended to every question of the benchmark."})
+    imports: list[str] | None = field(default=None, metadata={"help": HELP})
     distributions: list[dict] | None = field(
         default=None, metadata={"help": "Task distributions: {name, source, config, test_size, …}. YAML only."}
     )
@@ -123,6 +127,7 @@ class EvaluateArguments(TestTimeArguments, RewardEvaluationArguments):
 
     def __post_init__(self):
         super().__post_init__()
+        import_own(self.imports)
         self.lm_eval_tasks = [task for tasks in self.lm_eval_tasks or [] for task in tasks.split(",") if task]
         if self.benchmark is not None and self.distributions is not None:
             raise ValueError("give either `benchmark` or `distributions`, not both")

@@ -19,11 +19,8 @@ Writes into `output_dir`: the trained model (its adapter with `use_peft: true`) 
 rollouts and losses as a run that was never stopped.
 """
 
-import importlib
 import inspect
-import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from trl import ModelConfig, ScriptArguments
@@ -32,6 +29,7 @@ from metatune.recipes.adapters import STARTER, adapter_error, check_adapter_opti
 from metatune.recipes.config import ConfigError, StrictParser, check_world_size, nearest, refusal, run
 from metatune.recipes.data import check_messages, check_template_columns, load_splits, need_columns, split_of
 from metatune.recipes.judges import check_judges, load_judge_reward, load_judges, read_judge, read_judges
+from metatune.recipes.own_code import HELP, import_module, import_own
 from metatune.recipes.reward_models import load_reward_models, read_entries
 from metatune.recipes.run_folder import (
     check_checkpoint,
@@ -53,6 +51,8 @@ class GRPOScriptArguments(ScriptArguments):
     Args:
         distributions (`list[dict]`, *optional*):
             Task distributions, the arms of the curriculum; see `metatune.curricula.load_distributions`.
+        imports (`list[str]`, *optional*):
+            Modules of your own that register tasks, verifiers or curricula; see `metatune.recipes.own_code`.
         reward_funcs (`list[str]`, *optional*):
             Reward functions: `correctness` (each item's own verifier), any function of `trl.rewards`, or an import
             path such as `my_package.rewards.brevity`. `reward_weights` are theirs. Without them, without
@@ -70,6 +70,7 @@ class GRPOScriptArguments(ScriptArguments):
     distributions: list[dict] | None = field(
         default=None, metadata={"help": "Task distributions: {name, source, config, train_size, …}. YAML only."}
     )
+    imports: list[str] | None = field(default=None, metadata={"help": HELP})
     reward_funcs: list[str] | None = field(
         default=None, metadata={"help": "correctness (the default), a function of trl.rewards, or an import path."}
     )
@@ -85,6 +86,7 @@ class GRPOScriptArguments(ScriptArguments):
     def __post_init__(self):
         if (self.distributions is None) == (self.dataset_name is None):
             raise ValueError("give either `distributions` or `dataset_name`")
+        import_own(self.imports)
         read_entries(self.reward_models or [])
         read_judges(self)
 
@@ -131,10 +133,9 @@ def load_reward(name: str):
     module_name, _, function_name = name.rpartition(".")
     if not module_name:
         raise ConfigError(f"reward_funcs: unknown '{name}'{nearest(name, ['correctness', *trl.rewards.__all__])}")
-    sys.path.insert(0, str(Path.cwd()))  # a user's own module stands where the run is started, as with `trl grpo`
     try:
-        return getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError) as error:
+        return getattr(import_module(module_name, "reward_funcs"), function_name)
+    except AttributeError as error:
         raise ConfigError(f"reward_funcs: '{name}' cannot be imported: {error}") from error
 
 
@@ -203,7 +204,7 @@ def check_reward_scale(script_args: GRPOScriptArguments, training_args: MetaConf
     """Raise [`ConfigError`] for a curriculum that needs rewards from 0 to 1 and would be given others."""
     from metatune.curricula import CURRICULA
 
-    curriculum = CURRICULA.get(training_args.curriculum)  # a user's own is registered later
+    curriculum = CURRICULA.get(training_args.curriculum)  # an unknown one is told by the trainer
     if (
         training_args.curriculum_reward == "gold"
         or curriculum is None

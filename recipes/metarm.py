@@ -34,6 +34,7 @@ from typing import Any
 
 from metatune.recipes.config import ConfigError, StrictParser, launch_options, run
 from metatune.recipes.metarm_blocks import check
+from metatune.recipes.own_code import HELP, import_own
 from metatune.recipes.run_folder import effective_recipe, settle_folder
 
 CORRECTIONS = ("metarm", "ocrm", "none")
@@ -73,6 +74,8 @@ class MetaRMScriptArguments:
         importance_exponent (`float`, *optional*, defaults to `0.1`):
             Of `ocrm`: the ratios of the two policies are raised to it first; with 1 a few pairs soon weigh more than
             all others (docs/log.md).
+        imports (`list[str]`, *optional*):
+            Modules of your own that register tasks, verifiers or curricula; see `metatune.recipes.own_code`.
         distributions (`list[dict]`, *optional*):
             The policy's prompts, with verifiers; see `metatune.curricula.load_distributions`.
         prompts_name (`str`, *optional*):
@@ -118,6 +121,7 @@ class MetaRMScriptArguments:
     num_prompts: int | None = field(default=None, metadata={"help": "Prompts of a meta set; all by default."})
     importance_alpha: float = field(default=0.1, metadata={"help": "Of ocrm: bounds a weight by its inverse."})
     importance_exponent: float = field(default=0.1, metadata={"help": "Of ocrm: flattens the ratios; 1 does not."})
+    imports: list[str] | None = field(default=None, metadata={"help": HELP})
     distributions: list[dict] | None = field(
         default=None, metadata={"help": "Task distributions: {name, source, config, train_size, …}. YAML only."}
     )
@@ -149,6 +153,7 @@ class MetaRMScriptArguments:
         return self.dataset_name or str(Path(self.output_dir) / "pairs")
 
     def __post_init__(self):
+        import_own(self.imports)
         for name in ("model_name_or_path", "output_dir", "reward", "grpo"):
             if getattr(self, name) is None:
                 raise ValueError(f"give `{name}`")

@@ -29,6 +29,7 @@ from metatune.recipes.data import (
     need_columns,
     split_of,
 )
+from metatune.recipes.own_code import HELP, import_own
 from metatune.recipes.run_folder import (
     check_checkpoint,
     checkpoint_to_resume,
@@ -46,6 +47,8 @@ class SFTScriptArguments(ScriptArguments):
     What to imitate and what to start from, beside TRL's `dataset_name` and its companions.
 
     Args:
+        imports (`list[str]`, *optional*):
+            Modules of your own that register tasks, verifiers or curricula; see `metatune.recipes.own_code`.
         distributions (`list[dict]`, *optional*):
             Built-in families, each `{name, source: countdown|arithmetic|logic, config: {…}}`.
         demonstrations (`int`, *optional*, defaults to `10000`):
@@ -63,6 +66,7 @@ class SFTScriptArguments(ScriptArguments):
             model's own is the default.
     """
 
+    imports: list[str] | None = field(default=None, metadata={"help": HELP})
     distributions: list[dict] | None = field(
         default=None, metadata={"help": "Built-in families: {name, source, config}. YAML only."}
     )
@@ -77,6 +81,7 @@ class SFTScriptArguments(ScriptArguments):
     tokenizer: str | None = field(default=None, metadata={"help": "Path or name of a tokenizer, or `starter`."})
 
     def __post_init__(self):
+        import_own(self.imports)
         if isinstance(self.init_config, str):
             self.init_config = json.loads(self.init_config)
         if not isinstance(self.init_config, dict | type(None)):

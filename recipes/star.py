@@ -28,6 +28,7 @@ from metatune.recipes.adapters import check_adapter_options
 from metatune.recipes.config import ConfigError, StrictParser, run
 from metatune.recipes.evaluate import show, show_number
 from metatune.recipes.launch import as_options, plan, resolve_accelerate_config, separate
+from metatune.recipes.own_code import HELP, import_own
 from metatune.recipes.run_folder import effective_recipe, model_to_load, settle_folder
 from metatune.rewards import EpisodeRule
 from metatune.trainers.star import SELECT
@@ -43,6 +44,8 @@ class StarScriptArguments:
     What to sample, how to measure it, and what to keep.
 
     Args:
+        imports (`list[str]`, *optional*):
+            Modules of your own that register tasks, verifiers or curricula; see `metatune.recipes.own_code`.
         distributions (`list[dict]`):
             Task distributions, whose training problems are sampled; see `metatune.curricula.load_distributions`.
         rounds (`int`, *optional*, defaults to `3`):
@@ -80,6 +83,7 @@ class StarScriptArguments:
             Precision of the weights that sample; by default `dtype`, in which they are trained.
     """
 
+    imports: list[str] | None = field(default=None, metadata={"help": HELP})
     distributions: list[dict] | None = field(
         default=None, metadata={"help": "Task distributions: {name, source, config, train_size, …}. YAML only."}
     )
@@ -121,6 +125,7 @@ class StarScriptArguments:
     )
 
     def __post_init__(self):
+        import_own(self.imports)
         if self.distributions is None:
             raise ValueError("give the `distributions` to sample problems from")
         for name in (

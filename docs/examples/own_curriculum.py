@@ -1,0 +1,23 @@
+"""A curriculum of your own: arms in turn, one a batch. The name makes it a `curriculum:`."""
+
+import numpy as np
+
+from metatune.curricula import Curriculum
+
+
+class RoundRobin(Curriculum, name="round_robin"):
+    """Draw `patience` batches from one distribution, then from the next."""
+
+    def __init__(self, arms, *, seed: int = 0, patience: int = 1):
+        super().__init__(arms, seed=seed, patience=patience)
+
+    def probabilities(self) -> np.ndarray:
+        """Return each arm's share of the next draw."""
+        return np.eye(len(self.arms))[self._draws // self.options["patience"] % len(self.arms)]
+
+    def learnability(self) -> np.ndarray:
+        """Return what is known of how much each arm teaches; this one does not ask."""
+        return np.zeros(len(self.arms))
+
+    def _observe(self, index, advantages, rewards, tokens) -> None:
+        pass
