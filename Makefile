@@ -33,7 +33,7 @@ test: $(STAMP)
 test-fast: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow"
 
-# Random recipes and data, other ones every time; about ten minutes.
+# Random recipes and data, other ones every time.
 fuzz: $(STAMP)
 	METATUNE_FUZZ=$${METATUNE_FUZZ:-1000} $(BIN)/python -m pytest tests/recipes/test_fuzz.py
 

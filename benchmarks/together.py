@@ -29,7 +29,7 @@ import time
 
 import numpy as np
 import yaml
-from dump import HELD_OUT, MIXTURES
+from dump import HELD_OUT, MIXTURES, area_under_curve
 from shared import CPU_RUN, ROOT, bootstrap, print_claims, run_jobs
 from simulated_judge import SimulatedJudgeServer, fenced, item
 
@@ -241,18 +241,11 @@ def run_one(arm: str, seed: int, budget: int) -> dict:
     }
 
 
-def area(curve: list[list[float]], budget: int) -> float:
-    """Mean accuracy over the token budget (trapezoid)."""
-    tokens, accuracy, _ = np.array(curve).T
-    grid = np.linspace(0, budget, 201)
-    return float(np.trapezoid(np.interp(grid, tokens, accuracy), grid) / budget)
-
-
 def summarise(runs: dict[str, list[dict]], budget: int) -> list[dict]:
     """Print the table and return the claims."""
     columns = {
         "accuracy": lambda run: float(np.mean([point[1] for point in run["curve"][-2:]])),
-        "over the budget": lambda run: area(run["curve"], budget),
+        "over the budget": lambda run: area_under_curve([point[:2] for point in run["curve"]], budget),
         "tokens": lambda run: run["curve"][-1][2],
         "seconds": lambda run: run["seconds"],
     }

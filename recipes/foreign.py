@@ -20,7 +20,7 @@ LONGEST = 400  # characters of a library's message
 
 
 def foreign_error(error: BaseException, options: Mapping[str, Any], output_dir: str | None) -> str | None:
-    """Return one line for an error that a library raised, `None` if it is metatune's or the user's own.
+    """Return one line for an error that a library raised; `None` for others, and where its traceback has no place.
 
     Args:
         error (`BaseException`): what ended the run.
@@ -37,15 +37,15 @@ def foreign_error(error: BaseException, options: Mapping[str, Any], output_dir: 
     line = f"{', '.join(named)}: {text}" if named else text
     if owners[-1] == "metatune":
         return line
+    if output_dir is None:
+        return None
     kept = keep_traceback(error, output_dir)
     return f"{line} ({type(error).__name__} in {library_of(files[-1])}; {kept})"
 
 
 def owner_of(file: Path) -> str:
     """Tell whose a source file is: `"metatune"`, `"library"` or `"user"`."""
-    if any(
-        file.is_relative_to(PACKAGE / folder) for folder in ("recipes", "trainers", "rewards", "curricula", "eval")
-    ):
+    if any(file.is_relative_to(PACKAGE / folder) for folder in OURS):
         return "metatune"
     generated = not file.suffix or not file.exists()  # `<string>`, `<frozen …>`: code that a library wrote
     return "library" if generated or any(file.is_relative_to(folder) for folder in LIBRARIES) else "user"
@@ -81,10 +81,8 @@ def spoken_of(error: BaseException, options: Mapping[str, Any], owners: Sequence
     return named or [name for name in ("dataset_name", "distributions") if name in options and "datasets" in owners]
 
 
-def keep_traceback(error: BaseException, output_dir: str | None) -> str:
+def keep_traceback(error: BaseException, output_dir: str) -> str:
     """Write an error's traceback into the run's folder, and say where it is."""
-    if output_dir is None:
-        return "give output_dir to keep the traceback"
     path = Path(output_dir) / "error.txt"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

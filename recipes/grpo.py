@@ -192,6 +192,11 @@ def check(script_args: GRPOScriptArguments, training_args: MetaConfig, model_arg
         )
     if scored and not number and training_args.curriculum_reward == "gold":
         raise ConfigError(f"curriculum_reward: gold needs a verifier in reward_funcs (correctness) beside {listed}")
+    if training_args.curriculum_reward == "gold" and (unverified := without_verifier(script_args)):
+        raise ConfigError(
+            f"curriculum_reward: gold says nothing of distributions without a `verifier` ({', '.join(unverified)}), "
+            "and what is never observed is drawn the most: give them one, or take total"
+        )
     check_judges(script_args, training_args)
     check_reward_scale(script_args, training_args)
     gold, names = training_args.gold_reward, script_args.reward_funcs or []
@@ -225,13 +230,17 @@ def check_reward_scale(script_args: GRPOScriptArguments, training_args: MetaConf
     )
 
 
+def without_verifier(script_args: GRPOScriptArguments) -> list[str]:
+    """Return the names of the distributions of which nothing tells what is right."""
+    entries = [entry for entry in script_args.distributions or [] if entry.get("source") == "dataset"]
+    return [str(entry.get("name")) for entry in entries if entry.get("verifier") is None]
+
+
 def check_verifiers(script_args: GRPOScriptArguments) -> None:
     """Raise [`ConfigError`] for distributions of which no reward function can say anything."""
     if script_args.reward_models or script_args.judge or script_args.reward_funcs not in (None, [], ["correctness"]):
         return
-    entries = [entry for entry in script_args.distributions or [] if entry.get("source") == "dataset"]
-    unverified = [str(entry.get("name")) for entry in entries if entry.get("verifier") is None]
-    if unverified:
+    if unverified := without_verifier(script_args):
         raise ConfigError(
             f"correctness says nothing of distributions without a `verifier` ({', '.join(unverified)}): give them "
             "one, or a `judge`, `reward_models` or other reward_funcs"

@@ -28,11 +28,9 @@ AT_LEAST_1 = [
     "dataset_num_proc",
     "num_processes",
     "ref_model_sync_steps",
-    "num_completions",
     "save_total_limit",
     "dataloader_prefetch_factor",
     "pad_to_multiple_of",
-    "max_concurrent",
     "vllm_tensor_parallel_size",
 ]
 AT_LEAST_0 = [
@@ -54,7 +52,6 @@ AT_LEAST_0 = [
     "vllm_server_timeout",
     "eval_delay",
     "num_completions_to_print",
-    "group_port",
     "vllm_server_port",
 ]
 ABOVE_0 = [

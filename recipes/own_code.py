@@ -8,6 +8,7 @@ A module adds to `metatune.curricula.FAMILIES` or `metatune.rewards.VERIFIERS`, 
 
 import importlib
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -24,15 +25,18 @@ def import_module(name: str, option: str) -> ModuleType:
         name (`str`): such as `my_package.tasks`.
         option (`str`): that names it, for the error.
 
-    Raises [`ConfigError`] if it cannot be imported; what its own code raises is left as it is.
+    Raises [`ConfigError`] if it cannot be imported; of an error in its own code it names file and line.
     """
     folder = str(Path.cwd())
     if folder not in sys.path:
         sys.path.insert(0, folder)
     try:
         return importlib.import_module(name)
-    except (ImportError, ValueError) as error:
-        raise ConfigError(f"{option}: '{name}' cannot be imported: {error}") from error
+    except Exception as error:  # a user's module may raise anything
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        inside = f" ({place.filename}, line {place.lineno})" if not place.filename.startswith("<") else ""
+        kind = "" if isinstance(error, ImportError) else f"{type(error).__name__}: "
+        raise ConfigError(f"{option}: '{name}' cannot be imported: {kind}{error}{inside}") from error
 
 
 def import_own(names: Sequence[str] | None) -> None:

@@ -22,7 +22,6 @@ from metatune.recipes.config import ConfigError, nearest
 from metatune.recipes.test_time import show, show_number
 
 CONFIDENCE = 0.95
-KINDS = {str: "is a text", list: "is a list of messages", type(None): "is missing"}
 
 
 @dataclass
@@ -81,7 +80,6 @@ def load_pairs(name: str, split: str | None, limit: int | None) -> tuple[Any, di
         raise ConfigError(f"{where} is tokenized, for one model: give the texts as `chosen` and `rejected`")
     check_pairs(dataset, where)
     columns = dataset.column_names
-    _check_kinds(dataset, where)
     subsets = None
     if "subset" in columns:
         if None in dataset["subset"]:
@@ -113,17 +111,6 @@ def _first(dataset: Any, subsets: Sequence[str] | None, limit: int) -> tuple[Any
         if counts[subset] <= limit:
             kept.append(index)
     return dataset.select(kept), None if subsets is None else [subsets[index] for index in kept]
-
-
-def _check_kinds(dataset: Any, where: str) -> None:
-    """Raise [`ConfigError`] for a row whose prompt and responses are neither all texts nor all conversations."""
-    names = [name for name in ("prompt", "chosen", "rejected") if name in dataset.column_names]
-    for row, values in enumerate(zip(*(dataset[name] for name in names), strict=True), start=1):
-        if not any(all(isinstance(value, kind) for value in values) for kind in (str, list)):
-            kinds = ", ".join(
-                f"`{name}` {KINDS.get(type(value), 'is neither')}" for name, value in zip(names, values, strict=True)
-            )
-            raise ConfigError(f"{where}: row {row}: {kinds}; make all of them texts, or all of them lists of messages")
 
 
 def _strength(dataset: Any, where: str) -> np.ndarray:

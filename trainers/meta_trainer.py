@@ -3,7 +3,7 @@
 The total reward is the weighted sum of all reward functions; one of them may be gold, which tells right from wrong.
 
 - Policy: the total's advantages. Progress is made towards gold alone and added; what judges and reward models pay
-  counts once, and they are never asked about forced answers.
+  counts once, and they are never asked about the forced answers by which progress is measured.
 - Curriculum: the advantages of the outcome, before progress; of the total, or with `curriculum_reward: gold` of gold.
 - Rubric: tried against gold. When it changes, a curriculum that sees the judge forgets what it observed, for a
   change of scores is no learning.

@@ -122,10 +122,11 @@ class MPOTrainer(DUMPTrainer):
         """The judge that trains."""
         return self._judge_reward.judge
 
-    @property
-    def _curriculum_sees_judge(self) -> bool:
-        paid = self.reward_weights[self.reward_funcs.index(self._judge_reward)] != 0
-        return bool(paid) and self.args.curriculum_reward == "total"
+    def _forget_other_rubric(self) -> None:
+        """Let a curriculum that sees the judge forget what another rubric said: a change of scores is no learning."""
+        pays = self.reward_weights[self.reward_funcs.index(self._judge_reward)] != 0
+        if pays and self.args.curriculum_reward == "total":
+            self.curriculum.forget()
 
     # ---- what was judged ----
 
@@ -183,8 +184,8 @@ class MPOTrainer(DUMPTrainer):
         if told[0] is not None:
             raise RuntimeError(f"the main process failed: {told[0]}")
         if told[1] != self.rubric_version:
-            if self.rubric_version is not None and self._curriculum_sees_judge:
-                self.curriculum.forget()  # advantages by another rubric: a change of scores is no learning
+            if self.rubric_version is not None:  # on resume the checkpoint's is compared
+                self._forget_other_rubric()
             self.rubric_version, self.judge.rubric = told[1], Rubric.from_dict(told[2])
 
     def _after_batch(self) -> None:
@@ -381,7 +382,7 @@ class MPOTrainer(DUMPTrainer):
         self.rubric_version = None  # taken up from the history, which may have been turned back by the user
         self._share(lambda: self._resume_history(state["rubrics"], state["step"]))
         if self.rubric_version != state["rubrics"]["current"]:
-            self.curriculum.forget()
+            self._forget_other_rubric()
 
     def _resume_history(self, state: dict[str, Any], step: int) -> None:
         self.rubric_history.load_state_dict(state, step)

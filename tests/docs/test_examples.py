@@ -21,7 +21,7 @@ FILES = sorted(path for path in EXAMPLES.iterdir() if path.is_file())
 
 def metatune(folder: Path, *arguments: str) -> None:
     """Run the command line where the examples stand."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "metatune.recipes.cli", *arguments]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
@@ -110,3 +110,8 @@ def test_a_module_that_is_not_there_is_told(folder, monkeypatch):
     monkeypatch.chdir(folder)
     with pytest.raises(ConfigError, match="imports: 'own_tasks' cannot be imported: No module named"):
         import_own(["own_tasks"])
+    (folder / "broken.py").write_text("limits = {}\nlimits['most']\n")
+    with pytest.raises(
+        ConfigError, match=r"imports: 'broken' cannot be imported: KeyError: 'most' \(.*broken.py, line 2\)"
+    ):
+        import_own(["broken"])

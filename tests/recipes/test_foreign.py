@@ -41,6 +41,11 @@ def test_the_options_are_named_and_the_traceback_is_kept(tmp_path):
     assert "Traceback" in kept.read_text() and "adam" in kept.read_text()
 
 
+def test_a_traceback_that_has_no_folder_stays_on_the_screen():
+    error = caught(torch.optim.AdamW, [torch.zeros(1)], lr=-1.0)
+    assert foreign_error(raised_through_libraries(error), {"learning_rate": -1.0}, None) is None
+
+
 def test_a_folder_that_cannot_be_written_is_said(tmp_path):
     (tmp_path / "file").write_text("")
     error = caught(torch.optim.AdamW, [torch.zeros(1)], lr=-1.0)

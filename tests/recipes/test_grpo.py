@@ -215,5 +215,9 @@ def test_correctness_alone_over_data_without_a_verifier_is_refused_before_a_laun
     check(reward_funcs=["correctness", "think_format_reward"])
     entries[1]["verifier"] = "exact"
     check()
+    del entries[1]["verifier"]
+    with pytest.raises(ConfigError, match=r"curriculum_reward: gold says nothing of .* \(essays\), and what is never"):
+        check(reward_funcs=["correctness", "think_format_reward"], curriculum_reward="gold")
+    entries[1]["verifier"] = "exact"
     with pytest.raises(ConfigError, match="eval_on_start needs held-out items, which eval_strategy: no leaves out"):
         check(eval_on_start=True, eval_strategy="no")

@@ -203,7 +203,10 @@ def test_a_limit_holds_for_every_subset(tmp_path):
         ({"chosen": "a", "rejected": None}, "row 2 has no 'rejected'"),
         ({"chosen": "a", "rejected": "b", "strength": None}, "row 2 has no finite `strength`"),
         ({"chosen": "a", "rejected": "b", "subset": None}, "row 1 has no `subset`: name one, or remove the column"),
-        ({"prompt": None, "chosen": "a", "rejected": "b"}, "row 1: 'prompt' is null, not a text and not a conversation"),
+        (
+            {"prompt": None, "chosen": "a", "rejected": "b"},
+            "row 1: 'prompt' is null, not a text and not a conversation",
+        ),
         ({"chosen_ids": [1], "rejected_ids": [2]}, "is tokenized, for one model: give the texts"),
     ],
 )
@@ -218,7 +221,9 @@ def test_pairs_that_are_not_whole(tmp_path, row, message):
 def test_prompts_and_responses_are_of_one_kind(tmp_path):
     answer = [{"role": "assistant", "content": "a"}]
     path = write_rows(tmp_path / "pairs.jsonl", [{"prompt": "q", "chosen": answer, "rejected": answer}])
-    with pytest.raises(ConfigError, match=r"row 1: 'chosen' is a conversation where a text is needed: it must be the same in all of"):
+    with pytest.raises(
+        ConfigError, match=r"row 1: 'chosen' is a conversation where a text is needed: it must be the same in all of"
+    ):
         load_pairs(path, None, None)
 
 

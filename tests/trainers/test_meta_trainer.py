@@ -106,7 +106,7 @@ def test_progress_is_made_towards_gold_and_a_judge_pays_once_beside_it(tmp_path,
         asked = len(server.bodies)
         paid = judged(tmp_path / "paid", server.url, ALIKE, [1.0, 0.5], **FORMS[form])
         paid.train()
-    assert asked == 3 * 16, "whole answers alone are judged, no forced ones"
+    assert asked == 3 * 16, "rollouts alone are judged, not the answers by which progress is measured"
     for one, other, third in zip(curve(alone), curve(watched), curve(paid), strict=True):
         assert one[:2] == other[:2]
         assert third[:2] == pytest.approx(one[:2], rel=1e-3, abs=1e-6)
