@@ -6,11 +6,13 @@ be installed anywhere. metatune's commands find it again here; for other tools t
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .config import ConfigError
+from .config import ConfigError, refusal
 
 STARTER = Path(__file__).parent / "starter"
 CONFIG_NAME = "adapter_config.json"
@@ -105,3 +107,15 @@ def adapter_error(error: ValueError) -> ConfigError | None:
     if text.startswith(("Target modules ", "No modules were targeted")) or "specify `target_modules`" in text:
         return ConfigError(f"lora_target_modules: {text.split('. ')[0]}")
     return None
+
+
+@contextmanager
+def refusals_in_one_line() -> Iterator[None]:
+    """Around a trainer's constructor: what PEFT, TRL or metatune refuses there is a [`ConfigError`]."""
+    try:
+        yield
+    except ValueError as error:
+        mistake = adapter_error(error) or refusal(error)
+        if mistake is None:
+            raise
+        raise mistake from error

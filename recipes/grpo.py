@@ -19,18 +19,17 @@ Writes into `output_dir`: the trained model (its adapter with `use_peft: true`) 
 rollouts and losses as a run that was never stopped.
 """
 
-import inspect
 from dataclasses import dataclass, field
-from typing import Any
 
 from trl import ModelConfig, ScriptArguments
 
-from metatune.recipes.adapters import STARTER, adapter_error, check_adapter_options, record_base  # noqa: F401
-from metatune.recipes.config import ConfigError, StrictParser, check_world_size, nearest, refusal, run
+from metatune.recipes.adapters import STARTER, check_adapter_options, record_base, refusals_in_one_line  # noqa: F401
+from metatune.recipes.config import ConfigError, StrictParser, check_world_size, run
 from metatune.recipes.data import check_messages, check_template_columns, load_splits, need_columns, split_of
-from metatune.recipes.judges import check_judges, load_judge_reward, load_judges, read_judge, read_judges
-from metatune.recipes.own_code import HELP, import_module, import_own
-from metatune.recipes.reward_models import load_reward_models, read_entries
+from metatune.recipes.judges import check_judges, load_judges, read_judges
+from metatune.recipes.own_code import HELP, import_own
+from metatune.recipes.reward_functions import check_reward_columns, check_rewards, load_rewards
+from metatune.recipes.reward_models import read_entries
 from metatune.recipes.run_folder import (
     check_checkpoint,
     checkpoint_to_resume,
@@ -120,55 +119,6 @@ def load_data(script_args: GRPOScriptArguments, with_evaluation: bool):
     )
 
 
-def load_reward(name: str):
-    """Find a reward function by name or import path."""
-    import trl.rewards
-
-    from metatune.rewards import correctness_reward
-
-    if name == "correctness":
-        return correctness_reward
-    if name in trl.rewards.__all__:
-        return getattr(trl.rewards, name)
-    module_name, _, function_name = name.rpartition(".")
-    if not module_name:
-        raise ConfigError(f"reward_funcs: unknown '{name}'{nearest(name, ['correctness', *trl.rewards.__all__])}")
-    try:
-        return getattr(import_module(module_name, "reward_funcs"), function_name)
-    except AttributeError as error:
-        raise ConfigError(f"reward_funcs: '{name}' cannot be imported: {error}") from error
-
-
-def load_rewards(script_args: GRPOScriptArguments, training_args: MetaConfig) -> list:
-    """Return the reward functions, `reward_models` and `judge` last; completes `reward_weights` and `gold_reward`."""
-    entries = read_entries(script_args.reward_models or [])
-    judge = read_judge("judge", script_args.judge)
-    names = script_args.reward_funcs or ([] if entries or judge else ["correctness"])
-    functions = [load_reward(name) for name in names]
-    if training_args.gold_reward is not None:  # the trainer knows a function by its own name
-        training_args.gold_reward = functions[names.index(training_args.gold_reward)].__name__
-    if entries or judge:
-        weights = training_args.reward_weights or [1.0] * len(names)
-        scored = [*entries, judge] if judge else entries
-        training_args.reward_weights = [*weights, *(entry.weight for entry in scored)]
-    return functions + load_reward_models(entries) + ([load_judge_reward(judge)] if judge else [])
-
-
-def check_reward_columns(functions: list, dataset: Any, where: str) -> None:
-    """Raise [`ConfigError`] unless a dataset has every column that a reward function cannot do without."""
-    given = {"prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments"}
-    for function in functions:
-        try:
-            parameters = inspect.signature(function).parameters.values()
-        except (TypeError, ValueError):  # nothing is known of it
-            continue
-        named = [
-            p.name for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
-        ]
-        name = getattr(function, "__name__", type(function).__name__)
-        need_columns(dataset, [n for n in named if n not in given], where, f"the reward function {name} reads it")
-
-
 def check(script_args: GRPOScriptArguments, training_args: MetaConfig, model_args: ModelConfig) -> None:
     """Raise [`ConfigError`] for what can be told before any process is launched."""
     if model_args.model_name_or_path is None:
@@ -177,74 +127,8 @@ def check(script_args: GRPOScriptArguments, training_args: MetaConfig, model_arg
     check_checkpoint(training_args)
     if training_args.eval_on_start and training_args.eval_strategy == "no":
         raise ConfigError("eval_on_start needs held-out items, which eval_strategy: no leaves out: set one of the two")
-    weights, number = training_args.reward_weights, len(script_args.reward_funcs or [])
-    scored = [name for name in ("reward_models", "judge") if getattr(script_args, name)]
-    listed = " and ".join(scored)
-    if scored and weights is not None and len(weights) != number:
-        raise ConfigError(
-            f"reward_weights has {len(weights)} weights for {number} reward_funcs: those of {listed} are written "
-            "beside them, as weight"
-        )
-    if scored and not number and training_args.progress in ("episode", "anytime", "length_penalty"):
-        raise ConfigError(
-            f"progress: {training_args.progress} pays by what is right, which {listed} cannot tell: add a verifier to "
-            "reward_funcs (correctness), or take prefix or none"
-        )
-    if scored and not number and training_args.curriculum_reward == "gold":
-        raise ConfigError(f"curriculum_reward: gold needs a verifier in reward_funcs (correctness) beside {listed}")
-    if training_args.curriculum_reward == "gold" and (unverified := without_verifier(script_args)):
-        raise ConfigError(
-            f"curriculum_reward: gold says nothing of distributions without a `verifier` ({', '.join(unverified)}), "
-            "and what is never observed is drawn the most: give them one, or take total"
-        )
     check_judges(script_args, training_args)
-    check_reward_scale(script_args, training_args)
-    gold, names = training_args.gold_reward, script_args.reward_funcs or []
-    if gold is not None and gold not in names:
-        raise ConfigError(f"gold_reward: '{gold}' is none of the reward_funcs{nearest(gold, names)}")
-    check_verifiers(script_args)
-
-
-def check_reward_scale(script_args: GRPOScriptArguments, training_args: MetaConfig) -> None:
-    """Raise [`ConfigError`] for a curriculum that needs rewards from 0 to 1 and would be given others."""
-    from metatune.curricula import CURRICULA
-
-    curriculum = CURRICULA.get(training_args.curriculum)  # an unknown one is told by the trainer
-    if (
-        training_args.curriculum_reward == "gold"
-        or curriculum is None
-        or not curriculum.unit_rewards
-        or not (script_args.judge or script_args.reward_models)
-    ):
-        return
-    weights = list(training_args.reward_weights or [1.0] * len(script_args.reward_funcs or []))
-    weights += [read_judge("judge", script_args.judge).weight] if script_args.judge else []
-    what = "a reward model's may be anything"
-    if not script_args.reward_models:
-        if min(weights) >= 0 and sum(weights) <= 1 + 1e-9:
-            return
-        what = f"the weights are {', '.join(f'{weight:g}' for weight in weights)}: none below 0, at most 1 in all"
-    raise ConfigError(
-        f"curriculum: {training_args.curriculum} needs rewards from 0 to 1, and {what}; or take sec or dump"
-        + ("" if not script_args.reward_funcs else ", or curriculum_reward: gold")
-    )
-
-
-def without_verifier(script_args: GRPOScriptArguments) -> list[str]:
-    """Return the names of the distributions of which nothing tells what is right."""
-    entries = [entry for entry in script_args.distributions or [] if entry.get("source") == "dataset"]
-    return [str(entry.get("name")) for entry in entries if entry.get("verifier") is None]
-
-
-def check_verifiers(script_args: GRPOScriptArguments) -> None:
-    """Raise [`ConfigError`] for distributions of which no reward function can say anything."""
-    if script_args.reward_models or script_args.judge or script_args.reward_funcs not in (None, [], ["correctness"]):
-        return
-    if unverified := without_verifier(script_args):
-        raise ConfigError(
-            f"correctness says nothing of distributions without a `verifier` ({', '.join(unverified)}): give them "
-            "one, or a `judge`, `reward_models` or other reward_funcs"
-        )
+    check_rewards(script_args, training_args)
 
 
 def trainer_of(script_args: GRPOScriptArguments, training_args: MetaConfig) -> type:
@@ -275,7 +159,7 @@ def main(script_args: GRPOScriptArguments, training_args: MetaConfig, model_args
     for dataset in (train_dataset, eval_dataset):
         if dataset is not None:
             check_reward_columns(reward_funcs, dataset, script_args.dataset_name or "distributions")
-    try:
+    with refusals_in_one_line():
         trainer = trainer_of(script_args, training_args)(
             model=model_to_load(model_args),
             reward_funcs=reward_funcs,
@@ -287,11 +171,6 @@ def main(script_args: GRPOScriptArguments, training_args: MetaConfig, model_args
             peft_config=get_peft_config(model_args),
             **load_judges(script_args),
         )
-    except ValueError as error:
-        mistake = adapter_error(error) or refusal(error)
-        if mistake is None:
-            raise
-        raise mistake from error
     record_base(trainer.model, model_args)
     ProgressLine.replace_default(trainer)
     checkpoint = checkpoint_to_resume(training_args, last_complete_checkpoint)

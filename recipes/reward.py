@@ -21,8 +21,8 @@ from pathlib import Path
 
 from trl import ModelConfig, ScriptArguments
 
-from metatune.recipes.adapters import adapter_error, check_adapter_options, record_base
-from metatune.recipes.config import ConfigError, StrictParser, check_world_size, refusal, run
+from metatune.recipes.adapters import check_adapter_options, record_base, refusals_in_one_line
+from metatune.recipes.config import ConfigError, StrictParser, check_world_size, run
 from metatune.recipes.pairs import load_data, load_splits, usable
 from metatune.recipes.run_folder import (
     check_checkpoint,
@@ -135,7 +135,7 @@ def main(script_args: RewardScriptArguments, training_args: MetaRewardConfig, mo
     train_dataset, eval_dataset, notes = load_usable_data(script_args, training_args)
     notes += settle_max_length(training_args, model_args)
     meta_dataset = load_meta_set(script_args)
-    try:
+    with refusals_in_one_line():
         trainer = MetaRewardTrainer(
             model=model_to_load(model_args),
             args=training_args,
@@ -146,11 +146,6 @@ def main(script_args: RewardScriptArguments, training_args: MetaRewardConfig, mo
             quantization_config=get_quantization_config(model_args),
             peft_config=get_peft_config(model_args),
         )
-    except ValueError as error:
-        mistake = adapter_error(error) or refusal(error)
-        if mistake is None:
-            raise
-        raise mistake from error
     record_base(trainer.model, model_args)
     for line in notes:
         trainer.accelerator.print(line)

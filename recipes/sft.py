@@ -17,7 +17,7 @@ from typing import Any
 
 from trl import ModelConfig, ScriptArguments, SFTConfig
 
-from metatune.recipes.adapters import adapter_error, check_adapter_options, record_base
+from metatune.recipes.adapters import check_adapter_options, record_base, refusals_in_one_line
 from metatune.recipes.config import ConfigError, StrictParser, check_world_size, nearest, run
 from metatune.recipes.data import (
     CONVERSATION,
@@ -238,7 +238,7 @@ def main(script_args: SFTScriptArguments, training_args: SFTConfig, model_args: 
         batch_size = training_args.train_batch_size * training_args.world_size
         data[split] = in_length_buckets(data[split], batch_size, training_args.seed)
         training_args.train_sampling_strategy = "sequential"
-    try:
+    with refusals_in_one_line():
         trainer = SFTTrainer(
             model=model,
             args=training_args,
@@ -249,11 +249,6 @@ def main(script_args: SFTScriptArguments, training_args: SFTConfig, model_args: 
             quantization_config=get_quantization_config(model_args),
             peft_config=get_peft_config(model_args),
         )
-    except ValueError as error:
-        mistake = adapter_error(error)
-        if mistake is None:
-            raise
-        raise mistake from error
     record_base(trainer.model, model_args)
     train_and_save(trainer, recipe, checkpoint_to_resume(training_args), script_args.dataset_name)
 

@@ -28,8 +28,8 @@ from trl import ModelConfig, RewardConfig, RewardTrainer, get_peft_config, get_q
 from ..eval.files import write_atomically
 from ..rewards.preference_strength import cross_fitting_folds
 from ..rewards.reward_model import score_ids
-from .adapters import adapter_error
-from .config import ConfigError, refusal
+from .adapters import refusals_in_one_line
+from .config import ConfigError
 from .run_folder import model_init_kwargs, model_to_load
 
 
@@ -136,7 +136,7 @@ class Ensemble:
         args.max_length = None  # the pairs that are too long are left out before
         shared = self._trunk is not None
         args.model_init_kwargs = None if shared else model_init_kwargs(args, self.model_args)
-        try:
+        with refusals_in_one_line():
             trainer = RewardTrainer(
                 model=self._trunk if shared else model_to_load(self.model_args),
                 args=args,
@@ -145,11 +145,6 @@ class Ensemble:
                 quantization_config=None if shared else get_quantization_config(self.model_args),
                 peft_config=self._peft_config,
             )
-        except ValueError as error:
-            mistake = adapter_error(error) or refusal(error)
-            if mistake is None:
-                raise
-            raise mistake from error
         for callback in (PrinterCallback, ProgressCallback):  # a line a model is enough
             trainer.remove_callback(callback)
         return trainer

@@ -9,7 +9,7 @@ from trl import SFTConfig
 
 from metatune.recipes.config import ConfigError
 from metatune.recipes.data import CONVERSATION, check_messages, check_template_columns, load_splits, split_of
-from metatune.recipes.grpo import check_reward_columns
+from metatune.recipes.reward_functions import check_reward_columns
 from metatune.recipes.sft import SFTScriptArguments, check_rows, load_data
 from metatune.rewards import correctness_reward
 

@@ -219,5 +219,6 @@ def test_correctness_alone_over_data_without_a_verifier_is_refused_before_a_laun
     with pytest.raises(ConfigError, match=r"curriculum_reward: gold says nothing of .* \(essays\), and what is never"):
         check(reward_funcs=["correctness", "think_format_reward"], curriculum_reward="gold")
     entries[1]["verifier"] = "exact"
+    check(gold_reward="correctness")
     with pytest.raises(ConfigError, match="eval_on_start needs held-out items, which eval_strategy: no leaves out"):
         check(eval_on_start=True, eval_strategy="no")
