@@ -111,7 +111,7 @@ def adapter_error(error: ValueError) -> ConfigError | None:
 
 @contextmanager
 def refusals_in_one_line() -> Iterator[None]:
-    """Around a trainer's constructor: what PEFT, TRL or metatune refuses there is a [`ConfigError`]."""
+    """Around a trainer's constructor: what PEFT or metatune refuses there is a [`ConfigError`]."""
     try:
         yield
     except ValueError as error:

@@ -260,9 +260,9 @@ def refuse_texts(configs: Iterable[Any], recipe: Recipe | None) -> None:
 
 
 def refusal(error: ValueError) -> ConfigError | None:
-    """Return as one line what a check of metatune or TRL raised, `None` for other errors: those need a traceback."""
+    """Return as one line what a check of metatune raised, `None` for other errors: `foreign_error` tells those."""
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    if frame.f_globals.get("__name__", "").partition(".")[0] not in ("metatune", "trl"):
+    if frame.f_globals.get("__name__", "").partition(".")[0] != "metatune":
         return None
     return ConfigError(" ".join(str(error).split()))
 
