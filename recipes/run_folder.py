@@ -78,13 +78,7 @@ def last_whole_checkpoint(output_dir: Path) -> Path | None:
         for folder in output_dir.glob("checkpoint-*")
         if (step := folder.name.removeprefix("checkpoint-")).isdecimal()
     }
-    for step in sorted(folders, reverse=True):
-        try:
-            json.loads((folders[step] / "trainer_state.json").read_text())  # the file that is written last
-            return folders[step]
-        except (OSError, ValueError):
-            continue
-    return None
+    return next((folders[step] for step in sorted(folders, reverse=True) if _is_marked(folders[step])), None)
 
 
 def checkpoint_to_resume(
@@ -106,6 +100,26 @@ def checkpoint_to_resume(
     if found is None:
         print(f"No complete checkpoint in {training_args.output_dir} yet: starting from the beginning.")
     return None if found is None else str(found)
+
+
+def remove_torn_checkpoints(output_dir: Path, but: Path | None = None) -> None:
+    """Delete the folders of a run's checkpoints that lack the file that is written last, `but` one that was named.
+
+    A run killed while it saved has left them. `save_total_limit` would count them as checkpoints.
+    """
+    for folder in output_dir.glob("checkpoint-*"):
+        is_step = folder.name.removeprefix("checkpoint-").isdecimal() and folder.is_dir() and not folder.is_symlink()
+        if is_step and not _is_marked(folder) and (but is None or folder.resolve() != but.resolve()):
+            shutil.rmtree(folder)
+
+
+def _is_marked(folder: Path) -> bool:
+    """Tell whether a checkpoint has the file that is written last, whole."""
+    try:
+        json.loads((folder / "trainer_state.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def is_finished(checkpoint: str) -> bool:
@@ -176,6 +190,8 @@ def train_and_save(trainer: Trainer, recipe: str, checkpoint: str | None, datase
     if trainer.is_world_process_zero():
         output_dir.mkdir(parents=True, exist_ok=True)
         (output_dir / "recipe.yaml").write_text(recipe)
+        if trainer.args.resume_from_checkpoint:
+            remove_torn_checkpoints(output_dir, None if checkpoint is None else Path(checkpoint))
     kept = None if checkpoint is None else Path(checkpoint)
     if kept is not None and trainer.args.load_best_model_at_end:
         kept = best_checkpoint(kept)  # also looks whether it is there: `Trainer` would end with the last one

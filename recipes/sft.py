@@ -218,9 +218,10 @@ def load_data(script_args: SFTScriptArguments, training_args: SFTConfig):
 
 def main(script_args: SFTScriptArguments, training_args: SFTConfig, model_args: ModelConfig) -> None:
     """Train, and save the model and its tokenizer in `training_args.output_dir`."""
-    from trl import SFTTrainer, get_peft_config, get_quantization_config
+    from trl import get_peft_config, get_quantization_config
 
     from metatune.recipes.callbacks import MetricsLog
+    from metatune.trainers.sft_trainer import SFTTrainer
 
     check(script_args, training_args, model_args)
     check_world_size()

@@ -31,7 +31,6 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOTrainer
 from trl.extras.profiling import profiling_context
 from trl.models import unwrap_model_for_generation
@@ -44,11 +43,12 @@ from .length_grouping import group_by_length
 from .progress import group_advantages
 from .rollout_checkpoint import read_rollouts, read_state, write_rollouts, write_state
 from .throughput import Throughput
+from .whole_checkpoints import WholeCheckpoints
 
 OPINIONS = (JudgeReward, RewardModelReward)  # score everything, and know no right or wrong
 
 
-class DUMPTrainer(GRPOTrainer):
+class DUMPTrainer(WholeCheckpoints, GRPOTrainer):
     """
     GRPO trainer with a curriculum over task distributions.
 
@@ -293,15 +293,13 @@ class DUMPTrainer(GRPOTrainer):
 
     # ---- checkpoints ----
 
-    def _save_checkpoint(self, model, trial):
-        # Ours goes first: when the trainer state that TRL writes last is there, the checkpoint is whole.
-        folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+    def _save_beside(self, folder):
+        super()._save_beside(folder)
         waiting = bool(self._step % (self.args.steps_per_generation * self.num_iterations))
         if waiting:
             write_rollouts(folder, self.accelerator.process_index, self._buffered_inputs)
         if self.args.should_save:
             write_state(folder, self._run_state() | {"rollouts_waiting": waiting})
-        super()._save_checkpoint(model, trial)
 
     def _run_state(self) -> dict[str, Any]:
         """Return what steers the run beside TRL's own state, as JSON. Called by the main process alone."""

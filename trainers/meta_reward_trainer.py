@@ -45,6 +45,7 @@ from .meta_reward_config import MetaRewardConfig
 from .meta_set import MetaSet
 from .meta_step import WeightShift, norm_of, objective_gradients
 from .reward_losses import difference_objective, treatment_term
+from .whole_checkpoints import CountedTokens
 
 PROTOTYPES = "prototypes.safetensors"
 # Columns beside TRL's `margin`, under names that no data set has for another purpose, and what the loss calls them.
@@ -63,7 +64,7 @@ class _Collator(DataCollatorForPreference):
         return output
 
 
-class MetaRewardTrainer(RewardTrainer):
+class MetaRewardTrainer(CountedTokens, RewardTrainer):
     """
     Trainer for reward models that stay right.
 

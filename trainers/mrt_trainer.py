@@ -32,7 +32,6 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import gather_object
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..rewards import EpisodeRule, Forcing, episode_ends, token_texts
 from . import progress
@@ -357,11 +356,10 @@ class MRTTrainer(SuccessAtPrefixes, DUMPTrainer):
 
     # ---- checkpoints ----
 
-    def _save_checkpoint(self, model, trial):
+    def _save_beside(self, folder):
+        super()._save_beside(folder)
         if self.args.progress == "prefix" and self.args.should_save:
-            folder = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-            self._pool.save(Path(self._get_output_dir(trial=trial)) / folder)
-        super()._save_checkpoint(model, trial)
+            self._pool.save(folder)
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         super()._load_optimizer_and_scheduler(checkpoint)

@@ -6,11 +6,12 @@ import pytest
 import trl
 from accelerate.utils.deepspeed import DeepSpeedEngineWrapper
 from transformers import Trainer
-from trl import GRPOTrainer, RewardTrainer
+from trl import GRPOTrainer, RewardTrainer, SFTTrainer
 from trl.generation.vllm_client import VLLMClient
 from trl.generation.vllm_generation import VLLMGeneration
 
 from metatune.trainers import DUMPTrainer, MetaRewardTrainer, MRTTrainer
+from metatune.trainers.whole_checkpoints import WholeCheckpoints
 
 HOOKED = {
     "_generate_and_score_completions": ["self", "inputs"],
@@ -27,6 +28,7 @@ HOOKED = {
     "_tokenize_prompts": ["self", "prompts"],
     "log": ["self", "logs", "start_time"],
     "_save_checkpoint": ["self", "model", "trial"],
+    "_save_rng_state": ["self", "output_dir"],
     "_load_optimizer_and_scheduler": ["self", "checkpoint"],
 }
 
@@ -41,7 +43,12 @@ def test_a_hooked_method_has_the_signature_that_was_read(method):
 
 
 def test_only_the_listed_methods_are_overridden():
-    ours = {name for trainer in (DUMPTrainer, MRTTrainer) for name, value in vars(trainer).items() if callable(value)}
+    ours = {
+        name
+        for trainer in (DUMPTrainer, MRTTrainer, WholeCheckpoints)
+        for name, value in vars(trainer).items()
+        if callable(value)
+    }
     assert {name for name in ours if hasattr(GRPOTrainer, name)} == {*HOOKED, "__init__"}
 
 
@@ -83,7 +90,15 @@ def test_a_method_still_does_what_is_built_on(method, fragments):
 
 def test_the_trainer_state_is_written_last_in_a_checkpoint():
     source = inspect.getsource(Trainer._save_checkpoint)
-    assert source.index("self.save_model") < source.index("self._save_rng_state") < source.index("save_to_json")
+    order = ("self.save_model", "self._save_rng_state", "save_to_json", "rotate_checkpoints")
+    assert [source.index(call) for call in order] == sorted(source.index(call) for call in order)
+
+
+@pytest.mark.parametrize("trainer", [SFTTrainer, RewardTrainer])
+def test_tokens_are_counted_where_it_was_read(trainer):
+    source = inspect.getsource(trainer)
+    assert "self._total_train_tokens = 0" in source and '["num_tokens"] = [self._total_train_tokens]' in source
+    assert "num_input_tokens_seen" not in source
 
 
 @pytest.mark.parametrize(

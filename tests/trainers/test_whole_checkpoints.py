@@ -1,0 +1,73 @@
+"""When a checkpoint counts as whole: what the main process waits for, and saves over a folder that is there."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from metatune.recipes.run_folder import remove_torn_checkpoints
+from metatune.trainers import DUMPTrainer
+from metatune.trainers.rollout_checkpoint import last_complete_checkpoint
+from metatune.trainers.whole_checkpoints import MARK, WholeCheckpoints
+
+from .dump_setup import config, digits, rows, tiny_model
+
+
+def test_the_mark_goes_first_and_comes_when_every_process_has_written(tmp_path):
+    events = []
+
+    class Base:  # in the order of `Trainer._save_checkpoint`, which the contract tests look at
+        def _save_checkpoint(self, model, trial):
+            events.append(("model", (tmp_path / "checkpoint-3" / MARK).exists()))
+            self._save_rng_state(str(tmp_path / "checkpoint-3"))
+            events.append("mark")
+
+        def _save_rng_state(self, output_dir):
+            events.append("random state")
+
+    class Ours(WholeCheckpoints, Base):
+        args = SimpleNamespace(should_save=True)
+        state = SimpleNamespace(global_step=3)
+        accelerator = SimpleNamespace(wait_for_everyone=lambda: events.append("wait"))
+
+        def _get_output_dir(self, trial):
+            return str(tmp_path)
+
+        def _save_beside(self, folder):
+            events.append(("beside", (folder / MARK).exists()))
+
+    (tmp_path / "checkpoint-3").mkdir()
+    (tmp_path / "checkpoint-3" / MARK).write_text("{}")
+    Ours()._save_checkpoint(None, None)
+    assert events == ["wait", ("beside", False), ("model", False), "random state", "wait", "mark"]
+
+
+def test_a_save_over_a_whole_checkpoint_that_is_cut_short_leaves_none(tmp_path, tokenizer):
+    """The run goes on from step 1 in a folder where step 2 is: its files would be those of two saves."""
+    options = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
+
+    def make():
+        args = config(tmp_path, **options)
+        return DUMPTrainer(tiny_model(), digits, args, train_dataset=rows(), processing_class=tokenizer)
+
+    make().train()
+    assert last_complete_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
+    again = make()
+
+    def killed(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    again._save_optimizer_and_scheduler = killed
+    with pytest.raises(KeyboardInterrupt):
+        again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    assert last_complete_checkpoint(tmp_path) == tmp_path / "checkpoint-1"
+
+
+def test_torn_checkpoints_are_deleted_and_nothing_else(tmp_path):
+    for name, text in {"1": "{}", "2": "{", "best-3": None, "4": None, "5": None}.items():
+        (tmp_path / f"checkpoint-{name}").mkdir()
+        if text is not None:
+            (tmp_path / f"checkpoint-{name}" / MARK).write_text(text)
+    (tmp_path / "checkpoint-6").write_text("a file")
+    remove_torn_checkpoints(tmp_path, but=tmp_path / "checkpoint-5")
+    kept = ["checkpoint-1", "checkpoint-5", "checkpoint-6", "checkpoint-best-3"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == kept

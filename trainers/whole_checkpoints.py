@@ -1,0 +1,49 @@
+"""Checkpoints that are whole or say so: `trainer_state.json` is there only when every process has written its files.
+
+`Trainer` writes that file last, but no process waits for another, so the main one may mark a checkpoint, and delete
+the one before it by `save_total_limit`, while others still write. And it writes over a folder that is there already,
+whose old mark then stands beside files of two saves.
+"""
+
+from pathlib import Path
+
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+MARK = "trainer_state.json"  # `Trainer`'s own, with the state of the run
+
+
+class WholeCheckpoints:
+    """Keeps that promise for the trainer that it is mixed into, before `Trainer` in the order of its bases."""
+
+    def _save_checkpoint(self, model, trial):
+        folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        if self.args.should_save:
+            (folder / MARK).unlink(missing_ok=True)
+        self.accelerator.wait_for_everyone()  # before any other process changes a file
+        self._save_beside(folder)
+        super()._save_checkpoint(model, trial)
+
+    def _save_beside(self, folder: Path) -> None:
+        """Write what a trainer keeps in a checkpoint folder beside `Trainer`'s own files. Called by every process."""
+
+    def _save_rng_state(self, output_dir):
+        super()._save_rng_state(output_dir)  # the last file of every process; the main one's mark follows
+        self.accelerator.wait_for_everyone()
+
+
+class CountedTokens(WholeCheckpoints):
+    """Lets `num_tokens` go on after a resume, for TRL's SFT and reward trainers, which begin again at 0.
+
+    The number is kept where TRL's GRPO trainer keeps it, in a field of the trainer's state that `Trainer` leaves
+    alone unless it is to count by itself.
+    """
+
+    def _save_beside(self, folder):
+        super()._save_beside(folder)
+        if self.args.include_num_input_tokens_seen == "no":
+            self.state.num_input_tokens_seen = self._total_train_tokens
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and self.args.include_num_input_tokens_seen == "no":
+            self._total_train_tokens = self.state.num_input_tokens_seen
