@@ -8,6 +8,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 import yaml
 from transformers import Trainer, TrainingArguments
 from trl import ModelConfig
@@ -184,6 +185,19 @@ def settle_folder(folder: Path, recipe: str, resume: bool, *, parts: str, may_ch
     write_atomically(path, lambda temporary: temporary.write_text(recipe))
 
 
+_HELD: list[Any] = []
+
+
+def hold_until_exit(trainer: Trainer) -> None:
+    """Keep a trainer of several processes, and their group, from being freed before the process ends.
+
+    Once the group is destroyed, DDP's reducer may be the last to hold it. Freeing it joins gloo's threads while
+    Python's lock is held, and such a thread may wait for that lock to free a tensor: a saved run that never ends.
+    """
+    if dist.is_initialized():
+        _HELD.extend([trainer, dist.group.WORLD])
+
+
 def train_and_save(trainer: Trainer, recipe: str, checkpoint: str | None, dataset_name: str | None) -> None:
     """Train, from `checkpoint` if there is one, and save the model, its tokenizer and `recipe` in `output_dir`."""
     output_dir = Path(trainer.args.output_dir)
@@ -208,4 +222,5 @@ def train_and_save(trainer: Trainer, recipe: str, checkpoint: str | None, datase
         if trainer.args.push_to_hub:
             trainer.push_to_hub(dataset_name=dataset_name)
     trainer.accelerator.wait_for_everyone()
+    hold_until_exit(trainer)
     trainer.accelerator.end_training()

@@ -46,6 +46,12 @@ def _judged(folder: Path, processes: int, url: str, **options) -> dict[str, Any]
     return _grpo(folder, processes, url, **judges, **meta, rollback_window=1, alarm_window=1, **options)
 
 
+def _vllm(folder: Path, processes: int, url: str) -> dict[str, Any]:
+    """The same by a vLLM engine in the training process, whose samples come from the process's own random state."""
+    engine = {"use_vllm": True, "vllm_mode": "colocate", "vllm_max_model_length": 128, "compact_generation": False}
+    return _grpo(folder, processes, url, **engine)
+
+
 PROGRESS = {"episodes": {"by": "delimiter"}, "forced_answer_tokens": 8}
 
 
@@ -82,6 +88,7 @@ def _sft(folder: Path, processes: int, url: str) -> dict[str, Any]:
 
 TRAINERS = {  # name: the command, and its recipe for a folder, a number of processes and a judge's address
     "DUMP": ("grpo", _grpo),
+    "DUMP with vLLM": ("grpo", _vllm),
     "MRT": ("grpo", lambda *run: _grpo(*run, progress="prefix", curriculum="uniform", **PROGRESS)),
     "MPO": ("grpo", _judged),
     "Meta": ("grpo", _meta),

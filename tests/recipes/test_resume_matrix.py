@@ -28,6 +28,7 @@ CUTS = {"inside a block": 2, "end of an epoch": STEPS_AN_EPOCH}  # the step afte
 GOES_ON = 2  # steps
 PART = [
     ("DUMP", "one process", "inside a block"),
+    ("DUMP with vLLM", "one process", "end of an epoch"),
     ("MRT", "zero2", "end of an epoch"),
     ("MPO", "ddp", "inside a block"),
     ("Meta", "zero3", "inside a block"),
@@ -50,9 +51,10 @@ def runs() -> list:
         pytest.param(
             (trainer, sharding, tuple(each)),
             id=f"{trainer}-{sharding}".replace(" ", "_"),
-            marks=pytest.mark.skipif(
-                sharding.startswith("zero") and find_spec("deepspeed") is None, reason="deepspeed is not installed"
-            ),
+            marks=[
+                pytest.mark.skipif(needed and find_spec(package) is None, reason=f"{package} is not installed")
+                for package, needed in (("deepspeed", "zero" in sharding), ("vllm", "vLLM" in trainer))
+            ],
         )
         for (trainer, sharding), each in cuts.items()
     ]
