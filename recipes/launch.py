@@ -9,6 +9,8 @@ import argparse
 import os
 import socket
 import subprocess
+import sys
+import time
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,6 +20,7 @@ from typing import Any
 from .config import EXPECTED_PROCESSES, ConfigError, StrictParser, launch_options, nearest
 from .failures import LAUNCHED, cause_of, describe_exit, one_line, tell
 
+LONGEST_BUILD = 20  # minutes
 ACCELERATE_FOLDER = Path(__file__).with_name("accelerate")
 
 
@@ -129,6 +132,8 @@ def plan(launch_args: Sequence[str], module: str, recipe_args: Sequence[str], us
         raise ConfigError(f"{per_machine} processes are asked for, this machine has {accelerators} GPU(s)")
     if deepspeed and find_spec("deepspeed") is None:
         raise ConfigError("DeepSpeed is not installed: pip install 'metatune[deepspeed]'")
+    if deepspeed:
+        refuse_abandoned_build()
     if deepspeed and on_cpu and not use_cpu:
         raise ConfigError("DeepSpeed without a GPU needs use_cpu: true in the recipe")
     if fsdp and on_cpu:
@@ -180,6 +185,24 @@ def refuse_port_in_use(args: argparse.Namespace) -> None:
             raise ConfigError(
                 f"--main_process_port {port}: {os.strerror(error.errno)}; give another port{advice}"
             ) from None
+
+
+def refuse_abandoned_build() -> None:
+    """Raise [`ConfigError`] for the lock of a process that was killed while it built one of DeepSpeed's extensions.
+
+    PyTorch lets every later start wait for it in silence. One that is younger than a build may take is told.
+    """
+    from torch.utils.cpp_extension import get_default_build_root
+
+    given = os.environ.get("TORCH_EXTENSIONS_DIR")  # else PyTorch adds a folder for the Python and the accelerator
+    for lock in Path(given).glob("*/lock") if given else Path(get_default_build_root()).glob("*/*/lock"):
+        minutes = (time.time() - lock.stat().st_mtime) / 60
+        if minutes > LONGEST_BUILD:
+            raise ConfigError(
+                f"{lock} is {minutes:.0f} minutes old: a process was killed while it built this extension of "
+                "DeepSpeed, and every start would wait for it; delete the file"
+            )
+        print(f"metatune: {lock}: another process builds it, this run waits; if none does, delete it", file=sys.stderr)
 
 
 def start(args: argparse.Namespace) -> int:

@@ -12,7 +12,7 @@ import pytest
 
 from metatune.recipes import cli
 from metatune.recipes.config import ConfigError, StrictParser
-from metatune.recipes.launch import as_options, plan, resolve_accelerate_config, separate
+from metatune.recipes.launch import as_options, plan, refuse_abandoned_build, resolve_accelerate_config, separate
 
 RECIPES = Path(cli.__file__).parent
 SFT = """
@@ -239,6 +239,19 @@ def test_a_broken_accelerate_config(machine, tmp_path):
     broken.write_text("distributed_typ: MULTI_GPU\n")
     with pytest.raises(ConfigError, match="not a configuration of accelerate"):
         plan(["--config_file", str(broken)], "recipe", [], use_cpu=False)
+
+
+def test_the_lock_of_a_killed_build_is_told_rather_than_waited_for(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    refuse_abandoned_build()
+    lock = tmp_path / "deepspeed_shm_comm" / "lock"
+    lock.parent.mkdir()
+    lock.touch()
+    refuse_abandoned_build()
+    assert f"{lock}: another process builds it" in capsys.readouterr().err
+    os.utime(lock, (0, 0))
+    with pytest.raises(ConfigError, match=r"deepspeed_shm_comm/lock is \d+ minutes old: .*; delete the file"):
+        refuse_abandoned_build()
 
 
 @pytest.mark.slow
