@@ -111,10 +111,11 @@ class Curriculum(ABC):
         if arm not in self._index:
             raise ValueError(f"unknown arm {arm!r}{_nearest(arm, self.arms)}; the arms are {list(self.arms)}")
         index = self._index[arm]
-        advantages = _checked_group(arm, "advantages", advantages)
-        rewards = None if rewards is None else _checked_group(arm, "rewards", rewards, len(advantages))
-        tokens = None if tokens is None else _checked_group(arm, "tokens", tokens, len(advantages))
-        self._observe(index, advantages, rewards, tokens)
+        advantages_G = _checked_group(arm, "advantages", advantages)
+        size = len(advantages_G)
+        rewards_G = None if rewards is None else _checked_group(arm, "rewards", rewards, size)
+        tokens_G = None if tokens is None else _checked_group(arm, "tokens", tokens, size)
+        self._observe(index, advantages_G, rewards_G, tokens_G)
         self._observed[index] += 1
 
     def forget(self) -> None:
@@ -197,10 +198,10 @@ class Curriculum(ABC):
     def _required_rewards(self, index: int, rewards: np.ndarray | None) -> np.ndarray:
         """Return the rewards for a curriculum that needs them, and needs them from 0 (failed) to 1 (solved)."""
         arm = self.arms[index]
-        require(
-            rewards is not None,
-            f"arm {arm!r}: curriculum {self.name!r} needs the raw rewards: pass `rewards` to `observe`",
-        )
+        if rewards is None:
+            raise ValueError(
+                f"arm {arm!r}: curriculum {self.name!r} needs the raw rewards: pass `rewards` to `observe`"
+            )
         require(
             rewards.min() >= 0 and rewards.max() <= 1,
             f"arm {arm!r}: curriculum {self.name!r} needs rewards in [0, 1], got {rewards.tolist()}; observe the "
@@ -211,8 +212,8 @@ class Curriculum(ABC):
     def _per_arm(self, key: str, values: Sequence[float]) -> np.ndarray:
         """Read an array with one finite number per arm from a state."""
         array = _finite_or_none(values)
-        fits = array is not None and array.shape == (len(self.arms),)
-        require(fits, f"curriculum state refused: {key} must hold one finite number per arm, got {values}")
+        if array is None or array.shape != (len(self.arms),):
+            raise ValueError(f"curriculum state refused: {key} must hold one finite number per arm, got {values}")
         return array
 
 
@@ -222,7 +223,7 @@ class RecentPrompts:
     def __init__(self, num_arms: int, size: int):
         require(size >= 1, f"window must be at least 1 prompt, got {size}")
         self.size = int(size)
-        self.values = [deque(maxlen=self.size) for _ in range(num_arms)]
+        self.values: list[deque[tuple[float, int]]] = [deque(maxlen=self.size) for _ in range(num_arms)]
 
     def add(self, index: int, value: float, draw: int) -> None:
         self.values[index].append((float(value), draw))

@@ -134,12 +134,13 @@ def demonstrations(
         ValueError: an entry that has no demonstrator, or a bad one (see [`load_distributions`]).
     """
     entries = _entries(configs, where)
+    streams = []
     for place, entry in entries:
         if not isinstance(entry, ProceduralSource):
             raise ValueError(
                 f"{place}: source {entry.source!r} has no demonstrator; only {', '.join(FAMILIES)} have one"
             )
-    streams = [entry.demonstrations(seed, place) for place, entry in entries]
+        streams.append(entry.demonstrations(seed, place))
     rows = []
     for i in range(n):
         _, entry = entries[i % len(entries)]
@@ -174,10 +175,12 @@ def _entries(configs: Sequence[Mapping[str, Any]], where: str) -> list[tuple[str
         if not isinstance(options, Mapping):
             raise ValueError(f"{where}[{index}] must be a mapping with a name and a source, got {options!r}")
         place = f"{where}[{index}] ({options.get('name', 'no name')})"
-        sources = {**dict.fromkeys(FAMILIES, ProceduralSource), **SOURCES}  # families of the user's own are there too
-        if options.get("source") not in sources:
-            raise ValueError(f"{place}: source {options.get('source')!r}; {nearest(options.get('source'), sources)}")
-        entry = parse_options(sources[options["source"]], options, place)
+        sources: dict[str, type[Entry]] = dict.fromkeys(FAMILIES, ProceduralSource)  # the user's own are there too
+        sources |= SOURCES
+        source = options.get("source")
+        if source not in sources:
+            raise ValueError(f"{place}: source {source!r}; {nearest(str(source), sources)}")
+        entry = parse_options(sources[source], options, place)
         for option in ("train_size", "test_size"):
             if (size := getattr(entry, option)) is not None and size < 1:
                 raise ValueError(f"{place}: {option} must be at least 1, got {size}")

@@ -9,7 +9,7 @@ and for warm-start demonstrations as well as for RL prompts.
 import hashlib
 import random
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 HELD_OUT_FRACTION = 0.2
 
@@ -34,7 +34,9 @@ class Problem:
 
 
 class Family(Protocol):
-    """A seeded procedural generator of one difficulty."""
+    """A seeded procedural generator of one difficulty: a dataclass, whose fields are what `config` may set."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
     def sample(self, rng: random.Random) -> Problem:
         """Draw a problem."""

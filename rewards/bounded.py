@@ -16,7 +16,7 @@ import time
 import weakref
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 SCRIPT = Path(__file__).with_name("grading_process.py")
 START_DEADLINE = 120.0  # seconds; importing SymPy from a cold disk on a busy machine takes long
@@ -51,7 +51,7 @@ class BoundedGrader:
         self.deadline = deadline
         self.memory = memory
         self.failures: Counter[str] = Counter()
-        self._process: subprocess.Popen | None = None
+        self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
         _graders.add(self)
 
@@ -122,19 +122,20 @@ class BoundedGrader:
         unsent = memoryview(json.dumps(request).encode() + b"\n")
         try:
             while unsent:
-                unsent = unsent[self._process.stdin.write(unsent) :]
+                unsent = unsent[self._pipes()[0].write(unsent) :]
         except BrokenPipeError as error:
             raise _NoReplyError("crash") from error
 
     def _receive(self, seconds: float) -> dict[str, Any]:
         end = time.monotonic() + seconds
         readable = select.poll()
-        readable.register(self._process.stdout, select.POLLIN)
+        output = self._pipes()[1]
+        readable.register(output, select.POLLIN)
         line = b""
         while not line.endswith(b"\n"):
             if not readable.poll(max(0.0, end - time.monotonic()) * 1000):
                 raise _NoReplyError("timeout")
-            part = os.read(self._process.stdout.fileno(), 65536)
+            part = os.read(output.fileno(), 65536)
             if not part:
                 raise _NoReplyError("crash")
             line += part
@@ -146,9 +147,16 @@ class BoundedGrader:
             self._process.wait()
             self._drop_pipes()
 
+    def _pipes(self) -> tuple[IO[bytes], IO[bytes]]:
+        """Return the child's input and output."""
+        child = self._process
+        if child is None or child.stdin is None or child.stdout is None:
+            raise _NoReplyError("crash")
+        return child.stdin, child.stdout
+
     def _drop_pipes(self) -> None:
-        self._process.stdin.close()
-        self._process.stdout.close()
+        for pipe in self._pipes():
+            pipe.close()
         self._process = None
 
     def _after_fork(self) -> None:

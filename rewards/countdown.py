@@ -22,11 +22,12 @@ def evaluate_left_to_right(expression: str) -> int | None:
     if not _EXPRESSION.fullmatch(expression):
         return None
     first, *rest = re.findall(r"\d+|[-+*]", expression)
-    value: int | None = int(first)
+    value = int(first)
     for operator, number in zip(rest[::2], rest[1::2], strict=True):
-        value = _apply(value, operator, int(number))
-        if value is None:
+        result = _apply(value, operator, int(number))
+        if result is None:
             return None
+        value = result
     return value
 
 

@@ -181,8 +181,8 @@ def token_texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[
 
 def _put_characters(texts: list[str], places: Sequence[int], tokens: Sequence[str]) -> None:
     """Write the characters that a run of byte tokens makes to the places of those that complete them."""
-    fallback = [_BYTE_TOKEN.fullmatch(token) for token in tokens]
-    if all(fallback):
+    fallback = [match for token in tokens if (match := _BYTE_TOKEN.fullmatch(token))]
+    if len(fallback) == len(tokens):
         parts = [bytes([int(match[1], 16)]) for match in fallback]
         try:
             b"".join(parts).decode()
@@ -230,7 +230,7 @@ def episode_ends(ids: Sequence[int], texts: Sequence[str], rule: EpisodeRule) ->
     if rule.thinking_end and (found := text.find(rule.thinking_end)) >= 0:
         thought = found + len(rule.thinking_end)
 
-    if rule.by == "tokens":
+    if rule.by == "tokens" and rule.tokens:
         thought_tokens = _token_after(reached, thought) if thought < len(text) else len(ids)
         ends = list(range(rule.tokens, thought_tokens, rule.tokens))
     else:
@@ -248,11 +248,11 @@ def _starts(text: str, rule: EpisodeRule) -> list[int]:
     """Return the characters at which episodes after the first begin."""
     if rule.by == "delimiter":
         return [match.end() for match in re.finditer(re.escape(rule.delimiter), text)]
-    if rule.by == "regex":
+    if rule.by == "regex" and rule.regex:
         return [match.start() for match in re.finditer(rule.regex, text, re.MULTILINE)]
     starts, position, since = [], 0, 0
     for number, paragraph in enumerate(text.split(rule.paragraph)):
-        opens = paragraph.lstrip().startswith(rule.phrases)
+        opens = paragraph.lstrip().startswith(tuple(rule.phrases))
         if number and opens and since >= rule.min_paragraphs:
             starts.append(position)
             since = 0

@@ -184,7 +184,7 @@ class Judge:
         corrected = [
             [
                 *chats[index],
-                {"role": "assistant", "content": defuse(replies[index].text)},
+                {"role": "assistant", "content": defuse(replies[index].text or "")},
                 {"role": "user", "content": self.templates.render("again.j2", reason=found[index][0].detail)},
             ]
             for index in again
@@ -200,8 +200,8 @@ class Judge:
 
 def read_judgement(reply: Reply, rubric: Rubric) -> Judgement:
     """Read a reply strictly: one JSON object, in a fence of Markdown or none, with exactly the rubric's items."""
-    if reply.failure is not None:
-        return Judgement(failure=reply.failure, detail=reply.detail)
+    if reply.failure is not None or reply.text is None:
+        return Judgement(failure=reply.failure or "empty", detail=reply.detail)
     try:
         values = read_json(reply.text)
     except (ValueError, RecursionError) as error:

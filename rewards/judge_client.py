@@ -176,7 +176,7 @@ class JudgeClient:
             return [model.id async for model in server.models.list()]
 
     async def _complete_all(self, chats: Sequence[Chat], options: dict[str, Any]) -> list[Reply]:
-        slots, failed_in_a_row = asyncio.Semaphore(self.max_concurrency), 0
+        slots, failed_in_a_row, last = asyncio.Semaphore(self.max_concurrency), 0, Reply()
 
         async def one(chat: Chat) -> Reply:
             nonlocal failed_in_a_row
@@ -193,7 +193,6 @@ class JudgeClient:
             failed_in_a_row = failed_in_a_row + 1 if dead else 0
             last = reply if dead else last
 
-        last = Reply()
         async with self._open() as server:
             return await asyncio.gather(*map(one, chats))
 

@@ -135,7 +135,7 @@ def judgement_statistics(judgements: Sequence[Judgement]) -> dict[str, float]:
 
 def _reasons(judgement: Judgement) -> str:
     """Return a judgement as the text of a cell."""
-    if judgement.failure is not None:
+    if judgement.scores is None or judgement.rationales is None:
         return f"{judgement.failure}: {judgement.detail}"
     reasons = {name: [score, judgement.rationales[name]] for name, score in judgement.scores.items()}
     return json.dumps(reasons, ensure_ascii=False)

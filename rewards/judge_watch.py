@@ -144,14 +144,14 @@ def batch_quality(cases: list[JudgedCase], against_gold: bool) -> float | None:
     for case in cases:
         groups[case.prompt].append(case)
     if against_gold:
-        found = [
+        pairs_of_groups = [
             pair_accuracies(
                 np.array([case.total for case in group]),
                 np.array([np.nan if case.gold is None else case.gold for case in group]),
             )
             for group in groups.values()
         ]
-        found = [pairs.mean() for pairs in found if len(pairs)]
+        found = [pairs.mean() for pairs in pairs_of_groups if len(pairs)]
     else:
         found = [np.std([case.total for case in group], ddof=1) for group in groups.values() if len(group) > 1]
     return float(np.mean(found)) if found else None

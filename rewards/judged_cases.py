@@ -13,7 +13,7 @@ arXiv 2510.07284), in three parts of equal size:
 A part that has too few leaves its room to the strata.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
@@ -90,18 +90,19 @@ def contradictions(cases: Sequence[JudgedCase]) -> list[tuple[int, int]]:
     A pair is (better by gold, better by the judge); each completion is in one pair at most. The starkest has the
     greatest product of both differences.
     """
-    groups = defaultdict(list)
+    groups: dict[str, list[tuple[int, float]]] = defaultdict(list)
     for index, case in enumerate(cases):
         if case.gold is not None:
-            groups[case.prompt].append(index)
+            groups[case.prompt].append((index, case.gold))
     found = []
     for group in groups.values():
-        for one, other in combinations(group, 2):
-            gold = cases[one].gold - cases[other].gold
+        for (one, gold_of_one), (other, gold_of_other) in combinations(group, 2):
+            gold = gold_of_one - gold_of_other
             product = gold * (cases[one].total - cases[other].total)
             if product < 0:
                 found.append((product, (one, other) if gold > 0 else (other, one)))
-    pairs, used = [], set()
+    pairs: list[tuple[int, int]] = []
+    used: set[int] = set()
     for _, pair in sorted(found):
         if not used & set(pair):
             pairs.append(pair)
@@ -152,9 +153,7 @@ def split_by_prompt(
     """
     prompts = list(dict.fromkeys(case.prompt for case in cases))
     order = np.random.default_rng(seed).permutation(len(prompts))
-    sizes = defaultdict(int)
-    for case in cases:
-        sizes[case.prompt] += 1
+    sizes = Counter(case.prompt for case in cases)
     kept: set[str] = set()
     count = 0
     for index in order[: len(prompts) // 2]:

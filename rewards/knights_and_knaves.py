@@ -40,14 +40,17 @@ def read_conclusion(completion: str, names: Collection[str]) -> dict[str, bool] 
     """Read each named inhabitant's role (`True` = knight); `None` if the conclusion is hedged or contradictory."""
     section = extract_tagged(completion)
     text = completion if section is None else section
-    *_, mark = None, *_CONCLUSION.finditer(text)
-    if section is None and mark is None:
+    marks = list(_CONCLUSION.finditer(text))
+    if section is None and not marks:
         lines = _closing_run(text, names)
     else:
-        text = text if mark is None else text[mark.end() :]
-        lines = [_statements(line, names) for line in text.split("\n") if _ROLE.search(line)]
-    if None in lines:
-        return None
+        text = text[marks[-1].end() :] if marks else text
+        lines = []
+        for line in filter(_ROLE.search, text.split("\n")):
+            found = _statements(line, names)
+            if found is None:
+                return None
+            lines.append(found)
     statements = {statement for line in lines for statement in line}
     roles = dict(statements)
     return roles if len(roles) == len(statements) else None
@@ -73,10 +76,13 @@ def _statements(line: str, names: Collection[str]) -> Statements | None:
     name = "|".join(map(re.escape, names))
     plain = re.compile(rf"({name})\s*(?:\bis\b|[:=])\s*(?:a\s)?\s*(knight|knave)", re.IGNORECASE)
     clauses = [clause.strip() for clause in _SEPARATOR.split(_LEAD_IN.sub("", _MARKUP.sub("", line)))]
-    matches = [plain.fullmatch(clause) for clause in clauses if clause]
-    if None in matches:
-        return None
-    return [(spelling[match[1].casefold()], match[2].casefold() == "knight") for match in matches]
+    statements = []
+    for clause in filter(None, clauses):
+        match = plain.fullmatch(clause)
+        if match is None:
+            return None
+        statements.append((spelling[match[1].casefold()], match[2].casefold() == "knight"))
+    return statements
 
 
 def _solution(info: dict[str, Any]) -> dict[str, bool]:

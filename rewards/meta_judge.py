@@ -107,7 +107,11 @@ class MetaJudge:
         used: list[Reply] = []
         chats = [self._analyse(rubric, share, distribution, versions) for share in shares(cases, self.num_refinements)]
         replies = self._ask(chats, used)
-        analysed = [(chat, reply.text) for chat, reply in zip(chats, replies, strict=True) if reply.failure is None]
+        analysed = [
+            (chat, reply.text)
+            for chat, reply in zip(chats, replies, strict=True)
+            if reply.failure is None and reply.text is not None
+        ]
         analyses = [text for _, text in analysed]
 
         def nothing(failure: str) -> Revision:
@@ -188,7 +192,7 @@ class MetaJudge:
 
 def read_items(reply: Reply, task: str, bounds: RubricBounds) -> Rubric | str:
     """Read the items of a rubric from a reply; returns the reason if it is none."""
-    if reply.failure is not None:
+    if reply.failure is not None or reply.text is None:
         return f"{reply.failure}: {reply.detail}"
     try:
         values = read_json(reply.text)
@@ -236,7 +240,9 @@ def describe_scores(cases: Sequence[JudgedCase], rubric: Rubric) -> str:
 def describe_versions(history: RubricHistory) -> list[dict[str, Any]]:
     """Return what became of the last versions: `number`, `outcome` and `changes` of each, for the analyses."""
     described = []
-    for version in history.versions[1:][-KEPT_VERSIONS:]:
+    for version in history.versions[-KEPT_VERSIONS:]:
+        if version.parent is None:  # the rubric that was given
+            continue
         events = [event for event in history.events if event["version"] == version.number]
         outcome = "; ".join(f"{event['event'].replace('_', ' ')} ({event['reason']})" for event in events)
         changes = diff_rubrics(history.versions[version.parent].rubric, version.rubric)

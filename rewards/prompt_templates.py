@@ -40,7 +40,7 @@ NEEDED = {
     "refine_again.j2": {"reason"},
 }
 OPTIONAL = {"reference", "plan", "execution"}  # `None` where there is none
-SAMPLES = dict.fromkeys(("task", "prompt", "completion", "reason", *OPTIONAL), "sample")
+SAMPLES: dict[str, Any] = dict.fromkeys(("task", "prompt", "completion", "reason", *OPTIONAL), "sample")
 SAMPLES |= {"items": [RubricItem("right", "sample", 2), RubricItem("padding", "sample", -1)], "bounds": RubricBounds()}
 SAMPLES |= {"distribution": "sample", "current": "sample", "revisions": ["sample"], "max_words": 100}
 SAMPLES |= {"versions": [{"number": 1, "outcome": "sample", "changes": "sample"}]}

@@ -83,16 +83,16 @@ def response_ids(
         raise ValueError(f"{len(prompts)} prompts for {len(completions)} completions")
     responses = []
     for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
-        if type(prompt) is not type(completion) or not isinstance(prompt, (str, list)):
+        if isinstance(prompt, list) and isinstance(completion, list):
+            ids = tokenizer.apply_chat_template(prompt + completion, tokenize=True, return_dict=True)["input_ids"]
+        elif isinstance(prompt, str) and isinstance(completion, str):
+            end = tokenizer.eos_token or ""
+            ids = tokenizer(text=prompt + completion + ("" if completion.endswith(end) else end))["input_ids"]
+        else:
             raise ValueError(
                 f"row {row}: the prompt is of type {type(prompt).__name__}, the completion of type "
                 f"{type(completion).__name__}: both must be texts, or both lists of messages"
             )
-        if isinstance(prompt, list):
-            ids = tokenizer.apply_chat_template(prompt + completion, tokenize=True, return_dict=True)["input_ids"]
-        else:
-            end = tokenizer.eos_token or ""
-            ids = tokenizer(text=prompt + completion + ("" if completion.endswith(end) else end))["input_ids"]
         if not ids:
             raise ValueError(f"row {row}: prompt and completion together have no token")
         responses.append(ids)
