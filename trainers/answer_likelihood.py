@@ -218,7 +218,8 @@ def _pieces(tree: Tree, packed: bool) -> Iterator[list[tuple[int, Branch]]]:
             yield from ([(number, Branch(branch.cut, chain))] for chain in branch.trie.chains)
         return
     room = max(ROW_TOKENS, len(tree.context))
-    piece, size = [], 0
+    piece: list[tuple[int, Branch]] = []
+    size = 0
     for number, branch in numbered:
         if piece and size + len(branch.trie) > room:
             yield piece
@@ -232,7 +233,8 @@ def _pieces(tree: Tree, packed: bool) -> Iterator[list[tuple[int, Branch]]]:
 def _batches(rows: Sequence[Tree], max_tokens: int, max_branch_tokens: int) -> Iterator[list[int]]:
     """Yield row numbers of like shape; a row beyond the limits goes alone."""
     order = sorted(range(len(rows)), key=lambda i: (rows[i].num_branch_tokens, len(rows[i].context)))
-    batch, context, branches, used = [], 0, 0, 0
+    batch: list[int] = []
+    context = branches = used = 0
     for index in order:
         own = len(rows[index].context), rows[index].num_branch_tokens
         wider = max(context, own[0]), max(branches, own[1])
@@ -274,7 +276,7 @@ def _branch_probabilities(
     steps_BN = logits_BNV[rows_B1, parents_BN, ids_BL[:, -num_branch:]].to(dtype) - norms_BN[rows_B1, parents_BN]
     ending_BN = logits_BNV[..., eos_token_ids].to(dtype).logsumexp(-1) - norms_BN
     steps_BN, ending_BN = steps_BN.cpu(), ending_BN.cpu()
-    values = []
+    values: list[list[float]] = []
     for row, tree in enumerate(rows):
         values.append([])
         at = 0

@@ -76,16 +76,17 @@ class DUMPTrainer(WholeCheckpoints, GRPOTrainer):
             }"""),
     }
 
+    _buffered_inputs: Any  # TRL's: a generation batch, in micro-batches
+
     def __init__(self, model, reward_funcs=None, args: DUMPConfig | None = None, train_dataset=None, **kwargs):
         args = DUMPConfig() if args is None else args
         rows_by_arm = _rows_by_distribution(train_dataset, args.distribution_column)
         with self._rollout_engine(args):
             super().__init__(model, reward_funcs=reward_funcs, args=args, train_dataset=train_dataset, **kwargs)
         arms = list(rows_by_arm)
+        options: Any = args.curriculum_options or {}  # transformers has read a text as JSON
         try:
-            self.curriculum = make_curriculum(
-                args.curriculum, arms, **{"seed": args.seed, **(args.curriculum_options or {})}
-            )
+            self.curriculum = make_curriculum(args.curriculum, arms, **{"seed": args.seed, **options})
         except ValueError as error:
             raise ValueError(f"curriculum, curriculum_options: {error}") from error
         self._arm_rows = list(rows_by_arm.values())
@@ -99,8 +100,8 @@ class DUMPTrainer(WholeCheckpoints, GRPOTrainer):
         if self.use_vllm:
             self.vllm_generation.sync_weights = self._throughput.timed("sync", self.vllm_generation.sync_weights)
         self._rollout_tokens = 0
-        self._rewards_per_func = None  # of the batch being scored: (all ranks' completions, reward functions)
-        self._gold = None  # of the batch being scored, what the gold reward says of it: (all ranks' completions,)
+        self._rewards_per_func: torch.Tensor  # of the batch being scored: (all ranks' completions, reward functions)
+        self._gold: torch.Tensor  # what the gold reward says of that batch: (all ranks' completions,)
         self._gold_index = self._find_gold(args.gold_reward)
         if args.curriculum_reward == "gold" and self._gold_index is None:
             raise ValueError("curriculum_reward: gold needs a reward function that is neither judge nor reward model")
@@ -212,7 +213,7 @@ class DUMPTrainer(WholeCheckpoints, GRPOTrainer):
 
     def _by_arm(self, rewards: torch.Tensor) -> dict[str, list[float]]:
         """Return each drawn distribution's rewards, without NaN; `rewards` are of all ranks, shape (B,)."""
-        by_arm = defaultdict(list)
+        by_arm: dict[str, list[float]] = defaultdict(list)
         for arm, group in zip(self._drawn_arms, rewards.view(-1, self.num_generations).tolist(), strict=True):
             by_arm[self.curriculum.arms[arm]].extend(reward for reward in group if not math.isnan(reward))
         return {arm: values for arm, values in by_arm.items() if values}

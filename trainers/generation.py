@@ -74,8 +74,7 @@ def sample_completions(
     if any(len(ids) == 0 for ids in prompt_ids):
         raise ValueError("a prompt is empty: every prompt needs at least one token")
     device = model.device
-    distinct = {tuple(ids): None for ids in prompt_ids}
-    distinct = {ids: position for position, ids in enumerate(distinct)}
+    distinct = {ids: position for position, ids in enumerate(dict.fromkeys(map(tuple, prompt_ids)))}
     group_B = torch.tensor([distinct[tuple(ids)] for ids in prompt_ids], device=device)
     longest = max(map(len, distinct))
     ids_UP = torch.tensor([[pad_token_id] * (longest - len(ids)) + list(ids) for ids in distinct], device=device)
@@ -128,7 +127,7 @@ def sample_completions(
         logits_BV = output.logits[:, -1]
         position_B = position_B + 1
 
-    completions = [[] for _ in prompt_ids]
+    completions: list[list[int]] = [[] for _ in prompt_ids]
     rows, tokens = (torch.cat(parts).tolist() for parts in zip(*tokens_TB, strict=True))
     for row, token in zip(rows, tokens, strict=True):
         completions[row].append(token)

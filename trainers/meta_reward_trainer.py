@@ -99,6 +99,8 @@ class MetaRewardTrainer(CountedTokens, RewardTrainer):
             }"""),
     }
 
+    data_collator: Any  # transformers'
+
     def __init__(
         self,
         model,
@@ -117,7 +119,7 @@ class MetaRewardTrainer(CountedTokens, RewardTrainer):
             collator = self.data_collator
             self.data_collator = _Collator(collator.pad_token_id, collator.pad_to_multiple_of)
         self._shift = WeightShift()
-        self.meta_set = None
+        self.meta_set: MetaSet | None = None
         if meta_dataset is not None:
             self.meta_set = MetaSet(
                 meta_dataset,
@@ -127,7 +129,7 @@ class MetaRewardTrainer(CountedTokens, RewardTrainer):
                 max_length=args.max_length,
             )
             self.meta_set.check(self.accelerator.num_processes)
-        if args.contrastive == "swav":
+        if args.num_prototypes is not None:  # swav's
             generator_state = torch.get_rng_state()
             torch.manual_seed(args.seed)  # the same on every process, and nothing else is drawn differently
             hidden_size = self.model.config.get_text_config().hidden_size
@@ -188,13 +190,12 @@ class MetaRewardTrainer(CountedTokens, RewardTrainer):
         last_B = attention_mask.sum(1) - 1  # padded on the right
         features_BD = hidden_states[torch.arange(len(hidden_states), device=hidden_states.device), last_B]
         chosen, chosen_other, rejected, rejected_other = features_BD.chunk(4)
-        views = [
-            items_of(c, r, self.args.contrastive_on) for c, r in ((chosen, rejected), (chosen_other, rejected_other))
-        ]
+        view = items_of(chosen, rejected, self.args.contrastive_on)
+        other = items_of(chosen_other, rejected_other, self.args.contrastive_on)
         if self.args.contrastive == "simcse":
-            return simcse_loss(*views, self.args.contrastive_temperature)
+            return simcse_loss(view, other, self.args.contrastive_temperature)
         prototypes = self.accelerator.unwrap_model(self.model).swav_prototypes
-        return swav_loss(*(prototypes(view) for view in views), self.args.contrastive_temperature)
+        return swav_loss(prototypes(view), prototypes(other), self.args.contrastive_temperature)
 
     # ---- MetaRM's step ----
 
@@ -202,7 +203,7 @@ class MetaRewardTrainer(CountedTokens, RewardTrainer):
         if self.meta_set is None:
             return super().training_step(model, inputs, num_items_in_batch)
         if not self._shift.moved:
-            self._move(model)
+            self._move(model, self.meta_set)
         put_back = True
         try:
             with self._shift.undone_before_step(self.model_wrapped if self.is_deepspeed_enabled else None):
@@ -213,11 +214,9 @@ class MetaRewardTrainer(CountedTokens, RewardTrainer):
                 self._shift.undo()
         return loss
 
-    def _move(self, model) -> None:
+    def _move(self, model, meta_set: MetaSet) -> None:
         """Move the weights along the gradient of the difference objective on this step's part of the meta set."""
-        batch = self.meta_set.batch(
-            self.state.global_step, self.accelerator.process_index, self.accelerator.num_processes
-        )
+        batch = meta_set.batch(self.state.global_step, self.accelerator.process_index, self.accelerator.num_processes)
         batch = self._prepare_inputs(batch)
         k = batch.pop("num_responses")
         spread = {}

@@ -55,6 +55,9 @@ logger = get_logger(__name__)
 CASE_COLUMNS = ("prompt", "completion", "reference")
 
 
+UNTOLD = -1  # the version in force, before the main process has said it
+
+
 class MPOTrainer(DUMPTrainer):
     """
     GRPO trainer whose judge learns.
@@ -119,7 +122,13 @@ class MPOTrainer(DUMPTrainer):
 
     @property
     def judge(self) -> Judge:
-        """The judge that trains."""
+        """The judge that trains.
+
+        Raises:
+            ValueError: no JudgeReward is among the reward functions.
+        """
+        if self._judge_reward is None:
+            raise ValueError(f"this {type(self).__name__} has no judge: no JudgeReward is among its reward_funcs")
         return self._judge_reward.judge
 
     def _forget_other_rubric(self) -> None:
@@ -133,12 +142,11 @@ class MPOTrainer(DUMPTrainer):
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         if self._judge_reward is not None and self.model.training:
-            self._collect(rewards)
+            self._collect(rewards, *self._judge_reward.last)
         return rewards
 
-    def _collect(self, rewards) -> None:
+    def _collect(self, rewards, prompts, completions, references, judgements) -> None:
         """Gather the batch's judged completions on the main process."""
-        prompts, completions, references, judgements = self._judge_reward.last
         golds = [float("nan")] * len(rewards)
         if self._gold_index is not None:
             golds = rewards[:, self._gold_index].tolist()
@@ -184,7 +192,7 @@ class MPOTrainer(DUMPTrainer):
         if told[0] is not None:
             raise RuntimeError(f"the main process failed: {told[0]}")
         if told[1] != self.rubric_version:
-            if self.rubric_version is not None:  # on resume the checkpoint's is compared
+            if self.rubric_version != UNTOLD:  # on resume the checkpoint's is compared
                 self._forget_other_rubric()
             self.rubric_version, self.judge.rubric = told[1], Rubric.from_dict(told[2])
 
@@ -198,12 +206,13 @@ class MPOTrainer(DUMPTrainer):
         if quality is not None:
             self._log_mpo("rank_accuracy" if against_gold else "spread", quality)
         if self._held_out_judge is not None and self._num_batches % args.held_out_every == 0:
-            self._look_on()
+            self._look_on(self._held_out_judge)
         suspicion = self._watch.suspicion if args.rollback_window and quality is not None else None
         rolled_back = suspicion is not None and self._look_back(suspicion)
-        if args.meta_every and self._num_batches % args.meta_every == 0 and not rolled_back:
+        due = args.meta_every and self._num_batches % args.meta_every == 0 and not rolled_back
+        if due and self._meta_judge is not None:
             started = time.perf_counter()
-            self._meta_step()
+            self._meta_step(self._meta_judge)
             self._log_mpo("seconds", time.perf_counter() - started)
 
     def _keep_early(self, cases: list[JudgedCase]) -> list[JudgedCase]:
@@ -219,7 +228,7 @@ class MPOTrainer(DUMPTrainer):
 
     # ---- the rubric ----
 
-    def _meta_step(self) -> None:
+    def _meta_step(self, meta_judge: MetaJudge) -> None:
         """Let the meta judge rewrite the rubric, and put it in force if the gate lets it through."""
         args, step, current = self.args, self.state.global_step, self.rubric_history.current
         wanted = args.gate_cases if args.gate else 0
@@ -236,12 +245,12 @@ class MPOTrainer(DUMPTrainer):
         chosen = select_cases(shown, args.meta_cases, seed=args.seed + self._num_batches)
         spread = describe_scores(self._judged, current.rubric)
         try:
-            revision = self._meta_judge.revise(current.rubric, chosen, spread, describe_versions(self.rubric_history))
+            revision = meta_judge.revise(current.rubric, chosen, spread, describe_versions(self.rubric_history))
         except JudgeError as error:
             return self._nothing_new(str(error))
         self._log_mpo("tokens", revision.prompt_tokens + revision.completion_tokens)
         if revision.rubric is None:
-            return self._nothing_new(revision.failure)
+            return self._nothing_new(str(revision.failure))
         if revision.rubric == current.rubric:
             return self._nothing_new("the meta judge changes nothing")
         verdict = self._try(current.rubric, revision.rubric, held_out) if args.gate else None
@@ -273,8 +282,8 @@ class MPOTrainer(DUMPTrainer):
 
     def _try(self, old: Rubric, new: Rubric, cases: list[JudgedCase], early: Sequence[JudgedCase] = ()) -> Verdict:
         """Let the judge use both rubrics on the same completions."""
-        qualities = [self._measure(rubric, cases, early) for rubric in (old, new)]
-        return decide(*qualities, tolerance=self.args.gate_tolerance)
+        before, after = (self._measure(rubric, cases, early) for rubric in (old, new))
+        return decide(before, after, tolerance=self.args.gate_tolerance)
 
     def _measure(self, rubric: Rubric, cases: list[JudgedCase], early: Sequence[JudgedCase]) -> RubricQuality:
         cases = [*early, *cases]
@@ -299,10 +308,10 @@ class MPOTrainer(DUMPTrainer):
             cases += (group := [case for case in self._judged if case.prompt == prompt])
             kept += len(group)
         verdict = self._try(current.rubric, parent.rubric, cases, self._early)
-        accuracies = gold_accuracies(verdict.old, verdict.new)
-        if accuracies is None and verdict.measure == "reliability":
-            accuracies = verdict.old.reliability, verdict.new.reliability
-        better = verdict.accepted and accuracies is not None and accuracies[1] > accuracies[0]
+        before, after = gold_accuracies(verdict.old, verdict.new) or (None, None)
+        if before is None and verdict.measure == "reliability":
+            before, after = verdict.old.reliability, verdict.new.reliability
+        better = verdict.accepted and before is not None and after is not None and after > before
         if better:
             reason = f"{suspicion}; with version {parent.number}: {verdict.reason}"
             self.rubric_history.roll_back(parent.number, self.state.global_step, reason)
@@ -321,13 +330,13 @@ class MPOTrainer(DUMPTrainer):
 
     # ---- the judge that looks on ----
 
-    def _look_on(self) -> None:
+    def _look_on(self, held_out_judge: Judge) -> None:
         """Let the held-out judge score some of the batch, and raise the alarm if the two have parted."""
         _, cases = split_by_prompt(self._cases, self.args.held_out_cases, seed=self.args.seed + self._num_batches)
         cases = cases or self._cases
         columns = [[getattr(case, name) for case in cases] for name in CASE_COLUMNS]
         try:
-            judgements = self._held_out_judge.judge(*columns)
+            judgements = held_out_judge.judge(*columns)
         except JudgeError as error:
             logger.warning(f"the held-out judge does not answer: {error}")
             return
@@ -379,7 +388,7 @@ class MPOTrainer(DUMPTrainer):
         self._judged, self._early = ([JudgedCase(**case) for case in state[name]] for name in ("pool", "early"))
         self._watch.load_state_dict(state["watch"])
         self._alarm.load_state_dict(state["alarm"])
-        self.rubric_version = None  # taken up from the history, which may have been turned back by the user
+        self.rubric_version = UNTOLD  # taken up from the history, which may have been turned back by the user
         self._share(lambda: self._resume_history(state["rubrics"], state["step"]))
         if self.rubric_version != state["rubrics"]["current"]:
             self._forget_other_rubric()

@@ -75,11 +75,12 @@ class MRTTrainer(SuccessAtPrefixes, DUMPTrainer):
         args = MRTConfig() if args is None else args
         super().__init__(model, reward_funcs=reward_funcs, args=args, train_dataset=train_dataset, **kwargs)
         self._check_gold()
-        self._rule = EpisodeRule.from_options(args.episodes)
-        forces = args.progress in ("episode", "anytime") or bool(args.terminating_generations)
-        self._forcing = Forcing(self._tokenizer, args.forcing_suffix) if forces else None
+        options: Any = args.episodes  # transformers has read a text as JSON
+        self._rule = EpisodeRule.from_options(options)
+        if args.progress in ("episode", "anytime") or args.terminating_generations:
+            self._forcing = Forcing(self._tokenizer, args.forcing_suffix)
         self._pool = PrefixPool()
-        self._prefixes: list[list[int]] | None = None  # what stands before each of this process's rollouts
+        self._prefixes: list[list[int]] = []  # what stands before each of this process's rollouts, if anything does
         self._traces: list[dict[str, Any]] = []  # some of the last batch, for the page that shows them
 
     def _check_gold(self) -> None:
@@ -101,7 +102,7 @@ class MRTTrainer(SuccessAtPrefixes, DUMPTrainer):
         if training and self.args.progress != "none":
             with torch.no_grad():
                 outputs["advantages"] = self._advantages(outputs)
-        self._prefixes = None
+        self._prefixes = []
         return outputs
 
     def _draw(self, num_local_rows: int) -> list[dict[str, Any]]:
@@ -112,7 +113,7 @@ class MRTTrainer(SuccessAtPrefixes, DUMPTrainer):
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         self._completion_ids = completion_ids_list
-        if self._prefixes is not None:
+        if self._prefixes:
             texts = self._tokenizer.batch_decode(self._prefixes, skip_special_tokens=True)
             self._log_completion_extra("prefix", texts)
             completions = [_continued(text, completion) for text, completion in zip(texts, completions, strict=True)]
@@ -139,7 +140,7 @@ class MRTTrainer(SuccessAtPrefixes, DUMPTrainer):
         values, outcome_at = self._values(outputs, ends, rewards)
         width = outputs["completion_ids"].shape[1]
         if args.progress == "anytime":
-            advantages = progress.anytime_advantages(values, self.num_generations, scale=args.progress_scale)
+            advantages = progress.anytime_advantages(values, self.num_generations, scale=str(args.progress_scale))
             advantages = progress.spread(self._local(advantages), ends, width)
             if others is None:
                 return advantages
@@ -148,7 +149,7 @@ class MRTTrainer(SuccessAtPrefixes, DUMPTrainer):
             return advantages + self._local(paid)[:, None]
         factor = self._shrinkage(values, outcome_at)
         advantages = progress.episode_advantages(
-            values, self.num_generations, decay=args.progress_decay, scale=args.progress_scale, factor=factor
+            values, self.num_generations, decay=args.progress_decay, scale=str(args.progress_scale), factor=factor
         )
         bonus = progress.spread(self._local(advantages), ends, width)
         self._show(ends, self._local(values))
@@ -175,7 +176,7 @@ class MRTTrainer(SuccessAtPrefixes, DUMPTrainer):
 
     def _ends(self) -> list[list[int]]:
         """Return where the episodes of each completion end; for `anytime`, where its budgets cut it."""
-        if self.args.progress == "anytime":
+        if self.args.budgets:  # of anytime
             return [[min(budget, len(ids)) for budget in self.args.budgets] for ids in self._completion_ids]
         return [episode_ends(ids, token_texts(self._tokenizer, ids), self._rule) for ids in self._completion_ids]
 
@@ -197,7 +198,7 @@ class MRTTrainer(SuccessAtPrefixes, DUMPTrainer):
         estimated = self._estimate(prompts, cuts)
 
         number = [[len(row), len(row) + 1] for row in cuts]  # columns: estimated ones, and the outcome's
-        width = len(self.args.budgets) if anytime else max(columns for _, columns in number)
+        width = len(self.args.budgets) if self.args.budgets else max(columns for _, columns in number)
         local = torch.full((len(cuts), width), torch.nan, device=rewards.device)
         for row, values in enumerate(estimated):
             local[row, : len(values)] = torch.tensor(values, device=rewards.device)
@@ -254,14 +255,14 @@ class MRTTrainer(SuccessAtPrefixes, DUMPTrainer):
 
     def _tokenize_prompts(self, prompts: list):
         prompt_ids, images, fields = super()._tokenize_prompts(prompts)
-        if self._prefixes is not None:
+        if self._prefixes:
             if images is not None:
                 raise ValueError("progress: prefix is for text only: a prompt of this batch has images")
             prompt_ids = [[*ids, *prefix] for ids, prefix in zip(prompt_ids, self._prefixes, strict=True)]
         return prompt_ids, images, fields
 
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, **kwargs):
-        if self._prefixes is None:
+        if not self._prefixes:
             return super()._generate_single_turn(prompt_ids, images, multimodal_fields, num_generations, **kwargs)
         # A group has two kinds of prompts, so a server must not take the first for all of them.
         completion_ids, logprobs = super()._generate_single_turn(prompt_ids, images, multimodal_fields, 1, **kwargs)

@@ -62,7 +62,8 @@ def write_rollouts(folder: Path, rank: int, batches: Sequence[dict[str, Any]]) -
     Raises:
         TypeError: if a batch holds something else (image inputs), which cannot be resumed inside a generation block.
     """
-    tensors, scalars = {}, []
+    tensors: dict[str, torch.Tensor] = {}
+    scalars: list[dict[str, int | float | None]] = []
     for index, batch in enumerate(batches):
         scalars.append({})
         for name, value in batch.items():

@@ -87,7 +87,7 @@ def check_port(port: int) -> None:
             listener.bind(("", port))
         except OSError as error:
             raise VLLMServerError(
-                f"port {port}, on which the vLLM server is to fetch weights: {os.strerror(error.errno)}; another run "
+                f"port {port}, on which the vLLM server is to fetch weights: {error.strerror}; another run "
                 "may use it: set vllm_group_port to a free one"
             ) from None
 

@@ -92,7 +92,9 @@ def choose(traces: Sequence[RightTrace], select: str, rng: random.Random) -> int
         return rng.randrange(len(traces))
     if select == "shortest":
         return min(range(len(traces)), key=lambda i: traces[i].ends[-1])
-    if any(trace.values is None for trace in traces):
-        raise ValueError("select: progress needs the values of every trace")
-    regrets = [round(regret(trace.ends, trace.values), 9) for trace in traces]  # rounded: equal areas are equal
+    regrets = []
+    for trace in traces:
+        if trace.values is None:
+            raise ValueError("select: progress needs the values of every trace")
+        regrets.append(round(regret(trace.ends, trace.values), 9))  # rounded: equal areas are equal
     return min(range(len(traces)), key=lambda i: (regrets[i], traces[i].ends[-1]))

@@ -18,8 +18,10 @@ from trl import GRPOTrainer
 from trl.data_utils import is_conversational
 from trl.models import unwrap_model_for_generation
 
-from ..rewards import get_verifier
+from ..rewards import Forcing, get_verifier
 from .answer_likelihood import AcceptedAnswers, Tree, success_probabilities
+from .mrt_config import MRTConfig
+from .throughput import Throughput
 
 logger = get_logger(__name__)
 MIN_ENDED = 0.5  # share of forced answers below which something must be wrong
@@ -32,6 +34,26 @@ class SuccessAtPrefixes:
     It reads what the trainer keeps of a batch: `_drawn`, this process's rows; `_completion_ids`, their completions;
     `_forcing`, the suffix; and `_gold_index`.
     """
+
+    args: MRTConfig
+    accelerator: Any
+    model: Any
+    model_wrapped: Any
+    eos_token_ids: list[int]
+    generation_config: Any
+    use_vllm: bool
+    vllm_generation: Any
+    _metrics: dict[str, dict[str, list[float]]]
+    _pending_extra_logs: dict[str, Any]
+    _pending_metrics: dict[str, Any]
+    _tokenizer: Any
+    _throughput: Throughput
+    _rollout_tokens: int
+    _gold_index: int | None
+    _drawn: list[dict[str, Any]]
+    _completion_ids: list[list[int]]
+    _forcing: Forcing  # where anything is forced
+    _generate_single_turn: Any
 
     def _estimate(self, prompts: list[list[int]], cuts: list[list[int]]) -> list[list[float]]:
         """Estimate J of this process's prefixes: each completion cut at each of its `cuts`."""
@@ -126,10 +148,13 @@ class SuccessAtPrefixes:
     @contextmanager
     def _gold_alone(self) -> Iterator[None]:
         """Let TRL call the gold reward and no other: a judge is asked for whole answers only."""
+        number = self._gold_index
+        if number is None:
+            raise ValueError("no reward function tells right from wrong: add a verifier to reward_funcs")
         names = ("reward_funcs", "reward_processing_classes", "reward_func_names")
         before = {name: getattr(self, name) for name in names}
         for name, values in before.items():
-            setattr(self, name, [values[self._gold_index]])
+            setattr(self, name, [values[number]])
         try:
             yield
         finally:

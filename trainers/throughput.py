@@ -26,7 +26,7 @@ import re
 import resource
 import sys
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -261,16 +261,16 @@ def prefix_cache_counters(metrics: Iterable[Any]) -> tuple[float, float]:
     Args:
         metrics (`Iterable`): objects with a `name`, counters among them with a `value`.
     """
-    totals = Counter()
+    totals: dict[str, float] = defaultdict(float)
     for metric in metrics:
         if metric.name in CACHE_COUNTERS:
             totals[metric.name] += metric.value
-    return tuple(float(totals[name]) for name in CACHE_COUNTERS)
+    return totals[CACHE_COUNTERS[0]], totals[CACHE_COUNTERS[1]]
 
 
 def prefix_cache_counters_of_server(text: str) -> tuple[float, float]:
     """Read the counters off what a vLLM server answers at `/metrics`, in Prometheus' text format."""
-    totals = Counter()
+    totals: dict[str, float] = defaultdict(float)
     for name, value in re.findall(r"^(vllm:prefix_cache_\w+?)(?:_total)?(?:\{.*\})? (\S+)", text, re.MULTILINE):
         totals[name] += float(value)
-    return tuple(float(totals[name]) for name in CACHE_COUNTERS)
+    return totals[CACHE_COUNTERS[0]], totals[CACHE_COUNTERS[1]]

@@ -108,7 +108,7 @@ class Rollouts(VLLMGeneration):
         super().__init__(**kwargs)
 
     def _init_vllm(self) -> None:
-        options = {"disable_log_stats": False}  # or the prefix cache's hits are not counted
+        options: dict[str, object] = {"disable_log_stats": False}  # or the prefix cache's hits are not counted
         if self.on_cpu:
             options |= engine_options(self.model.dtype)
         client = GlooVLLMClient if self.gloo else VLLMClient
