@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from .statistics import bootstrap_mean
+from .statistics import Numbers, bootstrap_mean
 
 
-def selection_probabilities(proxy: Sequence[float], n: int) -> np.ndarray:
+def selection_probabilities(proxy: Numbers, n: int) -> np.ndarray:
     """Return, for each of k responses, the chance that it is the proxy's best of n drawn without replacement.
 
     With l responses scored lower than one, and t as high as it (itself included), that chance is
@@ -52,7 +52,7 @@ def selection_probabilities(proxy: Sequence[float], n: int) -> np.ndarray:
     )
 
 
-def best_of_n(proxy: Sequence[float], gold: Sequence[float], n: int) -> float:
+def best_of_n(proxy: Numbers, gold: Numbers, n: int) -> float:
     """Return the expected gold score of the proxy's best of n among the k responses of one prompt.
 
     For instance proxy 1, 2, 2 and gold 0, 1, 4 with n = 2: of the three draws one takes the second response, one the
@@ -162,10 +162,11 @@ def _default_n(most: int) -> list[int]:
 
 def _row(n: int, prompts: Sequence[Prompt], confidence: float, num_resamples: int, seed: int) -> dict[str, Any]:
     distributions = [distribution for *_, distribution in prompts]
-    how = {"confidence": confidence, "num_resamples": num_resamples, "seed": seed}
 
     def mean(values: Sequence[float], resamples: int = num_resamples):
-        return bootstrap_mean(values, range(len(values)), distributions, **(how | {"num_resamples": resamples}))
+        return bootstrap_mean(
+            values, range(len(values)), distributions, confidence=confidence, num_resamples=resamples, seed=seed
+        )
 
     found = [best_of_n(proxy_K, gold_K, n) for proxy_K, gold_K, _ in prompts]
     chosen = mean(found)

@@ -65,28 +65,26 @@ def _against(reference: BudgetEvaluation, other: BudgetEvaluation, confidence: f
         raise ValueError("no problem was scored by both; evaluate both on the same items")
     asked = {trace.problem for run in (reference, other) for trace in run.traces}
     names = {problem: problem[0] for problem in paired}
-    options = {"confidence": confidence, "seed": seed}
+    ours, theirs = ({problem: side[problem] for problem in paired} for side in curves)
 
-    def difference(*sides: Mapping[Problem, float]) -> dict[str, float] | None:
-        both = [problem for problem in paired if all(problem in side for side in sides)]
+    def difference(one: Mapping[Problem, float], two: Mapping[Problem, float]) -> dict[str, float]:
+        both = [problem for problem in paired if problem in one and problem in two]
         if not both:
-            return None
-        pair = [{problem: side[problem] for problem in both} for side in sides]
-        interval = paired_bootstrap_difference(*pair, names, **options)
+            return {}
+        before, after = ({problem: side[problem] for problem in both} for side in (one, two))
+        interval = paired_bootstrap_difference(before, after, names, confidence=confidence, seed=seed)
         return dict(zip(("difference", "ci_low", "ci_high"), interval, strict=True))
 
     common = [budget for budget in reference.budgets if budget in other.budgets]
     accuracy = []
     for budget in (0, *common):
-        places = [(0, *run.budgets).index(budget) for run in (reference, other)]
-        sides = [{p: side[p][1][place] for p in paired} for side, place in zip(curves, places, strict=True)]
-        accuracy.append({"budget": budget, **difference(*sides)})
+        at, there = ((0, *run.budgets).index(budget) for run in (reference, other))
+        before, after = {p: ours[p][1][at] for p in paired}, {p: theirs[p][1][there] for p in paired}
+        accuracy.append({"budget": budget, **difference(before, after)})
     regret = None
     if common:
-        cutoff = common[-1]
-        sides = [run.problem_means(lambda t, run=run: run.regret(t, cutoff)) for run in (reference, other)]
-        regret = {"cutoff": cutoff, **(difference(*sides) or {})}
-    ratio = token_ratio(*({p: side[p] for p in paired} for side in curves), names, **options)
+        regret = {"cutoff": common[-1], **difference(reference.regrets(common[-1]), other.regrets(common[-1]))}
+    ratio = token_ratio(ours, theirs, names, confidence=confidence, seed=seed)
     return {
         "num_problems": len(paired),
         "num_unpaired": len(asked) - len(paired),

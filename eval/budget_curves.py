@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .statistics import CHUNK, Interval
+from .statistics import CHUNK, Interval, Problem
 
 Curve = tuple[Sequence[float], Sequence[float]]  # tokens, and what is reached at them
 
@@ -116,9 +116,9 @@ class TokenRatio(NamedTuple):
 
 
 def token_ratio(
-    reference: Mapping[Hashable, Curve],
-    other: Mapping[Hashable, Curve],
-    distributions: Mapping[Hashable, Hashable] | None = None,
+    reference: Mapping[Problem, Curve],
+    other: Mapping[Problem, Curve],
+    distributions: Mapping[Problem, Hashable] | None = None,
     *,
     level: float | None = None,
     confidence: float = 0.95,
@@ -146,7 +146,7 @@ def token_ratio(
     """
     if reference.keys() != other.keys() or not reference:
         raise ValueError("both models need curves of the same problems, at least one")
-    strata: dict[Hashable, list[Hashable]] = defaultdict(list)
+    strata: dict[Hashable, list[Problem]] = defaultdict(list)
     for problem in reference:
         strata[distributions[problem] if distributions else None].append(problem)
     sides = [
@@ -155,12 +155,12 @@ def token_ratio(
     ]  # of each model one array a distribution: (problems, 2, points)
     exact = [np.mean([stratum.mean(axis=0) for stratum in side], axis=0)[None] for side in sides]
     levels, tokens = _at_common_level(exact, level)
-    point = [float(t[0]) if np.isfinite(t[0]) else None for t in tokens]
-    if None in point:
-        return TokenRatio(float(levels[0]), *point, None, 1.0)
+    of_reference, of_other = (float(t[0]) if np.isfinite(t[0]) else None for t in tokens)
+    if of_reference is None or of_other is None:
+        return TokenRatio(float(levels[0]), of_reference, of_other, None, 1.0)
 
     rng = np.random.default_rng(seed)
-    ratios = []
+    resampled = []
     for start in range(0, num_resamples, CHUNK):
         size = min(CHUNK, num_resamples - start)
         drawn = [rng.integers(len(members), size=(size, len(members))) for members in strata.values()]
@@ -169,15 +169,14 @@ def token_ratio(
             for side in sides
         ]
         _, tokens = _at_common_level(means, level)
-        ratios.append(_ratio(*tokens))
-    ratios = np.concatenate(ratios)
+        resampled.append(_ratio(*tokens))
+    ratios = np.concatenate(resampled)
     reached = ratios[np.isfinite(ratios)]
     tail = (1 - confidence) / 2
     low, high = np.quantile(reached, [tail, 1 - tail]) if len(reached) else (np.nan, np.nan)
-    ratio = float(_ratio(np.array(point[:1]), np.array(point[1:]))[0])
-    return TokenRatio(
-        float(levels[0]), *point, Interval(ratio, float(low), float(high)), 1 - len(reached) / len(ratios)
-    )
+    ratio = float(_ratio(np.array([of_reference]), np.array([of_other]))[0])
+    interval = Interval(ratio, float(low), float(high))
+    return TokenRatio(float(levels[0]), of_reference, of_other, interval, 1 - len(reached) / len(ratios))
 
 
 def _at_common_level(means: Sequence[np.ndarray], level: float | None) -> tuple[np.ndarray, list[np.ndarray]]:

@@ -119,10 +119,13 @@ class BudgetEvaluation:
 
     def curves(self) -> dict[Problem, tuple[list[float], list[float]]]:
         """Tokens spent and accuracy of each problem, at the empty prefix and at every budget."""
+
+        def column(values: Callable[[Cuts], Sequence[float | None]], at: int) -> dict[Problem, float]:
+            return self.problem_means(lambda trace: _scored(values(trace.budgets), trace, at))
+
         columns = []
         for at in range(len(self.budgets) + 1):
-            columns.append(self.problem_means(lambda trace, at=at: _scored(trace.budgets.success, trace, at)))
-            columns.append(self.problem_means(lambda trace, at=at: _scored(trace.budgets.spent, trace, at)))
+            columns += [column(lambda cuts: cuts.success, at), column(lambda cuts: cuts.spent, at)]
         return {
             problem: ([column[problem] for column in columns[1::2]], [column[problem] for column in columns[::2]])
             for problem in columns[0]
@@ -159,20 +162,31 @@ class BudgetEvaluation:
             means = part.problem_means(value)
             if not means:
                 return dict.fromkeys((name, "ci_low", "ci_high"))
-            columns = list(means.values()), list(means), [problem[0] for problem in means]
-            found = bootstrap_mean(*columns, confidence=confidence, seed=seed)
+            names = [problem[0] for problem in means]
+            found = bootstrap_mean(list(means.values()), list(means), names, confidence=confidence, seed=seed)
             return dict(zip((name, "ci_low", "ci_high"), found, strict=True))
 
         def row(cuts: Callable[[TraceMeasurement], Cuts], at: int) -> dict[str, Any]:
             def of(values: Callable[[Cuts], Sequence[float | None]]) -> Callable[[TraceMeasurement], float | None]:
                 return lambda trace: values(cuts(trace))[min(at, len(cuts(trace).success) - 1)]
 
+            def majority(k: int) -> float | None:
+                return part.mean(of(lambda c: c.majority[k]))
+
             numbers = interval(of(lambda c: c.success), "accuracy") | {"spent": part.mean(of(lambda c: c.spent))}
             numbers["answer"] = part.mean(of(lambda c: c.answer))
             ks = list(cuts(traces[0]).majority) if traces else []
-            return numbers | {f"maj@{k}": part.mean(of(lambda c, k=k: c.majority[k])) for k in ks}
+            return numbers | {f"maj@{k}": majority(k) for k in ks}
 
-        cutoffs = self.budgets
+        def regret(cutoff: int) -> dict[str, float | None]:
+            return interval(lambda trace: self.regret(trace, cutoff), "regret")
+
+        def reached(at: int, budget: int) -> float | None:
+            return part.mean(lambda trace: float(_trace_tokens(trace.extended, at) >= budget))
+
+        def going_on(at: int) -> float | None:
+            return part.mean(lambda trace: float(len(trace.episode_ends) > at))
+
         positions = [0, *self.budgets]
         episodes = max((len(trace.episode_ends) for trace in traces), default=0)
         return {
@@ -180,22 +194,18 @@ class BudgetEvaluation:
                 {"budget": budget, **row(lambda t: t.budgets, at), "ended": part.mean(_ended_within(budget))}
                 for at, budget in enumerate(positions)
             ],
-            "regret": [{"cutoff": c, **interval(lambda t, c=c: self.regret(t, c), "regret")} for c in cutoffs],
+            "regret": [{"cutoff": cutoff, **regret(cutoff)} for cutoff in self.budgets],
             "extended": [
                 {
                     "factor": factor,
                     "budget": budget,
                     **row(lambda t: t.extended, at),
-                    "reached": part.mean(lambda t, at=at, b=budget: float(_trace_tokens(t.extended, at) >= b)),
+                    "reached": reached(at, budget),
                 }
                 for at, (factor, budget) in enumerate(zip(self.factors, self.extended_budgets, strict=True))
             ],
             "episodes": [
-                {
-                    "episode": at,
-                    **row(lambda t: t.episodes, at),
-                    "going_on": part.mean(lambda t, at=at: float(len(t.episode_ends) > at)),
-                }
+                {"episode": at, **row(lambda t: t.episodes, at), "going_on": going_on(at)}
                 for at in range(episodes + 1 if episodes else 0)
             ],
             "mean_tokens": part.mean(lambda trace: float(trace.tokens)),
@@ -221,7 +231,12 @@ class BudgetEvaluation:
                 break
             positions.append(budget)
             values.append(value)
-        return None if None in values else 1 - mean_success(positions, values, cutoff)
+        known = [value for value in values if value is not None]
+        return 1 - mean_success(positions, known, cutoff) if len(known) == len(values) else None
+
+    def regrets(self, cutoff: int) -> dict[Problem, float]:
+        """Normalised regret of each problem up to `cutoff`; a problem without a scored trace is left out."""
+        return self.problem_means(lambda trace: self.regret(trace, cutoff))
 
     def save(self, folder: str | Path) -> dict:
         """Write `test_time.json`, summary and traces, into `folder`; complete or not at all.

@@ -8,14 +8,14 @@ Networks", 2017).
 """
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 
 from .pair_statistics import correctness
+from .statistics import Numbers
 
 
-def confidence_bins(margins: Sequence[float], num_bins: int = 10, temperature: float = 1.0) -> list[np.ndarray]:
+def confidence_bins(margins: Numbers, num_bins: int = 10, temperature: float = 1.0) -> list[np.ndarray]:
     """Sort pairs by the model's confidence into bins of equal width from ½ to 1.
 
     Args:
@@ -32,7 +32,7 @@ def confidence_bins(margins: Sequence[float], num_bins: int = 10, temperature: f
     return [np.flatnonzero(places_N == place) for place in range(num_bins)]
 
 
-def reliability(margins: Sequence[float], num_bins: int = 10, temperature: float = 1.0) -> list[dict[str, float]]:
+def reliability(margins: Numbers, num_bins: int = 10, temperature: float = 1.0) -> list[dict[str, float]]:
     """Return `low`, `high`, `num_pairs`, mean `confidence` and `accuracy` of every bin that holds a pair."""
     margins_N = np.asarray(margins, dtype=float)
     confidence_N, correct_N = _confidence(margins_N, temperature), correctness(margins_N)
@@ -49,7 +49,7 @@ def reliability(margins: Sequence[float], num_bins: int = 10, temperature: float
     ]
 
 
-def expected_calibration_error(margins: Sequence[float], num_bins: int = 10, temperature: float = 1.0) -> float:
+def expected_calibration_error(margins: Numbers, num_bins: int = 10, temperature: float = 1.0) -> float:
     """Return the mean over pairs of |accuracy - confidence| of their bin; see [`reliability`]."""
     bins = reliability(margins, num_bins, temperature)
     if not bins:
@@ -57,12 +57,12 @@ def expected_calibration_error(margins: Sequence[float], num_bins: int = 10, tem
     return sum(row["num_pairs"] * abs(row["accuracy"] - row["confidence"]) for row in bins) / len(margins)
 
 
-def pair_loss(margins: Sequence[float], temperature: float = 1.0) -> float:
+def pair_loss(margins: Numbers, temperature: float = 1.0) -> float:
     """Return the mean of -log sigmoid(m / temperature), in nats: what reward models are trained on."""
     return float(np.logaddexp(0, -np.asarray(margins, dtype=float) / temperature).mean())
 
 
-def fit_temperature(margins: Sequence[float]) -> float:
+def fit_temperature(margins: Numbers) -> float:
     """Return the temperature above 0 at which the margins have the least [`pair_loss`].
 
     Returns `math.inf` where no temperature beats a coin (the mean margin is 0 or below), and 0.0 where no pair is
@@ -92,7 +92,7 @@ def fit_temperature(margins: Sequence[float]) -> float:
     return scale * math.exp(-(low + high) / 2)
 
 
-def _confidence(margins: Sequence[float], temperature: float) -> np.ndarray:
+def _confidence(margins: Numbers, temperature: float) -> np.ndarray:
     if not temperature > 0:
         raise ValueError(f"temperature must be above 0, got {temperature}")
     return 1 / (1 + np.exp(-np.abs(np.asarray(margins, dtype=float)) / temperature))

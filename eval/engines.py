@@ -250,7 +250,7 @@ class VLLMEngine:
                 "engine vllm needs vLLM: pip install 'metatune[vllm]', or choose --engine transformers"
             ) from error
         self._vllm = vllm
-        options = {"dtype": dtype}
+        options: dict[str, object] = {"dtype": dtype}
         if not torch.cuda.is_available():
             options = engine_options(AutoConfig.from_pretrained(model).dtype if dtype == "auto" else dtype)
         self._llm = vllm.LLM(model=model, **options)

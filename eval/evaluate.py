@@ -62,7 +62,8 @@ def evaluate(
         raise ValueError(f"num_samples must be at least 1, got {num_samples}")
     if temperature == 0 and num_samples > 1:
         raise ValueError(f"greedy decoding repeats itself: set num_samples to 1, not {num_samples}, or a temperature")
-    options = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k}
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature}
+    options |= {"top_p": top_p, "top_k": top_k}
     sampling = Sampling(**options, seed=seed)
     started = time.perf_counter()
     prompt_ids = [render(tokenizer, item["prompt"]) for item in items for _ in range(num_samples)]

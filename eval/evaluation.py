@@ -204,12 +204,12 @@ def compare(before: Evaluation, after: Evaluation, *, confidence: float = 0.95, 
 
     def over(problems: list[Problem], num_asked: int, generated_tokens: int) -> dict:
         names = {problem: problem[0] for problem in problems}
-        pair = [{problem: side[problem] for problem in problems} for side in (accuracy_before, accuracy_after)]
-        interval = paired_bootstrap_difference(*pair, names, confidence=confidence, seed=seed)
-        means = [_mixture_mean(side) for side in pair]
+        sides = (accuracy_before, accuracy_after)
+        first, second = ({problem: side[problem] for problem in problems} for side in sides)
+        interval = paired_bootstrap_difference(first, second, names, confidence=confidence, seed=seed)
         return {
-            "accuracy_before": means[0],
-            "accuracy_after": means[1],
+            "accuracy_before": _mixture_mean(first),
+            "accuracy_after": _mixture_mean(second),
             "difference": interval.value,
             "ci_low": interval.low,
             "ci_high": interval.high,
@@ -234,7 +234,7 @@ def _summary(
     confidence: float,
     seed: int,
 ) -> dict:
-    rows = [(float(c.correct), problem[1], problem[0]) for problem, group in scored.items() for c in group]
+    rows = [(float(bool(c.correct)), problem[1], problem[0]) for problem, group in scored.items() for c in group]
     interval = bootstrap_mean(*zip(*rows, strict=True), confidence=confidence, seed=seed) if rows else (None,) * 3
     summary = dict(zip(("accuracy", "ci_low", "ci_high"), interval, strict=True))
     for k in k_values:

@@ -108,7 +108,7 @@ def _extend_once(
             starts[row] += _phrase_ids(tokenizer, state.ids, phrases[state.phrases % len(phrases)])
             state.phrases += 1
     rooms = {row: budget - len(start) for row, start in starts.items()}
-    said = {}
+    said: dict[int, list[int]] = {}
     for asked, shortest in _like_rooms(rooms):
         draw = replace(sampling, max_new_tokens=shortest)
         said |= zip(asked, engine.generate([[*prompt_ids[r], *starts[r]] for r in asked], draw), strict=True)

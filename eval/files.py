@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a file beside `path`, then put it in the place of `path` in one step.
 
     Args:
         path (`Path`): the file to be; its folder is made where it is missing.
-        write (`Callable[[Path], None]`): writes the temporary file that it is given.
+        write (`Callable[[Path], object]`): writes the temporary file that it is given.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{os.getpid()}-{path.name}")

@@ -101,8 +101,7 @@ def forced_answers(
     sampling: Sampling,
 ) -> list[list[str]]:
     """Return the texts of [`force_answers`] alone: `num_answers` of each trace, ready for a verifier."""
-    options = {"num_answers": num_answers, "sampling": sampling}
-    forced = force_answers(engine, tokenizer, prompt_ids, traces, forcing, **options)
+    forced = force_answers(engine, tokenizer, prompt_ids, traces, forcing, num_answers=num_answers, sampling=sampling)
     return [answers.texts for answers in forced]
 
 

@@ -10,21 +10,21 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 
-from .statistics import Interval
+from .statistics import Interval, Numbers
 
 DRAWS = 1_000_000  # clusters drawn at once: bounds the memory
 
 
-def correctness(margins: Sequence[float]) -> np.ndarray:
+def correctness(margins: Numbers) -> np.ndarray:
     """Return 1 for each margin above 0, ½ for a tie, 0 below, NaN for NaN; shape (N,)."""
     margins_N = np.asarray(margins, dtype=float)
     return np.where(np.isnan(margins_N), np.nan, (np.sign(margins_N) + 1) / 2)
 
 
 def clustered_mean(
-    values: Sequence[float],
+    values: Numbers,
     clusters: Sequence[Hashable],
-    weights: Sequence[float] | None = None,
+    weights: Numbers | None = None,
     *,
     confidence: float = 0.95,
     num_resamples: int = 10_000,
@@ -96,6 +96,6 @@ def correlation_within(
     members: dict[Hashable, list[tuple[float, float]]] = defaultdict(list)
     for one, other, group in zip(first, second, groups, strict=True):
         members[group].append((one, other))
-    found = [rank_correlation(*zip(*pairs, strict=True)) for pairs in members.values()]
-    found = [correlation for correlation in found if correlation is not None]
+    correlations = [rank_correlation(*zip(*pairs, strict=True)) for pairs in members.values()]
+    found = [correlation for correlation in correlations if correlation is not None]
     return (float(np.mean(found)) if found else None), len(found)

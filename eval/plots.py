@@ -186,7 +186,8 @@ def palette(names: Sequence[str]) -> dict[str, RGB]:
         base = np.array(to_rgb(HUES[index % len(HUES)]))
         for tone, name in zip(_tones(len(members)), members, strict=True):
             towards = np.ones(3) if tone > 0 else np.zeros(3)
-            colours[name] = tuple(float(part) for part in base + abs(tone) * (towards - base))
+            red, green, blue = (base + abs(tone) * (towards - base)).tolist()
+            colours[name] = (red, green, blue)
     return {name: colours[name] for name in names}
 
 

@@ -82,13 +82,13 @@ def write_report(run_dir: str | Path) -> Path:
     """
     run = read_run(Path(run_dir))
     judge_log = _judge_log(run)
-    summaries = [None if side is None else side.summary() for side in (run.before, run.after)]
+    before, after = (None if side is None else side.summary() for side in (run.before, run.after))
     page = page_template("report.html").render(
         title=run.folder.resolve().name,
         comparison=run.comparison,
-        rows=_table(*summaries, run.comparison),
-        summaries=summaries,
-        pictures=_draw_pictures(run, *summaries, judge_log),
+        rows=_table(before, after, run.comparison),
+        summaries=[before, after],
+        pictures=_draw_pictures(run, before, after, judge_log),
         times=time_spent(run.metrics),
         samples=_samples(run),
         training=run.training,
@@ -245,12 +245,12 @@ def _draw_pictures(
     run: Run, before: dict | None, after: dict | None, judge_log: JudgeLog | None
 ) -> list[dict[str, str]]:
     """Draw what can be drawn; each picture is inlined, with its alternative text."""
-    folder = run.folder
+    folder, comparison, rubrics = run.folder, run.comparison, run.rubrics
     drawings: dict[str, tuple[str, Callable[[Path], None]]] = {}
-    if before is not None and after is not None and run.comparison is not None:
+    if before is not None and after is not None and comparison is not None:
         drawings["before_after.png"] = (
             "Accuracy of every distribution before and after training",
-            lambda path: plot_before_after(before, after, run.comparison, path),
+            lambda path: plot_before_after(before, after, comparison, path),
         )
     if run.metrics:
         drawings["learning.png"] = (
@@ -261,10 +261,10 @@ def _draw_pictures(
             "Share of the prompts of every distribution over the steps",
             lambda path: plot_probabilities(run.metrics, path),
         )
-    if run.rubrics is not None and run.metrics:
+    if rubrics is not None and run.metrics:
         drawings["rubrics.png"] = (
             "The judge's score, the other rewards and the versions of the rubric over the steps",
-            lambda path: plot_rubrics(run.metrics, run.rubrics.events, path),
+            lambda path: plot_rubrics(run.metrics, rubrics.events, path),
         )
     if judge_log is not None and (judge_log.failed or judge_log.took):
         drawings["judge.png"] = (

@@ -44,13 +44,19 @@ class GoldResponses:
 
     def first(self, number: int | None) -> "GoldResponses":
         """Return the first prompts of every distribution, all of them for `None`."""
-        kept, counts = [], defaultdict(int)
+        kept = []
+        counts: dict[str, int] = defaultdict(int)
         for index, name in enumerate(self.distributions):
             counts[name] += 1
             if number is None or counts[name] <= number:
                 kept.append(index)
-        columns = (self.prompts, self.responses, self.gold, self.distributions)
-        return GoldResponses(*([column[index] for index in kept] for column in columns), turns=self.turns)
+        return GoldResponses(
+            [self.prompts[index] for index in kept],
+            [self.responses[index] for index in kept],
+            [self.gold[index] for index in kept],
+            [self.distributions[index] for index in kept],
+            self.turns,
+        )
 
 
 def score_responses(model: Scorer, responses: GoldResponses) -> list[np.ndarray]:

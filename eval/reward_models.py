@@ -115,10 +115,11 @@ def as_turns(tokenizer: Any, prompts: Any, responses: Sequence[Any], turns: bool
     """Make a user's and an assistant's message of texts, if they are turns and the model has a chat template."""
     if not (turns and prompts is not None and tokenizer.chat_template):
         return prompts, responses
-    return tuple(
-        [[{"role": role, "content": text}] if isinstance(text, str) else text for text in texts]
-        for role, texts in (("user", prompts), ("assistant", responses))
-    )
+
+    def messages(role: str, texts: Sequence[Any]) -> list[Any]:
+        return [[{"role": role, "content": text}] if isinstance(text, str) else text for text in texts]
+
+    return messages("user", prompts), messages("assistant", responses)
 
 
 def ensembles(scores: Mapping[str, PairScores]) -> dict[str, PairScores]:
@@ -177,12 +178,13 @@ def summarize(
     }
     if pairs.strength is not None:
         summary["by_strength"] = [
-            {**_range(pairs.strength[bin_]), **accuracy(_mask(bin_, len(pairs)))} for bin_ in strength_bins(pairs)
+            {**_range(pairs.strength[bin_]), **accuracy(_mask(bin_, len(pairs)))}
+            for bin_ in strength_bins(pairs.strength)
         ]
     if pairs.subsets is not None:
         names_N = np.asarray(pairs.subsets)
         summary["subsets"] = {name: accuracy(names_N == name) for name in dict.fromkeys(pairs.subsets)}
-        summary |= _reward_bench(correct_N, pairs, bootstrap)
+        summary |= _reward_bench(correct_N, pairs.groups, pairs.subsets, bootstrap)
     if reference is not None:
         summary["against_first"] = _difference(correct_N, correctness(reference.margins), pairs.groups, bootstrap)
     return summary
@@ -206,9 +208,9 @@ def calibration(margins: np.ndarray, num_bins: int = 10) -> Row | None:
     }
 
 
-def strength_bins(pairs: Pairs) -> list[np.ndarray]:
-    """Sort the pairs by strength into tenths of about equal number; fewer of them for fewer than ten pairs."""
-    order = np.argsort(pairs.strength, kind="stable")
+def strength_bins(strength: np.ndarray) -> list[np.ndarray]:
+    """Sort pairs by their strength into tenths of about equal number; fewer of them for fewer than ten pairs."""
+    order = np.argsort(strength, kind="stable")
     return np.array_split(order, min(STRENGTH_BINS, len(order)))
 
 
@@ -241,20 +243,20 @@ def _distinct_responses(scores: PairScores, groups: Sequence[Hashable]) -> tuple
     return [r for _, r, _ in distinct], [length for *_, length in distinct], [group for group, *_ in distinct]
 
 
-def _reward_bench(correct: np.ndarray, pairs: Pairs, bootstrap: Row) -> Row:
+def _reward_bench(correct: np.ndarray, groups: Sequence[Hashable], subsets: Sequence[str], bootstrap: Row) -> Row:
     """Sections, and with all their subsets there the score; nothing for subsets that are not RewardBench's."""
     scored_N = ~np.isnan(correct)
-    weight_N = np.zeros(len(pairs))
-    weight_N[scored_N] = section_weights([name for name, there in zip(pairs.subsets, scored_N, strict=True) if there])
-    section_N = np.array([SECTION_OF.get(subset, "") for subset in pairs.subsets])
-    present = {name for name, weight in zip(pairs.subsets, weight_N, strict=True) if weight}
+    weight_N = np.zeros(len(subsets))
+    weight_N[scored_N] = section_weights([name for name, there in zip(subsets, scored_N, strict=True) if there])
+    section_N = np.array([SECTION_OF.get(subset, "") for subset in subsets])
+    present = {name for name, weight in zip(subsets, weight_N, strict=True) if weight}
     sections = {}
-    for section, subsets in SECTIONS.items():
+    for section, needed in SECTIONS.items():
         members_N = (section_N == section) & scored_N
         if members_N.any():
-            groups = [group for group, member in zip(pairs.groups, members_N, strict=True) if member]
-            found = clustered_mean(correct[members_N], groups, weight_N[members_N], **bootstrap)
-            missing = [subset for subset in subsets if subset not in present]
+            prompts = [group for group, member in zip(groups, members_N, strict=True) if member]
+            found = clustered_mean(correct[members_N], prompts, weight_N[members_N], **bootstrap)
+            missing = [subset for subset in needed if subset not in present]
             sections[section] = {**_named(found), "num_pairs": int(members_N.sum()), "missing": missing}
     if not sections:
         return {}

@@ -73,7 +73,7 @@ def _describe_event(event: dict[str, Any], history: RubricHistory) -> dict[str, 
 
 
 def _describe_version(version: RubricVersion, history: RubricHistory) -> dict[str, Any]:
-    parent = history.versions[version.parent].rubric
+    parent = history.versions[version.parent or 0].rubric
     cases = [_describe_case(case) for case in version.cases[:MOST_CASES]]
     return {
         "number": version.number,
@@ -101,10 +101,11 @@ def _describe_verdict(verdict: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _describe_case(case: dict[str, Any]) -> dict[str, Any]:
+    why = case.get("why") or ""
     scores, reasons = ((case.get(key) or {}) for key in ("scores", "rationales"))
     items = [{"name": name, "score": score, "reason": _text(reasons.get(name, ""))} for name, score in scores.items()]
     return {
-        "why": _text(WHY.get(case.get("why"), case.get("why") or "")),
+        "why": _text(WHY.get(why, why)),
         "total": case.get("total"),
         "gold": case.get("gold"),
         "prompt": _text(case.get("prompt") or ""),

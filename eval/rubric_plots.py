@@ -79,7 +79,7 @@ def plot_judge_log(log: JudgeLog, path: Path) -> None:
         finding = f"{percent(sum(log.failed.values()))} of the completions could not be judged"
         finding += f", mostly {words(worst)}" if len(log.failed) > 1 else f": {words(worst)}"
         panels.append((finding, "share of the completions", log.failed, log.failed_by_window))
-    if log.took:
+    if log.took and log.took_by_window is not None:
         finding = f"Judging took {percent(log.took['judging'])} of the step time, meta steps "
         finding += percent(log.took["meta steps"])
         panels.append((finding, "share of the step time", log.took, log.took_by_window))

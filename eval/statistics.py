@@ -13,11 +13,15 @@ Definitions that hold everywhere in this package:
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from math import comb
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 CHUNK = 500  # resamples drawn at once: bounds the memory at 500 indices a problem
+
+
+Numbers = Sequence[float] | np.ndarray
+Problem = TypeVar("Problem", bound=Hashable)
 
 
 class Interval(NamedTuple):
@@ -76,7 +80,7 @@ def majority_at_k(answers: Sequence[Hashable | None], correct: Sequence[bool], k
     if len(answers) != len(correct):
         raise ValueError(f"{len(answers)} answers but {len(correct)} values of `correct`")
     _check_k(len(answers), k)
-    votes, right = Counter(answers), Counter()
+    votes, right = Counter(answers), Counter[Hashable | None]()
     for answer, is_right in zip(answers, correct, strict=True):
         right[answer] += bool(is_right)
     abstaining, abstaining_right = votes.pop(None, 0), right.pop(None, 0)
@@ -100,7 +104,7 @@ def majority_at_k(answers: Sequence[Hashable | None], correct: Sequence[bool], k
 
 
 def bootstrap_mean(
-    values: Sequence[float],
+    values: Numbers,
     problems: Sequence[Hashable],
     distributions: Sequence[Hashable] | None = None,
     *,
@@ -137,9 +141,9 @@ def bootstrap_mean(
 
 
 def paired_bootstrap_difference(
-    before: Mapping[Hashable, float],
-    after: Mapping[Hashable, float],
-    distributions: Mapping[Hashable, Hashable] | None = None,
+    before: Mapping[Problem, float],
+    after: Mapping[Problem, float],
+    distributions: Mapping[Problem, Hashable] | None = None,
     *,
     confidence: float = 0.95,
     num_resamples: int = 10_000,
@@ -181,8 +185,8 @@ def _stratified_bootstrap(
     rng = np.random.default_rng(seed)
     resampled = np.zeros(num_resamples)
     means = []
-    for name, values in strata.items():
-        values = np.asarray(values, dtype=float)
+    for name, stratum in strata.items():
+        values = np.asarray(stratum, dtype=float)
         if not np.isfinite(values).all():
             raise ValueError(f"a value of {name!r} is NaN or infinite: leave unscorable completions out")
         means.append(values.mean())

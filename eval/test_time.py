@@ -120,7 +120,7 @@ def evaluate_at_budgets(
     settings = dict(settings or {}) | {"num_answers": num_answers, "answer_tokens": answer_tokens}
     settings |= {"forcing_suffix": forcing.suffix} | ({"extend_with": list(phrases)} if factors else {})
     settings |= {"episodes": dataclasses.asdict(episodes) | {"phrases": list(episodes.phrases)}} if episodes else {}
-    drawing = {"temperature": temperature, "top_p": top_p, "top_k": top_k}
+    drawing: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "top_k": top_k}
     started = time.perf_counter()
     recorder = _Recorder(engine)
     evaluation = evaluate(
@@ -137,8 +137,16 @@ def evaluate_at_budgets(
 
     # seeds of their own: an answer forced from nothing should not repeat how the trace itself began
     sampling = Sampling(max_new_tokens=answer_tokens, **drawing, seed=seed + 1)
-    how = {"suffix": forcing.suffix, "phrases": phrases, "sampling": replace(sampling, seed=seed + 2)}
-    extended = extend_traces(recorder, tokenizer, prompts, traces, targets, **how)
+    extended = extend_traces(
+        recorder,
+        tokenizer,
+        prompts,
+        traces,
+        targets,
+        suffix=forcing.suffix,
+        phrases=phrases,
+        sampling=replace(sampling, seed=seed + 2),
+    )
     ends, episode_texts = _episodes(tokenizer, traces, episodes)
     cuts = [
         _cuts(
@@ -174,13 +182,15 @@ class _Recorder:
     def __init__(self, engine: Engine):
         self._engine = engine
         self.eos_token_ids = engine.eos_token_ids
-        self.prompt_ids: list[list[int]] | None = None
+        self._heard = False
+        self.prompt_ids: list[list[int]] = []
         self.completion_ids: list[list[int]] = []
         self.generated_tokens = 0
 
     def generate(self, prompt_ids: Sequence[Sequence[int]], sampling: Sampling) -> list[list[int]]:
         completions = self._engine.generate(prompt_ids, sampling) if prompt_ids else []
-        if self.prompt_ids is None:
+        if not self._heard:
+            self._heard = True
             self.prompt_ids, self.completion_ids = [list(ids) for ids in prompt_ids], completions
         self.generated_tokens += sum(map(len, completions))
         return completions
@@ -204,8 +214,8 @@ class _AnswerScorer:
         self._verdicts: dict[tuple[str, str, str], tuple[bool | None, str | None]] = {}
 
     def __call__(self, item: Mapping[str, Any], cut: Sequence[int], forced: ForcedAnswers) -> _Point:
-        scored = [self._verdict(item, text) for text in forced.texts]
-        scored = [(correct, given) for correct, given in scored if correct is not None]
+        said = [self._verdict(item, text) for text in forced.texts]
+        scored = [(correct, given) for correct, given in said if correct is not None]
         verdicts, votes = [correct for correct, _ in scored], [given for _, given in scored]
         majority = {k: majority_at_k(votes, verdicts, k) if len(scored) >= k else None for k in self._ks}
         cost = forced.suffix_tokens + float(np.mean(forced.answer_tokens))

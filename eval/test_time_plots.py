@@ -94,8 +94,8 @@ def plot_episodes(summary: Summary, path: Path) -> None:
     axes.set_ylim(0, 1)
     axes.set_xlim(0, max(last, 1))
     label_ends(axes, {name: f"{name}  {end:.2f}" for name, end in ends.items()}, ends, colours)
-    votes = f"; dotted: majority of {most} answers" if most else ""
-    set_heading(axes, _episode_finding(summary["episodes"]), f"a trace that has ended keeps its outcome{votes}")
+    dotted = f"; dotted: majority of {most} answers" if most else ""
+    set_heading(axes, _episode_finding(summary["episodes"]), f"a trace that has ended keeps its outcome{dotted}")
     axes.set_xlabel("episodes of the trace before the answer is forced")
     axes.set_ylabel("success if stopped here")
     save_figure(figure, path)

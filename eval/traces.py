@@ -82,7 +82,7 @@ def write_traces_page(traces: Sequence[Mapping[str, Any]], path: str | Path) -> 
     for number, trace in enumerate(traces, 1):
         _check(trace, f"trace {number}")
     path = Path(path)
-    places = range(len(traces))
+    places = list(range(len(traces)))
     if len(traces) > MOST_TRACES:
         places = sorted(random.Random(0).sample(places, MOST_TRACES))
     page = page_template("traces.html").render(
@@ -133,8 +133,7 @@ def _shown(trace: Mapping[str, Any]) -> dict[str, Any]:
 
 def _progress(before: float | None, after: float | None) -> dict[str, Any]:
     """Say a change of J in a word, a number and a colour: its name, and how much of it, in percent."""
-    known = before is not None and after is not None
-    progress = round(after - before, 2) if known else None
+    progress = None if before is None or after is None else round(after - before, 2)
     kind = "unknown" if progress is None else "rise" if progress > 0 else "fall" if progress < 0 else "level"
     return {
         "kind": kind,
