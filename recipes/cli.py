@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import version
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from .config import ConfigError, config_path, nearest, output_dir_of, read_recipe
 from .failures import known_cause, leave, tell
@@ -99,7 +99,8 @@ def dispatch(argv: list[str]) -> int:
     if name not in COMMANDS:
         raise ConfigError(f"unknown command '{name}'{nearest(name, COMMANDS)} See metatune --help")
     command = COMMANDS[name]
-    configs, parser = (), None
+    parser = None
+    configs: tuple[Any, ...] = ()
     try:
         if command.foreign_options:
             return import_module(f".{command.module}", __package__).main(args) or 0

@@ -155,7 +155,7 @@ class StrictParser(TrlParser):
     @property
     def hints(self) -> dict[str, Any]:
         """The annotation of every field that a recipe may set."""
-        hints = {}
+        hints: dict[str, Any] = {}
         for dtype in self.dataclass_types:
             of_class = get_type_hints(dtype)
             hints |= {field.name: of_class[field.name] for field in dataclasses.fields(dtype) if field.init}
@@ -219,8 +219,9 @@ class StrictParser(TrlParser):
         mistake = refused({name: value for name, value in values.items() if name in self.hints})
         if mistake is not None:
             name, message = mistake
-            in_recipe = recipe is not None and values[name] is self.values.get(name, ...)
-            raise recipe.error(name, message) if in_recipe else ConfigError(message)
+            if recipe is not None and values[name] is self.values.get(name, ...):
+                raise recipe.error(name, message)
+            raise ConfigError(message)
 
     def refuse_unknown_options(self, args: Sequence[str]) -> None:
         """Raise [`ConfigError`] for the first option in `args` that this parser does not have."""
@@ -235,7 +236,7 @@ class StrictParser(TrlParser):
         """Return the values of `recipe` that belong to the dataclasses, each of its field's type."""
         hints = self.hints
         launcher_hints = {"num_processes": int}  # the rest is checked by the launcher's own parser
-        checked = {}
+        checked: dict[str, Any] = {}
         for key, value in recipe.values.items():
             target = checked if key in hints else self.launch_values
             if key not in hints and key not in launch_options():

@@ -56,7 +56,7 @@ def conform(value: Any, hint: Any) -> Any:
         if not isinstance(value, dict):
             raise ValueError(f"expected a mapping, got {describe(value)}")
         return {key: conform(item, arguments[1]) for key, item in value.items()} if arguments else value
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return conform_dataclass(value, hint)
     if hint in READERS:
         return READERS[hint](value)

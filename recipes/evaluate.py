@@ -173,7 +173,7 @@ def load_items(args: EvaluateArguments) -> list[dict[str, Any]]:
     if args.distributions is not None:
         items = load_held_out(args.distributions)
     else:
-        items = load_benchmark(args.benchmark, args.data, instruction=args.instruction)
+        items = load_benchmark(str(args.benchmark), args.data, instruction=args.instruction)
     return limited(items, args.limit)
 
 
@@ -189,7 +189,7 @@ def evaluate_items(args: EvaluateArguments) -> dict[str, Any]:
     from metatune.eval.engines import load_engine
     from metatune.eval.evaluate import evaluate
 
-    base, adapter = base_and_adapter(args.model)
+    base, adapter = base_and_adapter(str(args.model))
     try:
         items = load_items(args)
         tokenizer = AutoTokenizer.from_pretrained(args.model)
@@ -199,12 +199,12 @@ def evaluate_items(args: EvaluateArguments) -> dict[str, Any]:
             tokenizer,
             revision=base.revision,
             adapter=adapter,
-            batch_size=args.batch_size,
+            batch_size=args.batch_size or BATCH_SIZE,
             dtype=args.dtype,
             device=args.device,
             attn_implementation=args.attn_implementation,
         )
-        options = {
+        options: dict[str, Any] = {
             "num_samples": args.num_samples,
             "temperature": args.temperature,
             "top_p": args.top_p,
@@ -229,7 +229,7 @@ def run_lm_eval(args: EvaluateArguments) -> dict[str, dict[str, Any]]:
         raise ConfigError("lm_eval_tasks need lm-eval: pip install 'metatune[eval]'") from error
     from metatune.eval.files import write_atomically
 
-    base, adapter = base_and_adapter(args.model)
+    base, adapter = base_and_adapter(str(args.model))
     options = {"pretrained": base.name, "dtype": args.dtype}
     options |= {} if base.revision is None else {"revision": base.revision}
     if adapter is not None:
@@ -291,8 +291,10 @@ def show_lm_eval(results: dict[str, dict[str, Any]]) -> None:
     from rich.table import Table
 
     table = Table(title="lm-eval")
-    for column, side in (("task", "left"), ("metric", "left"), ("value", "right"), ("standard error", "right")):
-        table.add_column(column, justify=side)
+    for column in ("task", "metric"):
+        table.add_column(column)
+    for column in ("value", "standard error"):
+        table.add_column(column, justify="right")
     for task, metrics in results.items():
         for metric, value in metrics.items():
             name, _, variant = metric.partition(",")

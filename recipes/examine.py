@@ -236,7 +236,7 @@ def memory_verdict(shape: ModelShape, work: Workload, launch: Launch, hardware: 
         needed, available = needs.peak, hardware.gpu_memory
     else:
         needed, available = (needs.peak + needs.host) * per_machine, hardware.memory or 0
-    verdict = {
+    verdict: dict[str, Any] = {
         "model": asdict(shape),
         "workload": asdict(work),
         "bytes": needs.as_dict(),

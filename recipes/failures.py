@@ -68,26 +68,27 @@ def known_cause(error: BaseException, output_dir: str | None, resumes: bool = Tr
     from metatune.trainers.server_watch import VLLMServerError
 
     seen: list[BaseException] = []
-    while error is not None and error not in seen:  # an error may have been raised from itself
-        seen.append(error)
-        text = str(error)
-        if isinstance(error, (VLLMServerError, RewardServerError, JudgeError)):
+    cause: BaseException | None = error
+    while cause is not None and cause not in seen:  # an error may have been raised from itself
+        seen.append(cause)
+        text = str(cause)
+        if isinstance(cause, (VLLMServerError, RewardServerError, JudgeError)):
             return text
-        full = (isinstance(error, OSError) and error.errno in FULL) or any(part in text for part in FULL_TEXTS)
+        full = (isinstance(cause, OSError) and cause.errno in FULL) or any(part in text for part in FULL_TEXTS)
         if full or any(part in text for part in TORN_TEXTS):
-            path = getattr(error, "filename", None) or output_dir or "."
+            path = getattr(cause, "filename", None) or output_dir or "."
             above = [Path(path).absolute(), *Path(path).absolute().parents]
             folder = next(parent for parent in above if parent.is_dir())
             free = shutil.disk_usage(folder).free / 2**20
-            cause = "no space left" if full or free < 1 else "could not be written"
+            said = "no space left" if full or free < 1 else "could not be written"
             mend = "make room, then run it again"
             if resumes:
                 mend = (
                     "earlier checkpoints are whole; make room or set save_total_limit, then go on with "
                     "--resume_from_checkpoint true"
                 )
-            return f"{path}: {cause} ({free:.0f} MiB free on that disk): {mend}"
-        error = error.__cause__ or error.__context__
+            return f"{path}: {said} ({free:.0f} MiB free on that disk): {mend}"
+        cause = cause.__cause__ or cause.__context__
     return None
 
 

@@ -70,10 +70,11 @@ def spoken_of(error: BaseException, options: Mapping[str, Any], owners: Sequence
     """
     words = f" {' '.join(re.findall('[a-z0-9]+', str(error).lower()))} "
     named = [name for name in options if f" {name.replace('_', ' ')} " in words]
-    texts = []
-    while error is not None and len(texts) < 9:  # an error may have been raised from itself
-        texts.append(str(error).lower())
-        error = error.__cause__ or error.__context__
+    texts: list[str] = []
+    cause: BaseException | None = error
+    while cause is not None and len(texts) < 9:  # an error may have been raised from itself
+        texts.append(str(cause).lower())
+        cause = cause.__cause__ or cause.__context__
     values = {name: value.lower() for name, value in options.items() if isinstance(value, str) and value}
     named = named or [
         name for name, value in values.items() if any(f"'{value}'" in text or f"/{value}/" in text for text in texts)

@@ -174,9 +174,9 @@ class MetaJudgeEntry(ServerEntry):
 
     def meta_judge(self) -> MetaJudge:
         """Make the meta judge; raises what its parts raise."""
-        limits = {} if self.max_characters is None else {"max_characters": self.max_characters}
-        options = {"num_refinements": self.num_refinements, "templates": PromptTemplates(self.templates), **limits}
-        return MetaJudge(self.client(), self.bounds(), **options)
+        options: dict[str, Any] = {"num_refinements": self.num_refinements}
+        options |= {} if self.max_characters is None else {"max_characters": self.max_characters}
+        return MetaJudge(self.client(), self.bounds(), templates=PromptTemplates(self.templates), **options)
 
 
 ENTRIES = {"judge": JudgeEntry, "meta_judge": MetaJudgeEntry, "held_out_judge": HeldOutJudgeEntry}

@@ -182,9 +182,7 @@ def refuse_port_in_use(args: argparse.Namespace) -> None:
             meeting_point.bind(("", port))
         except OSError as error:
             advice = ", or 0 for any free one" if args.num_machines == 1 else " on every machine"
-            raise ConfigError(
-                f"--main_process_port {port}: {os.strerror(error.errno)}; give another port{advice}"
-            ) from None
+            raise ConfigError(f"--main_process_port {port}: {error.strerror}; give another port{advice}") from None
 
 
 def refuse_abandoned_build() -> None:

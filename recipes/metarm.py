@@ -150,7 +150,7 @@ class MetaRMScriptArguments:
     @property
     def pairs_name(self) -> str:
         """The original pairs, given or made."""
-        return self.dataset_name or str(Path(self.output_dir) / "pairs")
+        return self.dataset_name or str(Path(str(self.output_dir)) / "pairs")
 
     def __post_init__(self):
         import_own(self.imports)
@@ -211,13 +211,13 @@ def main(args: MetaRMScriptArguments) -> None:
     prompts, heldout = load_prompts(args, grpo_script, training_args.curriculum == "uniform")
     if args.dataset_name is not None:
         load_pairs(args, reward_script)
-    folder = Path(args.output_dir)
+    folder = Path(str(args.output_dir))
     recipe = effective_recipe(args)
     settle_folder(folder, recipe, args.resume_from_checkpoint, parts="*/*.jsonl", may_change=MAY_CHANGE)
     loop = Loop(folder, args, training_args, model_args, prompts, heldout)
     begin(loop)
     loop.pairs, loop.test_pairs = load_pairs(args, reward_script)
-    source, before = args.model_name_or_path, folder / "start"
+    source, before = str(args.model_name_or_path), folder / "start"
     summaries = [{"round": 0, **policy_numbers(read_rows(before / HELD_OUT))}]
     for number in range(1, args.rounds + 1):
         this = Round(number, loop, source, before)

@@ -88,7 +88,8 @@ def prompts_and_answers(pairs: Dataset) -> tuple[list, list, list]:
         raise ConfigError("correction: ocrm needs pairs as texts or conversations, not as token ids")
     rows = pairs if "prompt" in pairs.column_names else map(extract_prompt, pairs)
     columns = [(row["prompt"], row["chosen"], row["rejected"]) for row in rows]
-    return tuple(map(list, zip(*columns, strict=True)))
+    prompts, chosen, rejected = map(list, zip(*columns, strict=True))
+    return prompts, chosen, rejected
 
 
 def weighted(pairs: Dataset, weights: np.ndarray) -> Dataset:

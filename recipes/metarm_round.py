@@ -63,7 +63,7 @@ class Loop:
     model_args: ModelConfig
     prompts: list[Row]
     heldout: list[Row]
-    pairs: Dataset | None = field(default=None, init=False)
+    pairs: Dataset = field(init=False)  # set once they are loaded or made
     test_pairs: Dataset | None = field(default=None, init=False)
 
     def seed(self, number: int, what: str) -> int:

@@ -32,8 +32,16 @@ def evaluate_checkpoint(model: Path, items, samples: int, max_new_tokens: int, s
 
     tokenizer = AutoTokenizer.from_pretrained(model)
     base, adapter = base_and_adapter(str(model))
-    options = {"dtype": "float32", "device": "cpu", "batch_size": 256, "revision": base.revision, "adapter": adapter}
-    engine = load_engine("compact", base.name, tokenizer, **options)
+    engine = load_engine(
+        "compact",
+        base.name,
+        tokenizer,
+        dtype="float32",
+        device="cpu",
+        batch_size=256,
+        revision=base.revision,
+        adapter=adapter,
+    )
     evaluation = evaluate(
         engine,
         tokenizer,

@@ -8,7 +8,7 @@ page, `traces.html`, shows the traces with their episodes coloured by progress.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from metatune.recipes.config import ConfigError, StrictParser, run
@@ -41,7 +41,7 @@ def main(args: ReportArguments) -> None:
 class ReportParser(StrictParser):
     """A [`StrictParser`] that takes folders without `--run_dir` before them."""
 
-    def parse_args_and_config(self, args: Sequence[str] | None = None) -> tuple:
+    def parse_args_and_config(self, args: Iterable[str] | None = None) -> tuple:
         args = list(sys.argv[1:] if args is None else args)
         if args and not args[0].startswith("-"):
             args.insert(0, "--run_dir")

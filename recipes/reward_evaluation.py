@@ -105,7 +105,7 @@ def load_pairs(name: str, split: str | None, limit: int | None) -> tuple[Any, di
 
 def _first(dataset: Any, subsets: Sequence[str] | None, limit: int) -> tuple[Any, list[str] | None]:
     """Keep the first pairs, of every subset where there are some."""
-    counts, kept = Counter(), []
+    counts, kept = Counter[str](), []
     for index, subset in enumerate(subsets or [""] * len(dataset)):
         counts[subset] += 1
         if counts[subset] <= limit:

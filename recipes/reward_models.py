@@ -104,5 +104,5 @@ def _scorers(entry: RewardModelEntry) -> list[Any]:
     given = {name: getattr(entry, name) for name in names if getattr(entry, name) is not None}
     if entry.url is not None:
         return [RewardServer(entry.url, **given)]
-    paths = [entry.path] if entry.path is not None else entry.paths
+    paths = [entry.path] if entry.path is not None else entry.paths or []
     return [RewardModel(path, base=base_of(path).name if is_adapter(path) else None, **given) for path in paths]

@@ -209,7 +209,7 @@ def train_and_save(trainer: Trainer, recipe: str, checkpoint: str | None, datase
     kept = None if checkpoint is None else Path(checkpoint)
     if kept is not None and trainer.args.load_best_model_at_end:
         kept = best_checkpoint(kept)  # also looks whether it is there: `Trainer` would end with the last one
-    if checkpoint is not None and is_finished(checkpoint):
+    if checkpoint is not None and kept is not None and is_finished(checkpoint):
         best = "" if kept == Path(checkpoint) else f" of {kept.name}, the best one,"
         trainer.accelerator.print(f"{checkpoint} is the end of its run: saving the model{best} training nothing")
         if trainer.is_world_process_zero():

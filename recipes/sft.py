@@ -80,6 +80,11 @@ class SFTScriptArguments(ScriptArguments):
     )
     tokenizer: str | None = field(default=None, metadata={"help": "Path or name of a tokenizer, or `starter`."})
 
+    @property
+    def model_fields(self) -> dict[str, Any] | None:
+        """`init_config`, which is a mapping once it has been read."""
+        return self.init_config if isinstance(self.init_config, dict) else None
+
     def __post_init__(self):
         import_own(self.imports)
         if isinstance(self.init_config, str):
@@ -104,8 +109,8 @@ def check(script_args: SFTScriptArguments, training_args: SFTConfig, model_args:
     check_checkpoint(training_args)
     if script_args.distributions is not None and training_args.eval_strategy != "no":
         raise ConfigError("`distributions` give no evaluation split; set eval_strategy to 'no' and use metatune eval")
-    if script_args.init_config is not None:
-        build_config(script_args.init_config)
+    if script_args.model_fields is not None:
+        build_config(script_args.model_fields)
 
 
 def build_config(fields: dict[str, Any]):
@@ -228,8 +233,8 @@ def main(script_args: SFTScriptArguments, training_args: SFTConfig, model_args: 
     recipe = effective_recipe(script_args, training_args, model_args)
     shard_small_parameters(training_args)
     tokenizer = None if script_args.tokenizer is None else load_tokenizer(script_args.tokenizer)
-    if script_args.init_config is not None:
-        model = init_model(script_args.init_config, tokenizer, model_args.dtype, training_args.seed)
+    if script_args.model_fields is not None:
+        model = init_model(script_args.model_fields, tokenizer, model_args.dtype, training_args.seed)
     else:
         model = model_to_load(model_args)
         training_args.model_init_kwargs = model_init_kwargs(training_args, model_args)

@@ -166,7 +166,7 @@ def load_problems(args: StarScriptArguments) -> list[dict[str, Any]]:
     from metatune.curricula import check_verified, load_distributions
 
     try:
-        distributions = load_distributions(args.distributions)
+        distributions = load_distributions(args.distributions or [])
         problems = [dict(item) for distribution in distributions for item in distribution.train]
         check_verified(problems)
     except ValueError as error:

@@ -106,7 +106,9 @@ class Round:
     def _force(self, sampler: Sampler, problems: list[Row]) -> None:
         right = [row for row in self._samples if row["right"]]
         self._tell(f"{len(right)} of {len(self._samples)} traces are right; measuring their progress")
-        starts, traces, tokens = [], [], 0
+        starts: list[float | None] = []
+        traces: list[Row] = []
+        tokens = 0
         for first in range(0, len(problems), PROBLEMS_PER_CALL):
             part = range(first, min(first + PROBLEMS_PER_CALL, len(problems)))
             rows = [row for row in right if row["problem"] in part]
@@ -193,7 +195,7 @@ class Round:
         samples, kept, traces = self._samples, self._kept, self._traces
         problems = len({row["problem"] for row in samples})
         path = self.folder / "forced.json"
-        forced = json.loads(path.read_text()) if path.exists() else {"success_at_once": [], "tokens": 0}
+        forced: Row = json.loads(path.read_text()) if path.exists() else {"success_at_once": [], "tokens": 0}
         starts = dict(enumerate(forced["success_at_once"]))
         scored = [row for row in samples if row["correct"] is not None]
         measured = [row for row in scored if starts.get(row["problem"]) is not None]
@@ -214,7 +216,7 @@ class Round:
             "kept": len(kept) / problems,
             "success_at_once": mean(value for value in starts.values() if value is not None),
             "progress": mean(row["right"] - starts[row["problem"]] for row in measured),
-            "regret": mean(mean(values) for values in regrets.values()),
+            "regret": mean(sum(values) / len(values) for values in regrets.values()),
             "regret_kept": mean(trace["regret"] for trace in traces if trace["kept"]),
             "tokens": mean(row["tokens"] for row in samples),
             "tokens_kept": mean(row["tokens"] for row in kept),

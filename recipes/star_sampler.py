@@ -81,7 +81,8 @@ class Sampler:
 
     def __init__(self, model: str, args, training_args: SFTConfig, model_args: ModelConfig):
         self.tokenizer, self.engine = load_policy(model, args, training_args.use_cpu, model_args)
-        self.forcing = Forcing(self.tokenizer, args.forcing_suffix) if args.select == "progress" else None
+        if args.select == "progress":
+            self.forcing = Forcing(self.tokenizer, args.forcing_suffix)
         self.rule = EpisodeRule.from_options(args.episodes)
         self.args, self.max_length = args, training_args.max_length
 
@@ -165,7 +166,7 @@ class Sampler:
         traces = []
         for row, at, before in zip(rows, ends, prefixes, strict=True):
             values = [*(success[prefix] for prefix in before), 1.0]
-            known = None not in values
+            known = [value for value in values if value is not None]
             shared = {name: row[name] for name in ("problem", "sample", "distribution", "key", "correct")}
             traces.append(
                 {
@@ -173,7 +174,7 @@ class Sampler:
                     "episodes": self._texts(row["ids"], at),
                     "ends": at,
                     "values": values,
-                    "regret": regret(at, values) if known else None,
+                    "regret": regret(at, known) if len(known) == len(values) else None,
                 }
             )
         tokens = sum(sum(answers.answer_tokens) for answers in forced)
@@ -195,7 +196,7 @@ def success_rate(problem: Row, answers: ForcedAnswers) -> float | None:
     """Return the share of right ones among forced answers; those on which the grader failed count for nothing."""
     verifier, info = get_verifier(problem["verifier"]), json.loads(problem["info"]) if problem["info"] else {}
     verdicts = {text: verifier.score(text, problem["answer"], info) for text in set(answers.texts)}
-    return mean(verdicts[text] for text in answers.texts if verdicts[text] is not None)
+    return mean(right for text in answers.texts if (right := verdicts[text]) is not None)
 
 
 def mean(values: Iterable[float]) -> float | None:

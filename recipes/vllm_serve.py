@@ -39,7 +39,7 @@ def command(args: Sequence[str], on_cpu: bool) -> list[str]:
     if path is not None:
         args = [arg for arg in args if arg not in ("--config", path, f"--config={path}")]
     args = [word for arg in args for word in words(arg)]
-    defaults = {
+    defaults: dict[str, str | None] = {
         "--host": "127.0.0.1",
         "--weight-transfer-config": json.dumps({"backend": "gloo" if on_cpu else "nccl"}),
         "--logprobs-mode": "processed_logprobs",
