@@ -24,11 +24,11 @@ from ..rewards.episodes import EpisodeRule, episode_ends, token_texts
 from ..rewards.forcing import Forcing
 from .budget_evaluation import BudgetEvaluation, Cuts, TraceMeasurement, extended_budget
 from .engines import Engine, Sampling
-from .evaluate import evaluate, render, score
 from .evaluation import Completion, Evaluation
 from .extension import default_phrases, extend_traces
 from .files import write_atomically
 from .forced import ForcedAnswers, force_answers
+from .scoring import evaluate, render, score
 from .statistics import majority_at_k
 
 TRACES = "traces.jsonl"
@@ -93,7 +93,7 @@ def evaluate_at_budgets(
     Args:
         engine ([`~metatune.eval.engines.Engine`]): what generates.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): with a chat template.
-        items (`Iterable[Mapping]`): as for [`~metatune.eval.evaluate.evaluate`].
+        items (`Iterable[Mapping]`): as for [`~metatune.eval.evaluate`].
         forcing ([`~metatune.rewards.forcing.Forcing`]): what makes a cut trace answer.
         budgets (`Sequence[int]`): token budgets; duplicates count once, the order does not matter.
         num_samples (`int`, *optional*, defaults to `1`): traces of each item.
@@ -110,7 +110,7 @@ def evaluate_at_budgets(
         settings (`Mapping`, *optional*): what else to keep in the settings, such as the model's name.
 
     Raises:
-        ValueError: for budgets, factors or numbers out of range, and as [`~metatune.eval.evaluate.evaluate`].
+        ValueError: for budgets, factors or numbers out of range, and as [`~metatune.eval.evaluate`].
     """
     items, budgets, factors = list(items), sorted(set(budgets)), sorted(set(extrapolate))
     limit = _checked_limit(budgets, factors, num_answers, max_new_tokens)

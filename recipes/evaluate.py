@@ -186,8 +186,8 @@ def evaluate_items(args: EvaluateArguments) -> dict[str, Any]:
     """Evaluate the model on the items and return the summary."""
     from transformers import AutoTokenizer
 
+    from metatune.eval import evaluate
     from metatune.eval.engines import load_engine
-    from metatune.eval.evaluate import evaluate
 
     base, adapter = base_and_adapter(str(args.model))
     try:

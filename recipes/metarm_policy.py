@@ -7,7 +7,7 @@ import numpy as np
 from trl import GRPOConfig, ModelConfig
 
 from ..eval.engines import Sampling
-from ..eval.evaluate import render
+from ..eval.scoring import render
 from ..rewards import correctness_reward
 from .config import ConfigError
 from .star_sampler import Row, load_policy

@@ -26,8 +26,8 @@ def evaluate_checkpoint(model: Path, items, samples: int, max_new_tokens: int, s
     """Sample every held-out problem `samples` times, print one line, and save the evaluation in `folder`."""
     from transformers import AutoTokenizer
 
+    from metatune.eval import evaluate
     from metatune.eval.engines import load_engine
-    from metatune.eval.evaluate import evaluate
     from metatune.recipes.evaluate import base_and_adapter
 
     tokenizer = AutoTokenizer.from_pretrained(model)

@@ -11,8 +11,8 @@ from transformers import PreTrainedTokenizerBase
 from trl import ModelConfig, SFTConfig
 
 from ..eval.engines import Engine, Sampling, load_engine
-from ..eval.evaluate import render, score
 from ..eval.forced import ForcedAnswers, force_answers
+from ..eval.scoring import render, score
 from ..rewards import EpisodeRule, Forcing, episode_ends, get_verifier, token_texts
 from ..trainers.star import regret
 from .evaluate import base_and_adapter

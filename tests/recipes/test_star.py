@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from metatune.eval import evaluate
 from metatune.eval.engines import load_engine
-from metatune.eval.evaluate import evaluate
 from metatune.eval.forced import ForcedAnswers
 from metatune.recipes import cli, star, star_round
 from metatune.recipes.adapters import STARTER

@@ -5,7 +5,7 @@ import torch
 
 from metatune.eval import evaluate as module
 from metatune.eval.engines import CompactEngine
-from metatune.eval.evaluate import evaluate, render
+from metatune.eval.scoring import evaluate, render
 
 
 class Verifier:
