@@ -3,7 +3,7 @@
 Reward models are loaded when used: the process that grades answers reads this package, and needs no torch.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .bounded import BoundedGrader, GraderStartError
 from .correctness import correctness_reward
@@ -13,29 +13,33 @@ from .forcing import Forcing
 from .knights_and_knaves import KnightsAndKnavesVerifier
 from .math_answer import MathVerifier
 from .reasoning_gym_answer import ReasoningGymVerifier
-from .verifiers import VERIFIERS, CountdownVerifier, ExactVerifier, Verifier, get_verifier
+from .verifiers import VERIFIERS, CountdownVerifier, ExactVerifier, VerdictVerifier, Verifier, get_verifier
 
 if TYPE_CHECKING:
-    from .judge import Judge
+    from .judge import Judge, Judgement
     from .judge_client import JudgeClient, JudgeError
     from .judge_reward import JudgeReward
     from .meta_judge import MetaJudge
+    from .prompt_templates import PromptTemplates
     from .reward_ensemble import RewardModelReward
     from .reward_model import RewardModel
     from .reward_server import RewardServer, RewardServerError
     from .rubric import Rubric, RubricBounds, RubricItem, read_rubric
-    from .rubric_history import RubricHistory
+    from .rubric_history import RubricHistory, RubricVersion
 
 _LAZY = {
     "Judge": "judge",
     "JudgeClient": "judge_client",
     "JudgeError": "judge_client",
     "JudgeReward": "judge_reward",
+    "Judgement": "judge",
     "MetaJudge": "meta_judge",
+    "PromptTemplates": "prompt_templates",
     "Rubric": "rubric",
     "RubricBounds": "rubric",
     "RubricHistory": "rubric_history",
     "RubricItem": "rubric",
+    "RubricVersion": "rubric_history",
     "read_rubric": "rubric",
     "RewardModel": "reward_model",
     "RewardModelReward": "reward_ensemble",
@@ -54,9 +58,11 @@ __all__ = [
     "JudgeClient",
     "JudgeError",
     "JudgeReward",
+    "Judgement",
     "KnightsAndKnavesVerifier",
     "MathVerifier",
     "MetaJudge",
+    "PromptTemplates",
     "ReasoningGymVerifier",
     "RewardModel",
     "RewardModelReward",
@@ -66,6 +72,8 @@ __all__ = [
     "RubricBounds",
     "RubricHistory",
     "RubricItem",
+    "RubricVersion",
+    "VerdictVerifier",
     "Verifier",
     "correctness_reward",
     "episode_ends",
@@ -75,10 +83,11 @@ __all__ = [
     "token_texts",
 ]
 
+if not TYPE_CHECKING:  # a type checker would take any name for one of ours
 
-def __getattr__(name: str):
-    from importlib import import_module
+    def __getattr__(name: str) -> Any:
+        from importlib import import_module
 
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_LAZY[name]}", __name__), name)
+        if name not in _LAZY:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(f".{_LAZY[name]}", __name__), name)

@@ -15,7 +15,7 @@ def correctness_reward(
     verifier: Sequence[str | None],
     info: Sequence[str],
     log_metric: Callable[[str, float], None] | None = None,
-    **kwargs,
+    **kwargs: Any,
 ) -> list[float | None]:
     """
     Reward 1.0 for a right final answer and 0.0 for a wrong or missing one.

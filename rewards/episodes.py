@@ -27,11 +27,12 @@ import re
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cache
 from itertools import accumulate
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedTokenizerBase
-from transformers.convert_slow_tokenizer import bytes_to_unicode
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 TURNING_PHRASES = (
     "Wait",
@@ -49,7 +50,6 @@ KINDS = {  # and the options that are theirs alone
 }
 REPLACEMENT = "\ufffd"  # what bytes that are no character decode to
 _BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")
-_BYTE_OF = {character: byte for byte, character in bytes_to_unicode().items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +135,7 @@ class EpisodeRule:
         return rule
 
 
-def token_texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
+def token_texts(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> list[str]:
     """Return the text that each token completes; joined, the decoded ids with their special tokens.
 
     A token that ends inside a character gets the empty text, and the one that completes it the whole character. Bytes
@@ -179,6 +179,14 @@ def token_texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[
     return texts if "".join(texts) == whole else _texts_of_prefixes(decode, ids, whole)
 
 
+@cache
+def _byte_of() -> dict[str, int]:
+    """Return the byte that each character of a byte-level tokenizer's tokens stands for."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode  # heavy, and graders import this package
+
+    return {character: byte for byte, character in bytes_to_unicode().items()}
+
+
 def _put_characters(texts: list[str], places: Sequence[int], tokens: Sequence[str]) -> None:
     """Write the characters that a run of byte tokens makes to the places of those that complete them."""
     fallback = [match for token in tokens if (match := _BYTE_TOKEN.fullmatch(token))]
@@ -189,8 +197,9 @@ def _put_characters(texts: list[str], places: Sequence[int], tokens: Sequence[st
         except UnicodeDecodeError:  # such tokenizers then decode none of the run
             parts = [REPLACEMENT.encode()] * len(parts)
     else:
+        byte_of = _byte_of()
         parts = [
-            bytes(_BYTE_OF[c] for c in token) if all(c in _BYTE_OF for c in token) else token.encode()
+            bytes(byte_of[c] for c in token) if all(c in byte_of for c in token) else token.encode()
             for token in tokens
         ]
     decoder = codecs.getincrementaldecoder("utf-8")("replace")

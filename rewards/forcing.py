@@ -11,10 +11,13 @@ For maths the suffix should open a box: verifiers read the last `\boxed{...}` of
 `answer X`, and a box in the cut trace would be taken for the answer.
 """
 
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from .episodes import token_texts
 from .extraction import MARK
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 THINKING_END = "</think>"
 THINKING_SUFFIX = f"\n\nThat is all the time I have, so I answer now.\n{THINKING_END}\n\nMy final answer: \\boxed{{"
@@ -33,7 +36,7 @@ class Forcing:
         ValueError: none is known and none is given; it is empty; or the model thinks and the suffix does not end that.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, suffix: str | None = None):
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", suffix: str | None = None):
         self.suffix = _default_suffix(tokenizer) if suffix is None else suffix
         if not self.suffix.strip():
             raise ValueError("forcing_suffix is empty: give the text that ends the thinking and opens the answer")
@@ -78,7 +81,7 @@ class Forcing:
         return ids
 
 
-def _thinks(tokenizer: PreTrainedTokenizerBase) -> bool:
+def _thinks(tokenizer: "PreTrainedTokenizerBase") -> bool:
     """Tell whether the chat template knows the end of thinking, or the vocabulary where there is no template."""
     template = tokenizer.chat_template
     if not template:
@@ -86,7 +89,7 @@ def _thinks(tokenizer: PreTrainedTokenizerBase) -> bool:
     return any(THINKING_END in text for text in (template.values() if isinstance(template, dict) else [template]))
 
 
-def _default_suffix(tokenizer: PreTrainedTokenizerBase) -> str:
+def _default_suffix(tokenizer: "PreTrainedTokenizerBase") -> str:
     if _thinks(tokenizer):
         return THINKING_SUFFIX
     vocabulary = tokenizer.get_vocab()

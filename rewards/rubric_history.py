@@ -48,9 +48,11 @@ class RubricVersion:
 
     @property
     def file_name(self) -> str:
+        """The name of its file in the history's folder."""
         return f"version-{self.number:03d}.json"
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the version as its file holds it, in JSON values."""
         return {**vars(self), "rubric": self.rubric.to_dict()}
 
 

@@ -26,7 +26,7 @@ import textwrap
 from collections import defaultdict
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from accelerate.utils import gather_object
@@ -34,6 +34,7 @@ from datasets import Dataset
 from trl import GRPOTrainer
 from trl.extras.profiling import profiling_context
 from trl.models import unwrap_model_for_generation
+from trl.trainer.grpo_trainer import RewardFunc
 
 from ..curricula import ItemCycle, make_curriculum
 from ..rewards import JudgeReward, RewardModelReward, correctness_reward
@@ -45,6 +46,8 @@ from .rollout_checkpoint import read_rollouts, read_state, write_rollouts, write
 from .throughput import Throughput
 from .whole_checkpoints import WholeCheckpoints
 
+Model: TypeAlias = str | torch.nn.Module  # a folder or hub name, or a model that is loaded, with an adapter or without
+RewardFuncs: TypeAlias = RewardFunc | list[RewardFunc] | None
 OPINIONS = (JudgeReward, RewardModelReward)  # score everything, and know no right or wrong
 
 
@@ -78,7 +81,14 @@ class DUMPTrainer(WholeCheckpoints, GRPOTrainer):
 
     _buffered_inputs: Any  # TRL's: a generation batch, in micro-batches
 
-    def __init__(self, model, reward_funcs=None, args: DUMPConfig | None = None, train_dataset=None, **kwargs):
+    def __init__(
+        self,
+        model: Model,
+        reward_funcs: RewardFuncs = None,
+        args: DUMPConfig | None = None,
+        train_dataset: Dataset | None = None,
+        **kwargs: Any,
+    ):
         args = DUMPConfig() if args is None else args
         rows_by_arm = _rows_by_distribution(train_dataset, args.distribution_column)
         with self._rollout_engine(args):

@@ -35,6 +35,7 @@ import torch
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import dropout
+from transformers import DataCollator
 from trl import RewardTrainer
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
@@ -103,13 +104,13 @@ class MetaRewardTrainer(CountedTokens, RewardTrainer):
 
     def __init__(
         self,
-        model,
+        model: str | torch.nn.Module,
         args: MetaRewardConfig | None = None,
-        data_collator=None,
-        train_dataset=None,
-        *positional,
+        data_collator: DataCollator | None = None,
+        train_dataset: Dataset | None = None,
+        *positional: Any,
         meta_dataset: Dataset | None = None,
-        **kwargs,
+        **kwargs: Any,
     ):
         args = MetaRewardConfig() if args is None else args
         if (args.meta_step == "none") != (meta_dataset is None):
@@ -142,7 +143,14 @@ class MetaRewardTrainer(CountedTokens, RewardTrainer):
 
     # ---- the loss ----
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
+        """Return TRL's loss with what the treatments add, and the outputs if they are asked for."""
         treatments = {name: inputs.pop(column) for column, name in TREATMENTS.items() if column in inputs}
         contrasted = self.args.contrastive != "none" and self.model.training
         if contrasted:
@@ -199,7 +207,10 @@ class MetaRewardTrainer(CountedTokens, RewardTrainer):
 
     # ---- MetaRM's step ----
 
-    def training_step(self, model, inputs, num_items_in_batch=None):
+    def training_step(
+        self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Take a micro-batch's gradients, with MetaRM's move of the weights around them."""
         if self.meta_set is None:
             return super().training_step(model, inputs, num_items_in_batch)
         if not self._shift.moved:

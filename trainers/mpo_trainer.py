@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 from accelerate.logging import get_logger
 from accelerate.utils import broadcast_object_list, gather_object
+from datasets import Dataset
 
 from ..rewards.judge import Judge, conversation_text
 from ..rewards.judge_client import JudgeError
@@ -47,7 +48,7 @@ from ..rewards.rubric_gate import (
     rubric_quality,
 )
 from ..rewards.rubric_history import RubricHistory
-from .dump_trainer import DUMPTrainer
+from .dump_trainer import DUMPTrainer, Model, RewardFuncs
 from .mpo_config import MPOConfig
 
 logger = get_logger(__name__)
@@ -91,14 +92,14 @@ class MPOTrainer(DUMPTrainer):
 
     def __init__(
         self,
-        model,
-        reward_funcs=None,
+        model: Model,
+        reward_funcs: RewardFuncs = None,
         args: MPOConfig | None = None,
-        train_dataset=None,
+        train_dataset: Dataset | None = None,
         *,
         meta_judge: MetaJudge | None = None,
         held_out_judge: Judge | None = None,
-        **kwargs,
+        **kwargs: Any,
     ):
         args = MPOConfig() if args is None else args
         super().__init__(model, reward_funcs, args, train_dataset, **kwargs)

@@ -32,10 +32,11 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import gather_object
+from datasets import Dataset
 
 from ..rewards import EpisodeRule, Forcing, episode_ends, token_texts
 from . import progress
-from .dump_trainer import DUMPTrainer
+from .dump_trainer import DUMPTrainer, Model, RewardFuncs
 from .mrt_config import MRTConfig
 from .prefix_pool import PrefixPool
 from .success import SuccessAtPrefixes
@@ -71,7 +72,14 @@ class MRTTrainer(SuccessAtPrefixes, DUMPTrainer):
             }"""),
     }
 
-    def __init__(self, model, reward_funcs=None, args: MRTConfig | None = None, train_dataset=None, **kwargs):
+    def __init__(
+        self,
+        model: Model,
+        reward_funcs: RewardFuncs = None,
+        args: MRTConfig | None = None,
+        train_dataset: Dataset | None = None,
+        **kwargs: Any,
+    ):
         args = MRTConfig() if args is None else args
         super().__init__(model, reward_funcs=reward_funcs, args=args, train_dataset=train_dataset, **kwargs)
         self._check_gold()
