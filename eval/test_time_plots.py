@@ -146,10 +146,13 @@ def _regret_finding(runs: Mapping[str, Summary]) -> str:
 
 def _episode_finding(rows: Sequence[Mapping[str, Any]]) -> str:
     """Name the episode that makes the most progress."""
-    heights = [row["accuracy"] for row in rows]
+    scored = [row for row in rows if row["accuracy"] is not None]
+    heights = [row["accuracy"] for row in scored]
     steps = [after - before for before, after in pairwise(heights)]
+    if not steps:
+        return "Progress could not be measured"
     best = max(range(len(steps)), key=steps.__getitem__)
     share = steps[best] / (heights[-1] - heights[0]) if heights[-1] > heights[0] else 0
     if share <= 0:
         return "The traces make no progress"
-    return f"Episode {best + 1} earns {min(share, 1):.0%} of the progress"
+    return f"Episode {scored[best + 1]['episode']} earns {min(share, 1):.0%} of the progress"

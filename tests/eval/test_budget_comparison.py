@@ -100,6 +100,21 @@ def test_pictures_of_one_run(tmp_path, drawn):
     assert (tmp_path / "episodes.png").read_bytes().startswith(PNG)
 
 
+@pytest.mark.parametrize(
+    ("success", "told"),
+    [
+        ([0.0, None, 1.0], "Episode 2 earns 100% of the progress"),
+        ([0.5, None, None], "Progress could not be measured"),
+    ],
+)
+def test_an_episode_at_which_nothing_was_scored_is_passed_over(tmp_path, drawn, success, told):
+    run = evaluation()
+    episodes = Cuts(success=success, spent=[5, 20, 30], answer=[5, 5, 0], majority={2: success})
+    run.traces = [replace(t, episodes=episodes, episode_ends=[15, 30]) for t in run.traces]
+    plot_episodes(run.summary(), tmp_path / "episodes.png")
+    assert titles(drawn()) == [told]
+
+
 def test_nothing_to_draw_is_said(tmp_path):
     run = evaluation()
     with pytest.raises(ValueError, match="no episode was scored"):

@@ -14,7 +14,7 @@ from metatune.recipes.adapters import STARTER
 from metatune.rewards.episodes import EpisodeRule
 from metatune.rewards.forcing import Forcing
 
-from .test_evaluate import Verifier, item
+from .test_scoring import Verifier, item
 
 
 class Scripted:
