@@ -205,3 +205,11 @@ def test_a_meta_judge_without_a_judge_is_a_mistake(tmp_path):
             processing_class=build_tokenizer(),
             held_out_judge=Judge(JudgeClient(server.url), FIRST),
         )
+
+
+def test_asking_for_a_judge_that_is_not_there_says_so(tmp_path):
+    trainer = MetaTrainer(
+        tiny_model(), digits, config(tmp_path, MetaConfig), rows(), processing_class=build_tokenizer()
+    )
+    with pytest.raises(ValueError, match="this MetaTrainer has no judge: no JudgeReward is among its reward_funcs"):
+        _ = trainer.judge
