@@ -102,8 +102,7 @@ def run_one(method: str, seed: int, steps: int, learning_rate: float) -> dict:
     from transformers import AutoTokenizer, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
-    from metatune.eval.engines import CompactEngine
-    from metatune.eval.test_time import evaluate_at_budgets
+    from metatune.eval import CompactEngine, evaluate_at_budgets
     from metatune.rewards import Forcing, correctness_reward
     from metatune.trainers import MRTConfig, MRTTrainer
 

@@ -16,7 +16,7 @@ import torch
 from shared import ROOT
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
-from metatune.curricula.tokenizer import build_tokenizer
+from metatune.curricula import build_tokenizer
 from metatune.trainers.generation import sample_completions
 
 BASE = ROOT / "runs" / "reward_base"

@@ -128,8 +128,7 @@ def run_one(arm: str, seed: int, budget: int) -> dict:
     from trl import GRPOConfig, GRPOTrainer
 
     from metatune.curricula import load_distributions
-    from metatune.eval import evaluate
-    from metatune.eval.engines import CompactEngine
+    from metatune.eval import CompactEngine, evaluate
     from metatune.recipes.grpo import STARTER
     from metatune.rewards import (
         Judge,
