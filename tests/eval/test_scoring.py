@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from metatune.eval import evaluate as module
+from metatune.eval import scoring as module
 from metatune.eval.engines import CompactEngine
 from metatune.eval.scoring import evaluate, render
 

@@ -5,7 +5,7 @@ import json
 import pytest
 from transformers import AutoTokenizer
 
-from metatune.eval import evaluate as evaluate_module
+from metatune.eval import scoring
 from metatune.eval.benchmarks import load_held_out
 from metatune.eval.budget_evaluation import BudgetEvaluation
 from metatune.eval.engines import CompactEngine, load_engine
@@ -46,10 +46,8 @@ class Scripted:
 
 @pytest.fixture(autouse=True)
 def verifier(monkeypatch):
-    known = evaluate_module.get_verifier
-    monkeypatch.setattr(
-        evaluate_module, "get_verifier", lambda name: Verifier() if name == "contains" else known(name)
-    )
+    known = scoring.get_verifier
+    monkeypatch.setattr(scoring, "get_verifier", lambda name: Verifier() if name == "contains" else known(name))
 
 
 def measure(tokenizer, traces, items=None, **options):
