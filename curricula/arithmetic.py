@@ -22,7 +22,7 @@ class Arithmetic:
     terms: int = 4
     slip: float = 0.1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 2 <= self.terms <= 20:
             raise ValueError(f"arithmetic: terms must be between 2 and 20, got {self.terms}")
         if not 0 <= self.slip <= 1:

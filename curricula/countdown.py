@@ -29,7 +29,7 @@ class Countdown:
     give_up: float = 0.3
     attempts: int = 6
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 2 <= self.numbers <= 6:
             raise ValueError(f"countdown: numbers must be between 2 and 6, got {self.numbers}")
         known = set(self.operators) & set(OPERATORS)

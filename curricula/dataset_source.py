@@ -67,7 +67,7 @@ class DatasetSource(Entry):
     train_split: str | None = None
     test_split: str | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.answer_after is not None and self._answer_column is None:
             raise ValueError("answer_after is of a reference that nothing reads: give verifier or answer_column")
 

@@ -33,7 +33,9 @@ class _HeuristicCurriculum(Curriculum):
         """Return the mean |advantage| over each arm's last prompts."""
         return self._magnitudes.means()
 
-    def _observe(self, index, advantages, rewards, tokens) -> None:
+    def _observe(
+        self, index: int, advantages: np.ndarray, rewards: np.ndarray | None, tokens: np.ndarray | None
+    ) -> None:
         self._magnitudes.add(index, np.abs(advantages).mean(), self._draws)
 
     def _statistics(self) -> dict[str, Any]:
@@ -143,7 +145,9 @@ class PoolsCurriculum(_HeuristicCurriculum, name="pools"):
         """Return the mean reward over each arm's window, shape (N,); 0.0 for an arm never observed."""
         return self._passes.means()
 
-    def _observe(self, index, advantages, rewards, tokens) -> None:
+    def _observe(
+        self, index: int, advantages: np.ndarray, rewards: np.ndarray | None, tokens: np.ndarray | None
+    ) -> None:
         rewards = self._required_rewards(index, rewards)
         super()._observe(index, advantages, rewards, tokens)
         self._passes.add(index, rewards.mean(), self._draws)

@@ -106,16 +106,18 @@ class LearnabilityCurriculum(Curriculum, name="dump_plus"):
             return np.ones(len(self.arms))
         return (self.optimism * self._lengths.sum() / total + self._lengths) / (self.optimism + self._weights)
 
-    def _observe(self, index, advantages, rewards, tokens) -> None:
+    def _observe(
+        self, index: int, advantages: np.ndarray, rewards: np.ndarray | None, tokens: np.ndarray | None
+    ) -> None:
         rewards = self._required_rewards(index, rewards)
         arm = self.arms[index]
         require(len(rewards) > 1, f"arm {arm!r}: a reward variance needs at least 2 completions per prompt, got 1")
         if self.per_token:
-            require(
-                tokens is not None and (tokens > 0).all(),
-                f"arm {arm!r}: curriculum {self.name!r} needs the length of every completion, at least 1: pass "
-                "`tokens` to `observe`, or leave per_token off",
-            )
+            if tokens is None or not (tokens > 0).all():
+                raise ValueError(
+                    f"arm {arm!r}: curriculum {self.name!r} needs the length of every completion, at least 1: pass "
+                    "`tokens` to `observe`, or leave per_token off"
+                )
             self._lengths[index] += tokens.mean()
         self._weights[index] += 1
         self._variances[index] += rewards.var(ddof=1)

@@ -6,7 +6,7 @@ tries one assignment after another and checks the statements in turn until one f
 
 import itertools
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from .problem import Problem
@@ -44,7 +44,7 @@ class Logic:
     give_up: float = 0.2
     attempts: int = 6
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 2 <= self.people <= len(NAMES):
             raise ValueError(f"logic: people must be between 2 and {len(NAMES)}, got {self.people}")
         if not 0 <= self.give_up <= 1:
@@ -79,7 +79,7 @@ class Logic:
                 break
         return "\n".join([*lines, f"answer {kinds}"])
 
-    def _assignments(self):
+    def _assignments(self) -> Iterator[str]:
         return map("".join, itertools.product("KN", repeat=self.people))
 
     def _first_failure(self, statements: list[Statement], kinds: str) -> int | None:

@@ -64,7 +64,9 @@ class SECCurriculum(Curriculum, name="sec"):
         rewards = np.divide(self._batch_sums, self._batch_counts, out=self._values.copy(), where=seen)
         return self._values + self.learning_rate * (rewards - self._values)
 
-    def _observe(self, index, advantages, rewards, tokens) -> None:
+    def _observe(
+        self, index: int, advantages: np.ndarray, rewards: np.ndarray | None, tokens: np.ndarray | None
+    ) -> None:
         self._batch_sums[index] += np.abs(advantages).mean()
         self._batch_counts[index] += 1
 

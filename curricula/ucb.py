@@ -80,7 +80,9 @@ class UCBCurriculum(Curriculum, name="dump"):
         """Return the exploration bonus of each arm, shape (N,)."""
         return np.sqrt(2 * math.log(self._counts.sum() + 1) / (self._counts + 1))
 
-    def _observe(self, index, advantages, rewards, tokens) -> None:
+    def _observe(
+        self, index: int, advantages: np.ndarray, rewards: np.ndarray | None, tokens: np.ndarray | None
+    ) -> None:
         self._magnitudes.add(index, np.abs(advantages).mean(), self._draws)
         self._counts[index] += len(advantages) if self.count == "completions" else 1
 

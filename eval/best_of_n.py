@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from .statistics import Numbers, bootstrap_mean
+from .statistics import Interval, Numbers, bootstrap_mean
 
 
 def selection_probabilities(proxy: Numbers, n: int) -> np.ndarray:
@@ -163,7 +163,7 @@ def _default_n(most: int) -> list[int]:
 def _row(n: int, prompts: Sequence[Prompt], confidence: float, num_resamples: int, seed: int) -> dict[str, Any]:
     distributions = [distribution for *_, distribution in prompts]
 
-    def mean(values: Sequence[float], resamples: int = num_resamples):
+    def mean(values: Sequence[float], resamples: int = num_resamples) -> Interval:
         return bootstrap_mean(
             values, range(len(values)), distributions, confidence=confidence, num_resamples=resamples, seed=seed
         )

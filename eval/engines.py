@@ -53,7 +53,7 @@ class Sampling:
     top_k: int = 0
     seed: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
         if self.temperature < 0:
@@ -96,7 +96,7 @@ class LocalEngine:
     eos_token_ids: frozenset[int] = field(init=False)
     pad_token_id: int = field(init=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
         self.eos_token_ids = eos_token_ids(self.tokenizer, self.model.generation_config)

@@ -84,7 +84,7 @@ class EpisodeRule:
     group: int = 1
     thinking_end: str | None = "</think>"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not isinstance(self.by, str) or self.by not in KINDS:
             raise ValueError(f"episodes: by is one of {', '.join(KINDS)}, not {self.by!r}")
         phrases = [self.phrases] if isinstance(self.phrases, str) else self.phrases

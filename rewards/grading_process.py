@@ -86,7 +86,7 @@ def reasoning_gym_grader() -> Grader:
     from reasoning_gym.factory import DATASETS
 
     @lru_cache(maxsize=256)
-    def dataset(generator: str, config: str):
+    def dataset(generator: str, config: str) -> Any:
         if generator not in DATASETS:
             raise InvalidRequestError(f"reasoning-gym has no generator {generator!r}")
         try:

@@ -161,7 +161,7 @@ class JudgeClient:
             options["extra_body"] = self.extra_body
         return _run(self._complete_all(chats, options))
 
-    def _open(self):
+    def _open(self) -> Any:
         from openai import AsyncOpenAI
 
         key = os.environ[self._key_variable] if self._key_variable else "none"

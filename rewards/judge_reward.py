@@ -65,7 +65,7 @@ class JudgeReward:
         completions: Sequence[Any],
         log_metric: Callable[[str, float], None] | None = None,
         log_extra: Callable[[str, list], None] | None = None,
-        **columns,
+        **columns: Any,
     ) -> list[float | None]:
         """Reward B completions, texts or conversations.
 

@@ -65,7 +65,7 @@ class RewardModelReward:
         completions: Sequence[Any],
         completion_ids: Sequence[Sequence[int]] | None = None,
         log_metric: Callable[[str, float], None] | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> list[float | None]:
         """Reward B completions, texts or conversations; what else TRL passes is not used."""
         rewards_BM = np.stack([model.score(prompts, completions) for model in self.models], axis=1)

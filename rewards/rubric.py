@@ -46,7 +46,7 @@ class RubricItem:
     criterion: str
     points: int
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not NAME.fullmatch(self.name):
             raise ValueError(f"an item's name is up to 40 of a-z, 0-9 and _, a letter first, not {self.name!r}")
         _check_text(self.criterion, f"the criterion of '{self.name}'")
@@ -74,7 +74,7 @@ class Rubric:
     task: str
     items: tuple[RubricItem, ...]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_text(self.task, "the task")
         names = [item.name for item in self.items]
         if doubled := sorted({name for name in names if names.count(name) > 1}):
@@ -162,7 +162,7 @@ class RubricBounds:
     max_criterion_characters: int = 800
     max_task_characters: int = 2000
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if not _is_whole(value) or value < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")

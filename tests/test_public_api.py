@@ -23,7 +23,7 @@ def own_functions(thing: Any) -> dict[str, Any]:
             for name, member in vars(cls).items():
                 function = member.fget if isinstance(member, property) else getattr(member, "__func__", member)
                 ours = inspect.isfunction(function) and function.__module__ == cls.__module__
-                if ours and (name == "__init__" or not name.startswith("_")):
+                if ours and (name in ("__init__", "__call__") or not name.startswith("_")):
                     found.setdefault(name, function)
     return found
 
