@@ -6,13 +6,19 @@ whose old mark then stands beside files of two saves.
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+if TYPE_CHECKING:
+    from transformers import Trainer as _Mixed  # what it is mixed into
+else:
+    _Mixed = object
 
 MARK = "trainer_state.json"  # `Trainer`'s own, with the state of the run
 
 
-class WholeCheckpoints:
+class WholeCheckpoints(_Mixed):
     """Keeps that promise for the trainer that it is mixed into, before `Trainer` in the order of its bases."""
 
     def _save_checkpoint(self, model, trial):
