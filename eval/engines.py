@@ -67,7 +67,7 @@ class Sampling:
 class Engine(Protocol):
     """What an evaluation needs of an engine.
 
-    Args:
+    Attributes:
         eos_token_ids (`frozenset[int]`): tokens that end a completion; a completion without one was cut off.
     """
 

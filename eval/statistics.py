@@ -27,7 +27,7 @@ Problem = TypeVar("Problem", bound=Hashable)
 class Interval(NamedTuple):
     """An estimate and its bootstrap confidence interval.
 
-    Args:
+    Attributes:
         value (`float`): the estimate.
         low (`float`): lower end of the interval.
         high (`float`): upper end of the interval.
