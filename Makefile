@@ -1,7 +1,7 @@
 # Everything runs from one virtual environment that `make install` builds from nothing.
 PYTHON ?= python3
 VENV ?= .venv
-# `dev` is what the tests need; CI adds deepspeed and reasoning-gym, which need a C compiler, and docs.
+# `dev` is what the tests need; CI adds deepspeed and reasoning-gym, which need a C compiler.
 EXTRAS ?= dev
 # Test processes; a launch of two processes is one test.
 WORKERS ?= 2
@@ -46,15 +46,16 @@ resume-matrix: $(STAMP)
 # The five packages stand at the root without metatune/ above them; what reads them as files is given links.
 build/types/metatune:
 	mkdir -p $@
-	ln -sfn $(foreach room,$(ROOMS),$(CURDIR)/$(room)) $@
+	ln -sfn $(foreach room,$(ROOMS),../../../$(room)) $@
 
 lint: $(STAMP) build/types/metatune
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Into site/; a warning is an error. Needs EXTRAS with docs.
+# Into site/; a warning is an error.
 docs: $(STAMP) build/types/metatune
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:

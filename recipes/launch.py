@@ -194,7 +194,10 @@ def refuse_abandoned_build() -> None:
 
     given = os.environ.get("TORCH_EXTENSIONS_DIR")  # else PyTorch adds a folder for the Python and the accelerator
     for lock in Path(given).glob("*/lock") if given else Path(get_default_build_root()).glob("*/*/lock"):
-        minutes = (time.time() - lock.stat().st_mtime) / 60
+        try:
+            minutes = (time.time() - lock.stat().st_mtime) / 60
+        except FileNotFoundError:  # its build has ended since
+            continue
         if minutes > LONGEST_BUILD:
             raise ConfigError(
                 f"{lock} is {minutes:.0f} minutes old: a process was killed while it built this extension of "

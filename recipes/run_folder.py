@@ -16,6 +16,7 @@ from trl import ModelConfig
 from metatune.recipes.adapters import STARTER
 from metatune.recipes.config import ConfigError
 from metatune.recipes.sharding import ShardingReport
+from metatune.trainers.whole_checkpoints import MARK
 
 RESUME_FILES = (  # what a checkpoint holds beside the model
     *("optimizer.*", "scheduler.*", "scaler.*", "rng_state*", "trainer_state.json"),
@@ -79,7 +80,7 @@ def last_whole_checkpoint(output_dir: Path) -> Path | None:
         for folder in output_dir.glob("checkpoint-*")
         if (step := folder.name.removeprefix("checkpoint-")).isdecimal()
     }
-    return next((folders[step] for step in sorted(folders, reverse=True) if _is_marked(folders[step])), None)
+    return next((folders[step] for step in sorted(folders, reverse=True) if _has_mark(folders[step])), None)
 
 
 def checkpoint_to_resume(
@@ -103,22 +104,26 @@ def checkpoint_to_resume(
     return None if found is None else str(found)
 
 
-def remove_torn_checkpoints(output_dir: Path, but: Path | None = None) -> None:
-    """Delete the folders of a run's checkpoints that lack the file that is written last, `but` one that was named.
+def remove_torn_checkpoints(checkpoint: Path) -> None:
+    """Delete what a run that was killed while it saved has left: later checkpoints than this one, without a mark.
 
-    A run killed while it saved has left them. `save_total_limit` would count them as checkpoints.
+    `save_total_limit` would count them. A mark that cannot be read deletes nothing, and neither does an earlier folder
+    without one: someone may have kept its weights alone.
     """
-    for folder in output_dir.glob("checkpoint-*"):
-        is_step = folder.name.removeprefix("checkpoint-").isdecimal() and folder.is_dir() and not folder.is_symlink()
-        if is_step and not _is_marked(folder) and (but is None or folder.resolve() != but.resolve()):
+    at = checkpoint.name.removeprefix("checkpoint-")
+    for folder in checkpoint.parent.glob("checkpoint-*"):
+        step = folder.name.removeprefix("checkpoint-")
+        is_later = at.isdecimal() and step.isdecimal() and int(step) > int(at)
+        if is_later and folder.is_dir() and not folder.is_symlink() and not _has_mark(folder):
+            print(f"{folder} was not saved to its end and is deleted")
             shutil.rmtree(folder)
 
 
-def _is_marked(folder: Path) -> bool:
-    """Tell whether a checkpoint has the file that is written last, whole."""
+def _has_mark(folder: Path) -> bool:
+    """Tell whether a checkpoint has the file that is written last, whole. Raises `OSError` if it cannot be read."""
     try:
-        json.loads((folder / "trainer_state.json").read_text())
-    except (OSError, ValueError):
+        json.loads((folder / MARK).read_text())
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return False
     return True
 
@@ -204,8 +209,8 @@ def train_and_save(trainer: Trainer, recipe: str, checkpoint: str | None, datase
     if trainer.is_world_process_zero():
         output_dir.mkdir(parents=True, exist_ok=True)
         (output_dir / "recipe.yaml").write_text(recipe)
-        if trainer.args.resume_from_checkpoint:
-            remove_torn_checkpoints(output_dir, None if checkpoint is None else Path(checkpoint))
+        if checkpoint is not None and Path(checkpoint).resolve().parent == output_dir.resolve():
+            remove_torn_checkpoints(Path(checkpoint))
     kept = None if checkpoint is None else Path(checkpoint)
     if kept is not None and trainer.args.load_best_model_at_end:
         kept = best_checkpoint(kept)  # also looks whether it is there: `Trainer` would end with the last one

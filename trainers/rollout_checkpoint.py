@@ -15,6 +15,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from .whole_checkpoints import MARK
+
 # Processes on a CPU call their device `cpu:0`, `Trainer` loads the optimizer onto it, and torch knows only `cpu`.
 torch.serialization.register_package(
     100, lambda storage: None, lambda storage, location: storage if location.startswith("cpu:") else None
@@ -108,7 +110,7 @@ def last_complete_checkpoint(output_dir: Path) -> Path | None:
 
 def _is_complete(folder: Path) -> bool:
     try:
-        json.loads((folder / "trainer_state.json").read_text())
+        json.loads((folder / MARK).read_text())
         world_size = read_state(folder)["world_size"]
     except (OSError, ValueError, KeyError):
         return False

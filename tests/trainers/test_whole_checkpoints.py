@@ -62,12 +62,23 @@ def test_a_save_over_a_whole_checkpoint_that_is_cut_short_leaves_none(tmp_path, 
     assert last_complete_checkpoint(tmp_path) == tmp_path / "checkpoint-1"
 
 
-def test_torn_checkpoints_are_deleted_and_nothing_else(tmp_path):
-    for name, text in {"1": "{}", "2": "{", "best-3": None, "4": None, "5": None}.items():
+def test_torn_checkpoints_after_the_one_resumed_from_are_deleted_and_nothing_else(tmp_path, capsys):
+    for name, text in {"1": None, "2": "{}", "3": "{", "4": None, "5": "{}", "best-9": None}.items():
         (tmp_path / f"checkpoint-{name}").mkdir()
         if text is not None:
             (tmp_path / f"checkpoint-{name}" / MARK).write_text(text)
     (tmp_path / "checkpoint-6").write_text("a file")
-    remove_torn_checkpoints(tmp_path, but=tmp_path / "checkpoint-5")
-    kept = ["checkpoint-1", "checkpoint-5", "checkpoint-6", "checkpoint-best-3"]
+    remove_torn_checkpoints(tmp_path / "checkpoint-best-9")  # says no step
+    remove_torn_checkpoints(tmp_path / "checkpoint-2")
+    kept = ["checkpoint-1", "checkpoint-2", "checkpoint-5", "checkpoint-6", "checkpoint-best-9"]
     assert sorted(path.name for path in tmp_path.iterdir()) == kept
+    assert capsys.readouterr().out.count("was not saved to its end and is deleted") == 2
+
+
+def test_a_checkpoint_whose_mark_cannot_be_read_is_not_deleted(tmp_path):
+    for step in (1, 2):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    (tmp_path / "checkpoint-2" / MARK).mkdir()  # stands for any error of the disk: it is there, and no file
+    with pytest.raises(OSError, match=MARK):
+        remove_torn_checkpoints(tmp_path / "checkpoint-1")
+    assert (tmp_path / "checkpoint-2").is_dir()
