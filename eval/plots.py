@@ -49,7 +49,7 @@ def plot_learning(
     figure = new_figure(11.5, 4.4)
     left, right = figure.subplots(1, 2)
     left.plot(tokens, reward, color=AFTER, alpha=0.3, linewidth=1)
-    left.plot(tokens, _running_mean(reward, window), color=AFTER, linewidth=2.2)
+    left.plot(tokens, running_mean(reward, window), color=AFTER, linewidth=2.2)
     caption = f"of the prompts that the curriculum drew; thick: mean of {window} log lines"
     set_heading(left, f"Training reward {_change(reward[:window].mean(), reward[-window:].mean())}", caption)
     left.set_ylabel("mean reward")
@@ -286,7 +286,7 @@ def _suffixes(rows: Sequence[Row], prefix: str) -> list[str]:
     return list(dict.fromkeys(key.removeprefix(prefix) for row in rows for key in row if key.startswith(prefix)))
 
 
-def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
+def running_mean(values: np.ndarray, window: int) -> np.ndarray:
     """Mean of the last `window` values at each place, of fewer at the start."""
     sums = np.cumsum(values)
     sums[window:] = sums[window:] - sums[:-window]

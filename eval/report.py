@@ -53,8 +53,10 @@ class Run:
         after (`Evaluation`, *optional*): the evaluation after it.
         comparison (`dict`, *optional*): what [`~metatune.eval.compare`] returns for the two, with the run's totals.
         metrics (`list[dict]`): lines of `metrics.jsonl`.
+        log_faults (`list[str]`): what of `metrics.jsonl` could not be read, in words.
         training (`list[dict]`): completions of the last logged training step.
         rubrics (`RubricHistory`, *optional*): of its judge.
+        recipe (`str`, *optional*): the text of `recipe.yaml`.
         missing (`list[str]`): what the report lacks, in words.
     """
 
@@ -63,16 +65,19 @@ class Run:
     after: Evaluation | None = None
     comparison: dict[str, Any] | None = None
     metrics: list[dict[str, Any]] = field(default_factory=list)
+    log_faults: list[str] = field(default_factory=list)
     training: list[dict[str, Any]] = field(default_factory=list)
     rubrics: RubricHistory | None = None
+    recipe: str | None = None
     missing: list[str] = field(default_factory=list)
 
 
-def write_report(run_dir: str | Path) -> Path:
+def write_report(run: Run | str | Path) -> Path:
     """Write `report.html` and its pictures into a run's folder.
 
     Args:
-        run_dir (`str` or `Path`): what a training recipe or the quickstart wrote.
+        run ([`Run`], `str` or `Path`): the folder that a training recipe or the quickstart wrote, or what
+            [`read_run`] found in it.
 
     Returns:
         `Path`: the page.
@@ -80,7 +85,7 @@ def write_report(run_dir: str | Path) -> Path:
     Raises:
         ValueError: if the folder is missing, or holds nothing of a run.
     """
-    run = read_run(Path(run_dir))
+    run = run if isinstance(run, Run) else read_run(Path(run))
     judge_log = _judge_log(run)
     before, after = (None if side is None else side.summary() for side in (run.before, run.after))
     page = page_template("report.html").render(
@@ -95,7 +100,7 @@ def write_report(run_dir: str | Path) -> Path:
         num_traces=_write_traces(run),
         rubrics=None if run.rubrics is None else describe_rubrics(run.rubrics),
         judge_log=describe_judge_log(judge_log),
-        recipe=_text(run.folder / "recipe.yaml"),
+        recipe=run.recipe,
         architecture=_text(run.folder / "config.json"),
         settings={name: side.settings for name, side in (("before", run.before), ("after", run.after)) if side},
         versions=_versions(),
@@ -120,10 +125,12 @@ def read_run(folder: Path) -> Run:
     run = Run(folder)
     run.before, run.after = (_evaluation(run, name) for name in ("before", "after"))
     run.comparison = _comparison(run)
-    run.metrics = _metrics(run)
+    run.metrics, run.log_faults = _metrics(_text(folder / "metrics.jsonl"))
+    run.missing += run.log_faults
     run.training = _training_completions(run)
     run.rubrics = _rubrics(run)
-    if not (folder / "recipe.yaml").is_file():
+    run.recipe = _text(folder / "recipe.yaml")
+    if run.recipe is None:
         run.missing.append("The recipe: there is no recipe.yaml in the folder.")
     return run
 
@@ -160,12 +167,11 @@ def _comparison(run: Run) -> dict[str, Any] | None:
         return None
 
 
-def _metrics(run: Run) -> list[dict[str, Any]]:
-    text = _text(run.folder / "metrics.jsonl")
+def _metrics(text: str | None) -> tuple[list[dict[str, Any]], list[str]]:
+    """Read the lines of `metrics.jsonl`, and say which could not be read."""
     if text is None:
-        run.missing.append("What was logged during training: there is no metrics.jsonl.")
-        return []
-    rows = []
+        return [], ["What was logged during training: there is no metrics.jsonl."]
+    rows, faults = [], []
     for number, line in enumerate(text.splitlines(), 1):
         try:
             row = json.loads(line)
@@ -174,10 +180,10 @@ def _metrics(run: Run) -> list[dict[str, Any]]:
         if isinstance(row, dict):
             rows.append(row)
         else:  # the last line of a run that was killed while it wrote
-            run.missing.append(f"Line {number} of metrics.jsonl: it is not a JSON object and was left out.")
+            faults.append(f"Line {number} of metrics.jsonl: it is not a JSON object and was left out.")
     if not rows:
-        run.missing.append("What was logged during training: metrics.jsonl is empty.")
-    return rows
+        faults.append("What was logged during training: metrics.jsonl is empty.")
+    return rows, faults
 
 
 def _training_completions(run: Run) -> list[dict[str, Any]]:
@@ -214,7 +220,7 @@ def _judge_log(run: Run) -> JudgeLog | None:
     if run.rubrics is None:
         return None
     try:
-        recipe = yaml.safe_load(_text(run.folder / "recipe.yaml") or "")
+        recipe = yaml.safe_load(run.recipe or "")
     except yaml.YAMLError:
         recipe = None
     batch_steps = steps_of_a_batch(recipe if isinstance(recipe, dict) else None)

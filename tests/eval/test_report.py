@@ -2,30 +2,14 @@ import base64
 import json
 import re
 import shutil
-from html.parser import HTMLParser
 
 import pytest
 
 from metatune.eval import Evaluation
 from metatune.eval.report import time_spent, write_report
 
+from .html_page import Page
 from .run_folder import DISTRIBUTIONS, make_run_folder
-
-
-class Page(HTMLParser):
-    """Tags, addresses and visible text of a page."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.addresses, self.text = [], [], []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append(tag)
-        self.addresses += [value for name, value in attributes if name in ("src", "href")]
-
-    def handle_data(self, data):
-        self.text.append(data)
 
 
 @pytest.fixture(scope="module")

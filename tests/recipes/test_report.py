@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 
@@ -23,6 +24,32 @@ def test_every_run_gets_its_page(run, tmp_path, capsys, option):
     for folder in (run, other):
         assert (folder / "report.html").is_file()
         assert f"Wrote {folder / 'report.html'}" in printed
+
+
+def test_several_runs_get_a_page_that_compares_them(run, tmp_path, capsys):
+    other = shutil.copytree(run, tmp_path / "other")
+    assert cli.main(["report", str(run), str(other)]) == 0
+    assert f"Wrote {run / 'comparison.html'}" in capsys.readouterr().out
+    assert "2 runs compared" in (run / "comparison.html").read_text()
+    assert cli.main(["report", str(other), str(run), "--output", str(tmp_path / "pages" / "mine.html")]) == 0
+    assert (tmp_path / "pages" / "mine.html").is_file() and not (other / "comparison.html").exists()
+    assert cli.main(["report", str(run)]) == 0
+
+
+@pytest.mark.parametrize(
+    "arguments, told",
+    [
+        (["run", "--output", "page.html"], "name two runs or more, or leave it out"),
+        (["run", "other", "run"], "run: named twice"),
+        (["run", "other", "--output", "other"], "other: cannot be written, Is a directory"),
+    ],
+)
+def test_a_comparison_that_cannot_be_is_one_line(run, tmp_path, capsys, monkeypatch, arguments, told):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(run, "other")
+    assert cli.main(["report", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert told in error and error.count("\n") == 1
 
 
 def test_a_folder_that_is_no_run_is_one_line(tmp_path, capsys):
