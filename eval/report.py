@@ -200,9 +200,18 @@ def _training_completions(run: Run) -> list[dict[str, Any]]:
     shown = random.Random(0).sample(rows, min(TRAINING_ROWS, len(rows)))
     texts = ("prompt", "completion")
     return [
-        {key: cut(str(value)) if key in texts else value for key, value in row.items() if value is not None}
+        {key: cut(_plain(value)) if key in texts else value for key, value in row.items() if value is not None}
         for row in shown
     ]
+
+
+def _plain(turns: object) -> str:
+    """Write a prompt or completion as TRL logs it, a text or the turns of a chat, as a reader reads it."""
+    if not (isinstance(turns, list) and all(isinstance(turn, dict) and "content" in turn for turn in turns)):
+        return str(turns)
+    if len(turns) == 1:
+        return str(turns[0]["content"])
+    return "\n\n".join(f"{turn.get('role')}: {turn['content']}" for turn in turns)
 
 
 def _rubrics(run: Run) -> RubricHistory | None:

@@ -3,6 +3,8 @@ import json
 import re
 import shutil
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from metatune.eval import Evaluation
@@ -73,6 +75,17 @@ def test_a_run_without_evaluations_says_so(run):
     assert "cannot be compared before and after" in text
     assert "there is no folder before" in text
     assert len(page.addresses) == 2, "learning and curriculum can still be drawn"
+
+
+def test_a_chat_reads_as_text(run):
+    chats = {
+        "prompt": [[{"role": "system", "content": "Be brief."}, {"role": "user", "content": "6 * 4?"}]],
+        "completion": [[{"role": "assistant", "content": "first\nthen 24"}]],
+    }
+    pyarrow.parquet.write_table(pyarrow.table(chats), run / "completions" / "completions_99999.parquet")
+    page = page_of(run)
+    assert "system: Be brief.\n\nuser: 6 * 4?" in page.text
+    assert "first\nthen 24" in page.text
 
 
 def test_the_comparison_is_computed_where_the_run_wrote_none(run):
