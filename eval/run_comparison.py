@@ -92,6 +92,7 @@ class Group:
         runs (`list[ComparedRun]`): at least one.
         accuracy (`Spread`, *optional*): of the finished runs.
         reward (`Spread`, *optional*): of the finished runs.
+        tokens (`Spread`, *optional*): rollout tokens that each of them generated.
         difference (`float`, *optional*): mean accuracy minus the first group's, paired by seed.
         interval (`Interval`, *optional*): the same with its bootstrap interval over seeds, from [`MIN_SEEDS`] of them.
         num_paired (`int`): seeds that this group shares with the first.
@@ -101,6 +102,7 @@ class Group:
     runs: list[ComparedRun]
     accuracy: Spread | None = None
     reward: Spread | None = None
+    tokens: Spread | None = None
     difference: float | None = None
     interval: Interval | None = None
     num_paired: int = 0
@@ -145,6 +147,7 @@ def compare_runs(found: Sequence[Run]) -> list[Group]:
     for group in groups:
         group.accuracy = _spread([run.accuracy for run in group.finished])
         group.reward = _spread([run.reward for run in group.finished])
+        group.tokens = _spread([run.tokens for run in group.finished])
         if group is not groups[0]:
             _pair_by_seed(groups[0], group)
     return groups

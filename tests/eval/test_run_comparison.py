@@ -93,6 +93,7 @@ def test_an_unfinished_run_is_no_part_of_the_numbers_over_seeds(tmp_path):
     assert (second.accuracy.mean, second.accuracy.greatest, second.num_paired) == (0.3, 0.3, 1)
     assert first.accuracy.mean == pytest.approx(0.35)
     assert [run.name for run in second.finished] == ["ours-0"]
+    assert first.tokens == (1000, 1000, 1000)
 
 
 def test_accuracies_of_other_origin_are_not_paired_by_seed(tmp_path):
