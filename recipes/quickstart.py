@@ -5,7 +5,8 @@
 
 Evaluates the starter on held-out problems, trains it with `recipes/dump/quickstart.yaml`, evaluates it again on the
 same problems, and writes `summary.json`, the pictures and `report.html`. Options other than `--output_dir` and
-`--samples` override the training recipe. A folder that an earlier run left is kept under another name.
+`--samples` override the training recipe: `--use_cpu false` trains and evaluates on a GPU. A folder that an earlier run
+left is kept under another name.
 """
 
 import argparse
@@ -22,7 +23,9 @@ from metatune.recipes.config import ConfigError
 RECIPE = Path(__file__).parent / "dump" / "quickstart.yaml"
 
 
-def evaluate_checkpoint(model: Path, items, samples: int, max_new_tokens: int, seed: int, folder: Path):
+def evaluate_checkpoint(
+    model: Path, items, samples: int, max_new_tokens: int, seed: int, folder: Path, use_cpu: bool = True
+):
     """Sample every held-out problem `samples` times, print one line, and save the evaluation in `folder`."""
     from transformers import AutoTokenizer
 
@@ -37,7 +40,7 @@ def evaluate_checkpoint(model: Path, items, samples: int, max_new_tokens: int, s
         base.name,
         tokenizer,
         dtype="float32",
-        device="cpu",
+        device="cpu" if use_cpu else None,
         batch_size=256,
         revision=base.revision,
         adapter=adapter,
@@ -99,14 +102,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     keep_earlier_run(folder)
     _, held_out = grpo.load_data(script_args, with_evaluation=True)
-    length = training_args.max_completion_length
+    length, use_cpu = training_args.max_completion_length, training_args.use_cpu
 
     print(f"1/4 Evaluating the starter on {len(held_out)} held-out problems, {args.samples} samples each")
-    before = evaluate_checkpoint(grpo.STARTER, held_out, args.samples, length, 0, folder / "before")
+    before = evaluate_checkpoint(grpo.STARTER, held_out, args.samples, length, 0, folder / "before", use_cpu)
     print(f"2/4 Training with the curriculum '{training_args.curriculum}' for {training_args.max_steps} steps")
     grpo.main(script_args, training_args, model_args)
     print("3/4 Evaluating the trained checkpoint on the same problems")
-    after = evaluate_checkpoint(folder, held_out, args.samples, length, 0, folder / "after")
+    after = evaluate_checkpoint(folder, held_out, args.samples, length, 0, folder / "after", use_cpu)
 
     log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     comparison = compare(before, after)

@@ -81,7 +81,7 @@ def sample_completions(
     mask_UP = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in distinct], device=device)
 
     warpers = _warpers(temperature, top_p, top_k, min_p)
-    eos = torch.tensor(list(eos_token_ids), device=device)
+    eos = torch.tensor(list(eos_token_ids), dtype=torch.long, device=device)
     cache = DynamicCache(config=model.config)
     output = model(
         input_ids=ids_UP,
