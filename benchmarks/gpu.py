@@ -39,6 +39,7 @@ class Part:
     script: str
     limit: float
     alone: bool
+    found: Path  # its rows, JSONL
     process: subprocess.Popen | None = None
     started: float = 0.0
     seen: int = 0
@@ -69,7 +70,7 @@ GRACE = 5  # seconds that a part has to end its own processes
 def start(part: Part, logs: Path, quick: bool, on_gpu: bool, limit: float) -> None:
     """Start a part; it writes its rows into a file that is read while it runs."""
     part.limit, part.started = limit, time.perf_counter()
-    command = [sys.executable, str(Path(__file__).with_name(part.script)), part.name, str(rows_file(part, logs))]
+    command = [sys.executable, str(Path(__file__).with_name(part.script)), part.name, str(part.found)]
     command += [str(int(limit))] + ["--quick"] * quick
     own = {} if on_gpu else {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
     with (logs / f"{part.name}.log").open("w") as log:
@@ -82,14 +83,9 @@ def start(part: Part, logs: Path, quick: bool, on_gpu: bool, limit: float) -> No
         )
 
 
-def rows_file(part: Part, logs: Path) -> Path:
-    return logs / f"{part.name}.jsonl"
-
-
-def read(part: Part, logs: Path) -> None:
+def read(part: Part) -> None:
     """Print what a part has found since the last look."""
-    path = rows_file(part, logs)
-    lines = path.read_text().split("\n")[:-1] if path.exists() else []  # the last one may not be whole yet
+    lines = part.found.read_text().split("\n")[:-1] if part.found.exists() else []  # the last may not be whole yet
     for line in lines[part.seen :]:
         row = json.loads(line)
         part.rows.append(row)
@@ -110,7 +106,7 @@ def end(part: Part, logs: Path) -> bool:
         except subprocess.TimeoutExpired:
             os.killpg(part.process.pid, signal.SIGKILL)
             part.process.wait()
-    read(part, logs)
+    read(part)
     if code is None and not late:
         return False
     said = f"in {seconds:.0f} s" if code == 0 else f"ended after {seconds:.0f} s, its limit"
@@ -136,7 +132,7 @@ def run(parts: list[Part], logs: Path, quick: bool, on_gpu: bool, deadline: floa
     try:
         while running:
             for part in running:
-                read(part, logs)
+                read(part)
             running = [part for part in running if not end(part, logs)]
             time.sleep(0.2)
     finally:
@@ -161,7 +157,7 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--quick", action="store_true", help="the fewest repeats, about four minutes on a GPU")
     parser.add_argument("--limit", type=float, default=360, help="seconds for all; on a CPU give more")
-    parser.add_argument("--logs", type=Path, help="where the parts' logs and rows are kept (default: a new folder)")
+    parser.add_argument("--logs", type=Path, help="where the parts' logs are kept (default: a new folder)")
     parser.add_argument("--device", choices=["auto", "cuda", "cpu"], default="auto")
     args = parser.parse_args()
     deadline = time.perf_counter() + args.limit
@@ -169,17 +165,14 @@ def main() -> None:
     logs = args.logs or Path(tempfile.mkdtemp(prefix="gpu-"))
     logs.mkdir(parents=True, exist_ok=True)
     print(f"on {what}; logs in {logs}", flush=True)
-    parts = [Part(*PARTS[name]) for name in PARTS if name in args.parts]
-    for part in parts:
-        rows_file(part, logs).unlink(missing_ok=True)
+    found = Path(tempfile.mkdtemp(prefix="gpu-"))
+    parts = [Part(*PARTS[name], found / f"{name}.jsonl") for name in PARTS if name in args.parts]
     beside = [part for part in parts if not part.alone] if on_gpu else []
     for group in ([beside] if beside else []) + [[part] for part in parts if part not in beside]:
         run(group, logs, args.quick, on_gpu, deadline)
     failed = [row["name"] for part in parts for row in part.rows if not row.get("ok", True)]
     print(f"{len(failed)} rows FAIL" if failed else "every row is ok")
-    claims = [
-        {**row["claim"], "part": part.name, "device": what} for part in parts for row in part.rows if "claim" in row
-    ]
+    claims = [{**row["claim"], "part": part.name} for part in parts for row in part.rows if "claim" in row]
     total = sum("name" in row for part in parts for row in part.rows)
     summary = {"claim": "rows that are ok", "value": total - len(failed), "of": total, "device": what}
     print_claims("gpu", [summary, *(claims if on_gpu else [])])
