@@ -8,7 +8,7 @@
 | `resume` | four steps against some, SIGKILL, and the rest, through the command line; twice the whole run as the control; also with `full_determinism` | 110 |
 | `zero` | three steps by ZeRO-2 and ZeRO-3 on one process against a launch without DeepSpeed | 110 |
 | `quickstart` | the quickstart recipe with `--use_cpu false` | 190 |
-| `step` | seconds of a step: stock `GRPOTrainer`, `MetaTrainer` with all off, and with curriculum, progress by likelihood, compact generation and grouping, in turns | 95 |
+| `step` | seconds of a step: stock `GRPOTrainer`, `MetaTrainer` with all off, and with curriculum, progress by likelihood, compact generation and grouping, in turns | 100 |
 | `memory` | peak memory of training steps against doctor's estimate | 60 |
 
 Each part is a process with a limit of its own; what it has found until it fails or is ended is kept. On a GPU the
@@ -53,7 +53,7 @@ PARTS = {
         ("resume", "gpu_launches.py", 110, False),
         ("zero", "gpu_launches.py", 110, False),
         ("quickstart", "gpu_launches.py", 190, False),
-        ("step", "gpu_steps.py", 95, True),
+        ("step", "gpu_steps.py", 100, True),
         ("memory", "gpu_steps.py", 60, True),
     )
 }

@@ -68,18 +68,22 @@ def trainings(report: Report, folder: Path) -> None:
             with report.case(f"{name}, {precision}") as say:
                 say(train_reward_model(folder / f"rm {name} {precision}", half, report.on_gpu, options))
     scored_by = folder / "rm reward model, plain float32"
-    for name, options in POLICIES.items():
-        if "continuous" in name and not report.on_gpu:  # by far too slow on a CPU
-            continue
-        for precision, half in PRECISIONS.items():
-            with report.case(f"{name}, {precision}") as say, judge_for(name) as judges:
-                say(
-                    train_policy(name, folder / f"{name} {precision}", half, report.on_gpu, options, judges, scored_by)
-                )
+    policies(report, folder, scored_by, [name for name in POLICIES if "continuous" not in name])
     with report.case("sft, from the command's recipe") as say:
         say(train_sft(folder / "sft", report.on_gpu))
-    evaluations(report, folder)
+    evaluations(report, folder, ["compact", "transformers", "token budgets"])
     against_the_cpu(report, scored_by)
+    if report.on_gpu:  # by far too slow on a CPU; last, because an engine with threads of its own may hang
+        policies(report, folder, scored_by, [name for name in POLICIES if "continuous" in name])
+        evaluations(report, folder, ["continuous_batching"])
+
+
+def policies(report: Report, folder: Path, scored_by: Path, names: list[str]) -> None:
+    for name in names:
+        for precision, half in PRECISIONS.items():
+            with report.case(f"{name}, {precision}") as say, judge_for(name) as judges:
+                run = folder / f"{name} {precision}"
+                say(train_policy(name, run, half, report.on_gpu, POLICIES[name], judges, scored_by))
 
 
 # ---- trainers ----
@@ -278,14 +282,14 @@ def difference(mine: tuple[list, list], theirs: tuple[list, list]) -> tuple[bool
 # ---- evaluation ----
 
 
-def evaluations(report: Report, folder: Path) -> None:
-    """Run `metatune eval`, greedily, by every engine of transformers, and at token budgets."""
+def evaluations(report: Report, folder: Path, kinds: list[str]) -> None:
+    """Run `metatune eval`, greedily, by engines of transformers, or at token budgets."""
     from metatune.recipes import cli
 
-    engines = ["compact", "transformers", *(["continuous_batching"] if report.on_gpu else [])]
-    wanted = {f"metatune eval, {engine}": {"engine": engine, "max_new_tokens": TOKENS} for engine in engines}
-    wanted["metatune eval, token budgets"] = {"budgets": [16, 32, TOKENS]}
-    for name, options in wanted.items():
+    for kind in kinds:
+        name, options = f"metatune eval, {kind}", {"engine": kind, "max_new_tokens": TOKENS}
+        if kind == "token budgets":
+            options = {"budgets": [16, 32, TOKENS]}
         with report.case(name) as say:
             out = folder / name
             values = {"model": "starter", "distributions": [{**task, "test_size": 24} for task in TASKS]}
