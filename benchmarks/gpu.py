@@ -1,15 +1,15 @@
 """Does metatune run on a GPU as it does on a CPU, and what does it take there in seconds and memory?
 
-    python benchmarks/gpu.py [--parts trainings resume …] [--quick] [--limit 360] [--logs DIR]
+    python benchmarks/gpu.py [--parts trainings resume …] [--quick] [--limit 480] [--logs DIR]
 
 | part | what it tells | limit in seconds |
 |---|---|---|
-| `trainings` | every trainer takes three steps, in float32 and as bf16 autocast with gradient checkpointing; all off against stock TRL, bit for bit or not; what is computed on both against the CPU | 150 |
+| `trainings` | every trainer takes three steps, in float32 and as bf16 autocast with gradient checkpointing; all off against stock TRL, bit for bit or not; what is computed on both against the CPU | 200 |
 | `resume` | four steps against some, SIGKILL, and the rest, through the command line; twice the whole run as the control; also with `full_determinism` | 110 |
 | `zero` | three steps by ZeRO-2 and ZeRO-3 on one process against a launch without DeepSpeed | 110 |
 | `quickstart` | the quickstart recipe with `--use_cpu false` | 190 |
-| `step` | seconds of a step: stock `GRPOTrainer`, `MetaTrainer` with all off, and with curriculum, progress by likelihood, compact generation and grouping, in turns | 100 |
-| `memory` | peak memory of training steps against doctor's estimate | 60 |
+| `step` | seconds of a step: stock `GRPOTrainer`, `MetaTrainer` with all off, and with curriculum, progress by likelihood, compact generation and grouping, in turns | 170 |
+| `memory` | peak memory of training steps against doctor's estimate | 90 |
 
 Each part is a process with a limit of its own; what it has found until it fails or is ended is kept. On a GPU the
 first four run side by side, since most of their time is Python's, and the last two alone. Without a GPU (or with
@@ -49,12 +49,12 @@ class Part:
 PARTS = {
     part[0]: part
     for part in (
-        ("trainings", "gpu_trainings.py", 150, False),
+        ("trainings", "gpu_trainings.py", 200, False),
         ("resume", "gpu_launches.py", 110, False),
         ("zero", "gpu_launches.py", 110, False),
         ("quickstart", "gpu_launches.py", 190, False),
-        ("step", "gpu_steps.py", 100, True),
-        ("memory", "gpu_steps.py", 60, True),
+        ("step", "gpu_steps.py", 170, True),
+        ("memory", "gpu_steps.py", 90, True),
     )
 }
 ENVIRONMENT = {
@@ -156,7 +156,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--quick", action="store_true", help="the fewest repeats, about four minutes on a GPU")
-    parser.add_argument("--limit", type=float, default=360, help="seconds for all; on a CPU give more")
+    parser.add_argument("--limit", type=float, default=480, help="seconds for all; on a CPU give more")
     parser.add_argument("--logs", type=Path, help="where the parts' logs are kept (default: a new folder)")
     parser.add_argument("--device", choices=["auto", "cuda", "cpu"], default="auto")
     args = parser.parse_args()

@@ -17,11 +17,19 @@ then count as `host` and not on the device.
 
 For B sequences of S tokens in a micro-batch, through L layers with hidden size h, intermediate size i, attention width
 a (heads × head size) and key-value width k (key-value heads × head size), what a gated Transformer block (Llama, Qwen,
-Mistral) keeps for its backward pass, attention without stored score matrices (sdpa, flash):
+Mistral) keeps of a token for its backward pass, attention without stored score matrices (sdpa, flash):
 
-    activations e B S L (6 h + 3 a + 2 k + 4 i)          without gradient checkpointing
-                e B S L h                                with it: each block's input
-    recomputed  e B S (6 h + 3 a + 2 k + 4 i)            with it: one block in full, after the head's memory is gone
+    kept        (2 n + l) h + m n (a + k) + e (2 a + 2 k + 4 i)
+    n           8, or 6 with half-precision weights: a norm computes in float32, whatever it is given
+    l           2 e, or 5 e under autocast, which casts what q, k, v, gate and up are given for each of them
+    m           1 if queries and keys have norms (Qwen3), of what autocast gives them, else 0
+
+The blocks hand on what has the type of the weights, which under autocast is float32. So:
+
+    activations kept B S L                               without gradient checkpointing
+                w B S L h                                with it: each block's input
+    block       3 e B S i                                the block in its backward pass: three gradients of its MLP
+                + kept B S                               with checkpointing, recomputed
     head        4 h (B C + V) + min(B C, 4096) (32768 e + t min(V, 32768))
 
 The head is TRL's, which never holds the logits of all C positions with a loss over the vocabulary V: float32 gradients
@@ -36,12 +44,12 @@ vLLM in the same process (colocate) takes a share of the device that its options
 while the model is trained:
 
     peak = weights + gradients + optimizer + reference + max(training, rollout)       rollout: kv cache, or the share
-    training = gathered + autocast + activations + max(head, recomputed)              plus the share without sleep
+    training = gathered + activations + autocast + max(head, block)                   plus the share without sleep
+               gathered + activations + max(autocast, head, block)                    with checkpointing
 
-The measured peak of a step of small Llama models in float32 on a CPU, with and without gradient checkpointing, is 0.94
-to 1.02 of this. Not counted: the device's context (about 1 GiB), communication buffers, fragmentation, temporary
-buffers of single operations, datasets, and, on a CPU, the Python process itself (about 1 GB with torch and TRL).
-Nothing here has been compared with a GPU.
+since with checkpointing the copies of autocast go as the forward pass ends. `docs/gpu.md` compares it with a GPU. Not
+counted: the device's context (about 1 GiB), communication buffers, fragmentation, temporary buffers of single
+operations, datasets, and, on a CPU, the Python process itself (about 1 GB with torch and TRL).
 """
 
 from dataclasses import asdict, dataclass
@@ -63,6 +71,7 @@ class ModelShape:
         attention_width (`int`): attention heads × head size, a.
         key_value_width (`int`): key-value heads × head size, k.
         vocabulary (`int`): size of the vocabulary V.
+        query_key_norms (`bool`, *optional*, defaults to `False`): whether queries and keys have norms.
     """
 
     parameters: int
@@ -73,6 +82,7 @@ class ModelShape:
     attention_width: int
     key_value_width: int
     vocabulary: int
+    query_key_norms: bool = False
 
 
 @dataclass(frozen=True)
@@ -131,18 +141,21 @@ class Estimate:
     gathered: int
     autocast: int
     activations: int
-    recomputed: int
+    block: int
     head: int
     kv_cache: int
     engine: int
     engine_sleeps: bool
+    gradient_checkpointing: bool
     host: int
 
     @property
     def peak(self) -> int:
         """The larger of training and generation, which take turns."""
         static = self.weights + self.gradients + self.optimizer + self.reference
-        training = self.gathered + self.autocast + self.activations + max(self.head, self.recomputed)
+        backward = max(self.head, self.block)
+        passes = max(self.autocast, backward) if self.gradient_checkpointing else self.autocast + backward
+        training = self.gathered + self.activations + passes
         if self.engine and not self.engine_sleeps:
             return static + training + self.engine
         return static + max(training, self.kv_cache, self.engine)
@@ -150,7 +163,8 @@ class Estimate:
     def as_dict(self) -> dict[str, int]:
         """Return every figure in bytes by name, `peak` and then `host` last."""
         figures = asdict(self)
-        host, _ = figures.pop("host"), figures.pop("engine_sleeps")
+        host = figures.pop("host")
+        del figures["engine_sleeps"], figures["gradient_checkpointing"]
         return {**figures, "peak": self.peak, "host": host}
 
 
@@ -166,10 +180,8 @@ def estimate(model: ModelShape, work: Workload) -> Estimate:
     optimizer = shard((16 if work.deepspeed and w < 4 else 2 * w) * model.trainable, 1)
     host = (optimizer if work.offload_optimizer else 0) + (weights if work.offload_parameters else 0)
 
-    attention = 3 * model.attention_width + 2 * model.key_value_width
-    block = 6 * model.hidden + attention + 4 * model.intermediate
-    kept = model.layers * (model.hidden if work.gradient_checkpointing else block)
-    token_bytes = e * work.batch * work.length
+    tokens, kept = work.batch * work.length, kept_bytes(model, work)
+    mlp_gradients = 3 * e * model.intermediate
     cache = 2 * w * work.generated * work.generated_length * model.layers * model.key_value_width
     gathers = stage_3 and work.gather_to_generate and work.generated > 0
     return Estimate(
@@ -179,14 +191,25 @@ def estimate(model: ModelShape, work: Workload) -> Estimate:
         reference=shard(w * model.parameters, 3) if work.reference_model else 0,
         gathered=w * min(model.parameters, LIVE_PARAMETERS) if stage_3 else 0,
         autocast=e * model.parameters if e < w else 0,
-        activations=token_bytes * kept,
-        recomputed=token_bytes * block if work.gradient_checkpointing else 0,
+        activations=tokens * model.layers * (w * model.hidden if work.gradient_checkpointing else kept),
+        block=tokens * (mlp_gradients + (kept if work.gradient_checkpointing else 0)),
         head=head_bytes(model, work),
         kv_cache=cache + (w * model.parameters if gathers else 0),
         engine=work.engine_share,
         engine_sleeps=work.engine_sleeps,
+        gradient_checkpointing=work.gradient_checkpointing,
         host=host,
     )
+
+
+def kept_bytes(model: ModelShape, work: Workload) -> int:
+    """Count what a block keeps of one token for its backward pass."""
+    w, e = work.weight_bytes, work.activation_bytes
+    attention = model.attention_width + model.key_value_width
+    norm, heads_norm = (8 if size == 4 else 6 for size in (w, e))
+    inputs = (5 if e < w else 2) * e
+    kept = (2 * norm + inputs) * model.hidden + e * (2 * attention + 4 * model.intermediate)
+    return kept + (heads_norm * attention if model.query_key_norms else 0)
 
 
 def head_bytes(model: ModelShape, work: Workload) -> int:
@@ -228,4 +251,5 @@ def shape_of(config, peft_config=None) -> ModelShape:
         attention_width=heads * head_size,
         key_value_width=(getattr(text, "num_key_value_heads", None) or heads) * head_size,
         vocabulary=text.vocab_size,
+        query_key_norms=any(name.endswith("q_norm.weight") for name, _ in model.named_parameters()),
     )

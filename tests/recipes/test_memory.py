@@ -10,7 +10,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 from trl.trainer.utils import add_fused_lm_head
 
-from metatune.recipes.memory import ModelShape, Workload, estimate, shape_of
+from metatune.recipes.memory import ModelShape, Workload, estimate, kept_bytes, shape_of
 
 SHAPE = ModelShape(
     parameters=1000,
@@ -22,7 +22,8 @@ SHAPE = ModelShape(
     key_value_width=4,
     vocabulary=32,
 )
-BLOCK = 6 * 8 + 3 * 8 + 2 * 4 + 4 * 16  # 144 elements a token
+KEPT = (2 * 8 + 2 * 4) * 8 + 4 * (2 * 8 + 2 * 4 + 4 * 16)  # 544 bytes a token in float32
+MLP = 3 * 4 * 16  # and 192 of gradients in the backward pass
 
 
 def llama(**changes):
@@ -36,11 +37,12 @@ def test_float32_by_hand():
     result = estimate(SHAPE, Workload(4, 4, batch=2, length=5, loss_positions=3, generated=6, generated_length=7))
     assert result.weights == result.gradients == 4000
     assert result.optimizer == 8000
-    assert result.autocast == result.reference == result.recomputed == 0
-    assert result.activations == 4 * 2 * 5 * 2 * BLOCK == 11520
+    assert result.autocast == result.reference == 0
+    assert result.activations == 2 * 5 * 2 * KEPT == 10880
+    assert result.block == 2 * 5 * MLP == 1920
     assert result.head == 4 * 8 * (6 + 32) + 6 * (4 * 32768 + 28 * 32)  # gradients, and one tile of logits
     assert result.kv_cache == 2 * 4 * 6 * 7 * 2 * 4 == 2688
-    assert result.peak == 16000 + 11520 + result.head
+    assert result.peak == 16000 + 10880 + result.head
     assert result.as_dict()["peak"] == result.peak
 
 
@@ -48,6 +50,15 @@ def test_mixed_precision_keeps_half_copies_of_the_weights():
     result = estimate(SHAPE, Workload(4, 2, batch=1, length=1, loss_positions=1))
     assert (result.weights, result.optimizer, result.autocast) == (4000, 8000, 2000)
     assert result.head == 4 * 8 * (1 + 32) + 2 * 32768 + 28 * 32
+    assert result.activations == 2 * ((2 * 8 + 5 * 2) * 8 + 2 * (2 * 8 + 2 * 4 + 4 * 16))
+    assert result.peak == 16000 + 2000 + result.activations + result.head
+
+
+def test_with_checkpointing_the_half_copies_go_before_the_backward_pass():
+    work = Workload(4, 2, batch=1, length=1, loss_positions=0, gradient_checkpointing=True)
+    result = estimate(SHAPE, work)
+    assert result.activations == 2 * 4 * 8, "blocks hand on float32"
+    assert result.peak == 16000 + result.activations + max(2000, result.block)
 
 
 def test_the_head_works_in_place_on_a_gpu_and_in_tiles():
@@ -62,8 +73,8 @@ def test_the_head_works_in_place_on_a_gpu_and_in_tiles():
 def test_checkpointing_keeps_the_inputs_and_one_block():
     result = estimate(SHAPE, Workload(4, 4, batch=2, length=5, loss_positions=3, gradient_checkpointing=True))
     assert result.activations == 4 * 10 * 2 * 8
-    assert result.recomputed == 4 * 10 * BLOCK
-    assert result.peak == 16000 + result.activations + max(result.head, result.recomputed)
+    assert result.block == 10 * (KEPT + MLP)
+    assert result.peak == 16000 + result.activations + max(result.head, result.block)
 
 
 @pytest.mark.parametrize(
@@ -152,10 +163,36 @@ def measured_peak(step) -> int:
     return peak
 
 
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("weights, autocast", [("float32", False), ("float32", True), ("bfloat16", False)])
+def test_kept_bytes_are_what_autograd_saves(kind, weights, autocast):
+    """A block more saves that much more a token, but for a few numbers a row and the copies of its weights."""
+    tokens, saved = 2 * 128, []
+    for layers in (1, 2):
+        sizes = {"hidden_size": 256, "intermediate_size": 1024, "num_attention_heads": 4, "num_key_value_heads": 1}
+        config = AutoConfig.for_model(kind, vocab_size=100, head_dim=64, num_hidden_layers=layers, **sizes)
+        model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, weights)).train()
+        own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+        kept = []  # alive, so that no two share an address
+        with (
+            torch.autograd.graph.saved_tensors_hooks(
+                lambda tensor, kept=kept: kept.append(tensor) or tensor, lambda t: t
+            ),
+            torch.autocast("cpu", torch.bfloat16, enabled=autocast),
+        ):
+            model.model(input_ids=torch.zeros(2, 128, dtype=torch.long))
+        storages = {storage.data_ptr(): storage.nbytes() for storage in (tensor.untyped_storage() for tensor in kept)}
+        copies = sum(2 * p.numel() for p in model.model.layers.parameters() if p.ndim == 2) if autocast else 0
+        saved.append(sum(size for address, size in storages.items() if address not in own) - copies)
+    work = Workload(4 if weights == "float32" else 2, 2 if autocast or weights == "bfloat16" else 4, 2, 128, 0)
+    assert (saved[1] - saved[0]) / tokens == pytest.approx(kept_bytes(shape_of(config), work), rel=0.004)
+
+
 @pytest.mark.parametrize("vocabulary", [128, 4096])
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("layers", [3, 6])
-def test_estimate_against_a_real_step(vocabulary, checkpointing, layers):
+@pytest.mark.parametrize("autocast", [False, True])
+def test_estimate_against_a_real_step(vocabulary, checkpointing, layers, autocast):
     """One AdamW step of a tiny Llama model under TRL's head: measured over estimated lies in [0.92, 1.05]."""
     config = llama(vocab_size=vocabulary, num_hidden_layers=layers, use_cache=False)
     model = AutoModelForCausalLM.from_config(config).train()
@@ -166,12 +203,15 @@ def test_estimate_against_a_real_step(vocabulary, checkpointing, layers):
     ids = torch.zeros(8, 64, dtype=torch.long)
 
     def step():
-        model(input_ids=ids, labels=ids, fused_lm_head=True).loss.backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            loss = model(input_ids=ids, labels=ids, fused_lm_head=True).loss
+        loss.backward()
         optimizer.step()
 
     step()  # the optimizer's states exist from here on
     optimizer.zero_grad()
-    work = Workload(4, 4, batch=8, length=64, loss_positions=64, gradient_checkpointing=checkpointing)
+    sizes = {"batch": 8, "length": 64, "loss_positions": 64}
+    work = Workload(4, 2 if autocast else 4, **sizes, gradient_checkpointing=checkpointing)
     result = estimate(shape_of(config), work)
     states = sum(value.nbytes for state in optimizer.state.values() for value in state.values() if value.ndim)
     assert result.optimizer == states
