@@ -8,11 +8,12 @@
 | `resume` | four steps against some, SIGKILL, and the rest, through the command line; twice the whole run as the control; also with `full_determinism` | 110 |
 | `zero` | three steps by ZeRO-2 and ZeRO-3 on one process against a launch without DeepSpeed | 110 |
 | `quickstart` | the quickstart recipe with `--use_cpu false` | 190 |
+| `rollouts` | tokens a second of TRL's generation and of `compact_generation`, which drops rows early, late or never | 90 |
 | `step` | seconds of a step: stock `GRPOTrainer`, `MetaTrainer` with all off, and with curriculum, progress by likelihood, compact generation and grouping, in turns | 170 |
 | `memory` | peak memory of training steps against doctor's estimate | 90 |
 
 Each part is a process with a limit of its own; what it has found until it fails or is ended is kept. On a GPU the
-first four run side by side, since most of their time is Python's, and the last two alone. Without a GPU (or with
+first four run side by side, since most of their time is Python's, and the last three alone. Without a GPU (or with
 `--device cpu`) all run one after another on tiny models, as a test of this script; nothing is claimed then.
 `--quick` takes the fewest repeats everywhere.
 """  # noqa: E501
@@ -53,6 +54,7 @@ PARTS = {
         ("resume", "gpu_launches.py", 110, False),
         ("zero", "gpu_launches.py", 110, False),
         ("quickstart", "gpu_launches.py", 190, False),
+        ("rollouts", "gpu_steps.py", 90, True),
         ("step", "gpu_steps.py", 170, True),
         ("memory", "gpu_steps.py", 90, True),
     )

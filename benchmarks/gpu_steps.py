@@ -1,4 +1,4 @@
-"""The parts `step` and `memory` of `gpu.py`: random models of Qwen's shapes, one process, bf16 autocast.
+"""The parts `rollouts`, `step` and `memory` of `gpu.py`: random models of Qwen's shapes, one process, bf16 autocast.
 
 Without a GPU the models are tiny and the vocabulary is the starter's.
 """
@@ -87,6 +87,47 @@ def wide_tokenizer(on_gpu: bool):
     written["model"]["vocab"] |= {f"~{number}": number for number in range(len(tokenizer), size)}
     tokenizer._tokenizer = Tokenizer.from_str(json.dumps(written))
     return tokenizer
+
+
+# ---- rollouts ----
+
+ENGINES = {"TRL's generation": None, "compact": 0.125, "compact, drops a half": 0.5, "compact, drops none": 1.0}
+
+
+def rollouts(report: Report, folder: Path) -> None:
+    """Let the engines sample the same 8 prompts x 8 completions in turns; the first rounds show what a start costs."""
+    from metatune.trainers import DUMPConfig, DUMPTrainer, generation
+
+    tokenizer = wide_tokenizer(report.on_gpu)
+    limit, rounds = TOKENS[report.on_gpu], 3 if report.quick or not report.on_gpu else 8
+    options = training_options(folder / "rollouts", True, report.on_gpu, max_completion_length=limit)
+    model = random_model("0.5B", tokenizer, report.on_gpu, ends=len(tokenizer) // 50)
+    trainer: Any = DUMPTrainer(
+        model, lambda completions, **_: [0.0], DUMPConfig(**options), pooled(200)[0], processing_class=tokenizer
+    )
+    prompts = [tokenizer.encode("a" * (20 + number))[:64] for number in range(8) for _ in range(8)]
+    seconds: dict[str, list[float]] = defaultdict(list)
+    tokens: dict[str, int] = defaultdict(int)
+    with report.case("tokens a second of rollouts") as say:
+        for done in range(rounds):
+            for name, fraction in ENGINES.items():
+                trainer._compact = fraction is not None
+                generation.MIN_DROPPED_FRACTION = fraction
+                torch.manual_seed(done)
+                started = time.perf_counter()
+                completions, _ = trainer._generate_single_turn(prompts, None, {}, 8)
+                if report.on_gpu:
+                    torch.cuda.synchronize()
+                seconds[name].append(time.perf_counter() - started)
+                tokens[name] += sum(map(len, completions))
+            took = sum(max(values) for values in seconds.values())
+            if report.seconds_left < took + 10:
+                break
+        say(f"{done + 1} rounds, 8 prompts x 8 completions of up to {limit} tokens")
+    for name, values in seconds.items():
+        rate = tokens[name] / sum(values)
+        report.row(f"rollouts, {name}", f"{rate:,.0f} tokens/s; seconds {', '.join(f'{v:.2f}' for v in values)}")
+        report.claim(f"rollout tokens a second, {name}", rate, seconds=values)
 
 
 # ---- seconds of a step ----
@@ -326,4 +367,4 @@ def peak(report: Report, name, tokenizer, folder, shape, rows, prompt_length, le
 
 
 if __name__ == "__main__":
-    run_part({"step": step, "memory": memory})
+    run_part({"rollouts": rollouts, "step": step, "memory": memory})
