@@ -56,6 +56,11 @@ def test_an_example_is_short(path):
     assert len(path.read_text().splitlines()) <= 30
 
 
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_the_page_shows_the_file_that_is_run(path):
+    assert f"\n{path.read_text().rstrip()}\n```" in (ROOT / "docs" / "extend.md").read_text()
+
+
 @pytest.mark.slow
 def test_task_verifier_curriculum_and_dataset_of_ones_own_train_and_are_evaluated(folder):
     own = yaml.safe_load((folder / "own_dataset.yaml").read_text())
