@@ -1,4 +1,4 @@
-"""A curriculum of your own: arms in turn, one a batch. The name makes it a `curriculum:`."""
+"""A curriculum of your own: arms in turn. The name makes it a `curriculum:`."""
 
 import numpy as np
 
@@ -13,7 +13,8 @@ class RoundRobin(Curriculum, name="round_robin"):
 
     def probabilities(self) -> np.ndarray:
         """Return each arm's share of the next draw."""
-        return np.eye(len(self.arms))[self._draws // self.options["patience"] % len(self.arms)]
+        turn = self._draws // self.options["patience"]
+        return np.eye(len(self.arms))[turn % len(self.arms)]
 
     def learnability(self) -> np.ndarray:
         """Return what is known of how much each arm teaches; this one does not ask."""

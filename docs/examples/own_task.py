@@ -1,4 +1,4 @@
-"""A task of your own: reverse a number. Registered, it is a `source:` with a `config:`, as the built-in ones are."""
+"""A task of your own: reverse a number. Registered, it is a `source:`."""
 
 import random
 from dataclasses import dataclass
@@ -13,9 +13,10 @@ class Reversal:
     digits: int = 3
 
     def sample(self, rng: random.Random) -> Problem:
-        """Draw a problem; equal keys are the same problem, and the key decides whether it is held out."""
+        """Draw a problem; its key decides whether it is held out."""
         number = str(rng.randrange(10 ** (self.digits - 1), 10**self.digits))
-        return Problem(f"compute {number}", answer=number[::-1], verifier="exact", key=f"reversal {number}")
+        text, key = f"compute {number}", f"reversal {number}"
+        return Problem(text, answer=number[::-1], verifier="exact", key=key)
 
     def demonstrate(self, problem: Problem, rng: random.Random) -> str:
         """Write a trace to warm-start on."""

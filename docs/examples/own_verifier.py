@@ -1,4 +1,4 @@
-"""A verifier of your own: the answer may be off by one. Registered, it is a `verifier:` of any data."""
+"""A verifier of your own: the answer may be off by one."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ class AboutVerifier:
     needs_answer = True
 
     def score(self, completion: str, answer: str, info: dict[str, Any]) -> bool | None:
-        """Return True or False; None only where the grader itself failed, which is never a reward of 0."""
+        """Return True or False, and None only where the grader itself failed."""
         given = extract_answer(completion)
         try:
             return abs(int(given or "") - int(answer)) <= 1
