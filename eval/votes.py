@@ -8,10 +8,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ..rewards import extract_answer
-from ..rewards.extraction import extract_verdict
+from ..rewards.extraction import extract_answer, extract_tagged, extract_verdict
 from ..rewards.knights_and_knaves import read_conclusion
-from ..rewards.math_answer import final_answer
+from ..rewards.math_answer import marked_answer
 
 
 def vote(verifier: str, completion: str, info: Mapping[str, Any]) -> str | None:
@@ -20,21 +19,20 @@ def vote(verifier: str, completion: str, info: Mapping[str, Any]) -> str | None:
     Args:
         verifier (`str`): the item's verifier. `math` reads the marked answer (`\\boxed{}`, `####`, a last line
             `answer X`) and abstains without a mark; `knights_and_knaves` the conclusion; `verdict` what stands in
-            its tags; any other the trace's last line `answer X`.
+            its tags; `reasoning_gym` what stands in `<answer>` tags, or else as any other the last line `answer X`.
         completion (`str`): text of the completion.
         info (`Mapping`): what the verifier needs beside the reference.
     """
     if verifier == "math":
-        if not any(mark in completion for mark in ("\\boxed", "####")) and extract_answer(completion) is None:
-            return None
-        answer = (final_answer(completion) or "").strip()
-        boxed = re.fullmatch(r"\\boxed\{(.*)\}", answer, re.DOTALL)
-        return normalised_math(boxed[1] if boxed else answer) or None
+        return normalised_math(marked_answer(completion) or "") or None
     if verifier == "knights_and_knaves":
         roles = read_conclusion(completion, info["names"])
         kinds = [f"{name}: {'knight' if knight else 'knave'}" for name, knight in sorted((roles or {}).items())]
         return ", ".join(kinds) or None
-    return extract_verdict(completion) if verifier == "verdict" else extract_answer(completion)
+    if verifier == "verdict":
+        return extract_verdict(completion)
+    tagged = extract_tagged(completion) if verifier == "reasoning_gym" else None
+    return extract_answer(completion) if tagged is None else tagged or None
 
 
 def normalised_math(answer: str) -> str:

@@ -43,7 +43,10 @@ def math_grader() -> Grader:
 
     @lru_cache(maxsize=256)  # of references only: they recur, and what is kept counts against the memory limit
     def read_reference(answer: str) -> list:
-        return read(f"\\boxed{{{answer}}}")
+        reference = read(f"\\boxed{{{answer}}}")
+        if not reference:  # nothing would equal it
+            raise InvalidRequestError(f"math-verify finds no answer in the reference {answer!r}: mend it, or drop it")
+        return reference
 
     def grade(request: dict[str, Any]) -> bool:
         reference, answer = read_reference(request["answer"]), read(request["completion"])

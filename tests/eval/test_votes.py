@@ -26,6 +26,7 @@ def test_maths_votes_for_its_marked_answer():
     assert vote("math", "18 - 2 = 16\n#### 1,600", {}) == "1600"
     assert vote("math", "it may well be 12", {}) is None
     assert vote("math", r"\boxed{}", {}) is None
+    assert vote("math", r"\boxed{18}" + "x" * 5000, {}) is None, "where the verifier does not look for a mark"
 
 
 def test_knights_and_knaves_vote_for_their_roles_in_any_order():
@@ -44,6 +45,13 @@ def test_knights_and_knaves_vote_for_their_roles_in_any_order():
 def test_traces_vote_for_their_last_line():
     assert vote("countdown", "1+1=2 wrong\nanswer 1+2", {}) == "1+2"
     assert vote("exact", "no idea", {}) is None
+
+
+def test_reasoning_gym_votes_for_what_its_verifier_reads():
+    assert vote("reasoning_gym", "<answer>1</answer> or rather <answer> 7 </answer>", {}) == "7"
+    assert vote("reasoning_gym", "3 + 4\nanswer 7", {}) == "7"
+    assert vote("reasoning_gym", "<answer></answer>\nanswer 7", {}) is None
+    assert vote("reasoning_gym", "no idea", {}) is None
 
 
 def test_verdicts_vote_for_their_label():
