@@ -12,7 +12,7 @@ from typing import Any
 
 from .extraction import extract_tagged
 
-_CONCLUSION = re.compile(r"^\W*(?:in )?conclusion\b", re.MULTILINE | re.IGNORECASE)
+_CONCLUSION = re.compile(r"^[^\w\n]*(?:in )?conclusion\b", re.MULTILINE | re.IGNORECASE)
 _ROLE = re.compile(r"knight|knave", re.IGNORECASE)
 _MARKUP = re.compile(r"[*_`#>]")
 _LEAD_IN = re.compile(r"^\W*(?:(?:therefore|thus|hence|so|(?:the )?(?:final )?answer(?: is)?)\b\W*)*", re.IGNORECASE)
@@ -74,8 +74,8 @@ def _statements(line: str, names: Collection[str]) -> Statements | None:
     """Read a line that is nothing but plain statements; `None` if it holds anything else."""
     spelling = {name.casefold(): name for name in names}
     name = "|".join(map(re.escape, names))
-    plain = re.compile(rf"({name})\s*(?:\bis\b|[:=])\s*(?:a\s)?\s*(knight|knave)", re.IGNORECASE)
-    clauses = [clause.strip() for clause in _SEPARATOR.split(_LEAD_IN.sub("", _MARKUP.sub("", line)))]
+    plain = re.compile(rf"({name}) ?(?:\bis\b|[:=]) ?(?:a )?(knight|knave)", re.IGNORECASE)
+    clauses = [" ".join(clause.split()) for clause in _SEPARATOR.split(_LEAD_IN.sub("", _MARKUP.sub("", line)))]
     statements = []
     for clause in filter(None, clauses):
         match = plain.fullmatch(clause)

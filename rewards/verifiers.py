@@ -85,7 +85,7 @@ class CountdownVerifier:
     def score(self, completion: str, answer: str, info: dict[str, Any]) -> bool:
         """Check numbers, operators and value; whitespace around operators is allowed, leading zeros are not."""
         numbers, target, operators = self._task(info)
-        expression = re.sub(r"\s*([-+*])\s*", r"\1", extract_answer(completion) or "")
+        expression = re.sub(r" ?([-+*]) ?", r"\1", " ".join((extract_answer(completion) or "").split()))
         return (
             evaluate_left_to_right(expression) == target
             and sorted(re.findall(r"\d+", expression)) == sorted(map(str, numbers))

@@ -1,3 +1,5 @@
+import time
+
 import pytest
 
 from metatune.rewards import VERIFIERS, extract_answer, get_verifier
@@ -110,3 +112,22 @@ def test_an_unknown_verifier_is_answered_with_the_nearest():
 )
 def test_a_verdict_is_the_label_in_its_tags(completion, right):
     assert get_verifier("verdict").score(completion, "RIGHT", {}) is right
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("knights_and_knaves", "\n{}"),
+        ("knights_and_knaves", "*\n{}"),
+        ("knights_and_knaves", "CONCLUSION\nZoey is{}no knight"),
+        ("countdown", "answer 3{}7"),
+        ("exact", "answer {}18"),
+        ("verdict", "{}"),
+    ],
+)
+@pytest.mark.parametrize("filler", ["\n", " ", "*\n", "- ", "<verdict>", "<answer>"])
+def test_a_model_that_repeats_itself_costs_no_time(name, text, filler):
+    info = COUNTDOWN | {"names": ["Zoey"], "solution": [True]}
+    started = time.perf_counter()
+    assert not get_verifier(name).score(text.replace("{}", filler * 40_000), "RIGHT", info)
+    assert time.perf_counter() - started < 2.0
