@@ -69,9 +69,10 @@ class BoundedGrader:
         with self._lock:
             if self._process is None or self._process.poll() is not None:
                 self._start()
+            end = time.monotonic() + self.deadline
             try:
-                self._send(request)
-                reply = self._receive(self.deadline)
+                self._send(request, end)
+                reply = self._receive(end)
             except _NoReplyError as cause:
                 self._kill()
                 reply = {"failure": str(cause)}
@@ -80,6 +81,8 @@ class BoundedGrader:
                 raise
             if "failure" in reply:
                 self.failures[reply["failure"]] += 1
+            if reply.get("failure") == "memory":
+                self._kill()  # what it has kept would be missing for the next answer
         if "invalid" in reply:
             raise ValueError(reply["invalid"])
         return reply.get("score")
@@ -102,7 +105,8 @@ class BoundedGrader:
                 env={**os.environ, **ONE_THREAD},
                 start_new_session=True,  # Ctrl-C is for the parent, which then closes the child
             )
-            reply = self._receive(START_DEADLINE)
+            os.set_blocking(self._pipes()[0].fileno(), False)  # a child that reads no more must not hold us up
+            reply = self._receive(time.monotonic() + START_DEADLINE)
         except (OSError, _NoReplyError) as error:
             self._kill()
             raise GraderStartError(
@@ -118,24 +122,22 @@ class BoundedGrader:
     def _command(self) -> str:
         return f"echo | {sys.executable} -P {SCRIPT} {self.grader} {self.memory} {self.deadline}"
 
-    def _send(self, request: dict[str, Any]) -> None:
+    def _send(self, request: dict[str, Any], end: float) -> None:
         unsent = memoryview(json.dumps(request).encode() + b"\n")
+        pipe = self._pipes()[0]
         try:
             while unsent:
-                unsent = unsent[self._pipes()[0].write(unsent) :]
+                _wait(pipe, select.POLLOUT, end)
+                unsent = unsent[pipe.write(unsent) or 0 :]
         except BrokenPipeError as error:
             raise _NoReplyError("crash") from error
 
-    def _receive(self, seconds: float) -> dict[str, Any]:
-        end = time.monotonic() + seconds
-        readable = select.poll()
-        output = self._pipes()[1]
-        readable.register(output, select.POLLIN)
+    def _receive(self, end: float) -> dict[str, Any]:
+        pipe = self._pipes()[1]
         line = b""
         while not line.endswith(b"\n"):
-            if not readable.poll(max(0.0, end - time.monotonic()) * 1000):
-                raise _NoReplyError("timeout")
-            part = os.read(output.fileno(), 65536)
+            _wait(pipe, select.POLLIN, end)
+            part = os.read(pipe.fileno(), 65536)
             if not part:
                 raise _NoReplyError("crash")
             line += part
@@ -165,6 +167,13 @@ class BoundedGrader:
         if self._process is not None:
             self._process.returncode = 0  # not ours to wait for
             self._drop_pipes()
+
+
+def _wait(pipe: IO[bytes], event: int, end: float) -> None:
+    ready = select.poll()
+    ready.register(pipe, event)
+    if not ready.poll(max(0.0, end - time.monotonic()) * 1000):
+        raise _NoReplyError("timeout")
 
 
 _graders: weakref.WeakSet[BoundedGrader] = weakref.WeakSet()

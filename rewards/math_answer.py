@@ -59,6 +59,7 @@ def final_answer(completion: str) -> str | None:
 def marked_answer(completion: str) -> str | None:
     """Read what the last box, the last `####` or the last line `answer X` says; `None` if there is no such mark."""
     text = completion[-TAIL:]
+    marked: str | None
     if "\\boxed" in text:
         marked = _braced(text[text.rindex("\\boxed") + len("\\boxed") :])
     elif "####" in text:

@@ -30,10 +30,15 @@ def write():
     with open(%(target)r, "w") as file:
         file.write("text")
 
+hoard = []
+def keep():
+    while True: hoard.append(bytearray(1 << 22))
+
 DEEDS = dict(
     right=lambda: True, wrong=lambda: False, hang=hang, sleep=lambda: time.sleep(60), error=lambda: 1 / 0,
     memory=lambda: bytearray(1 << 40), recurse=recurse, crash=lambda: os._exit(1), abort=os.abort, refuse=refuse,
     chatter=lambda: print('{"score": true}'), write=write,
+    keep=keep, need=lambda: len(bytearray(1 << 26)) > 0,
 )
 grading_process.GRADERS["deeds"] = lambda: lambda request: DEEDS[request["do"]]()
 grading_process.main(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]))
@@ -68,6 +73,12 @@ def test_a_failure_leaves_one_answer_unscored_and_no_other(grader, deed, cause):
     assert grader.failures == {cause: 1}
 
 
+def test_memory_that_an_answer_leaves_behind_is_not_missing_for_the_next(grader):
+    grader.memory = 2**28
+    assert [grader.grade({"do": do}) for do in ("need", "keep", "need")] == [True, None, True]
+    assert grader.failures == {"memory": 1}
+
+
 def test_a_grader_that_prints_cannot_fake_a_reply(grader):
     assert [grader.grade({"do": do}) for do in ("chatter", "wrong", "right")] == [False, False, True]
 
@@ -76,6 +87,16 @@ def test_a_grader_writes_no_files(grader, tmp_path):
     assert [grader.grade({"do": do}) for do in ("write", "right")] == [None, True]
     assert grader.failures == {"error": 1}
     assert (tmp_path / "written").read_text() == ""
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("size", [1, 1_000_000])  # the second is more than a pipe holds
+def test_a_child_that_stands_still_holds_nobody_up(grader, size):
+    grader.grade({"do": "right"})
+    os.kill(grader._process.pid, signal.SIGSTOP)
+    assert grader.grade({"do": "right", "more": "x" * size}) is None
+    assert grader.failures == {"timeout": 1}
+    assert grader.grade({"do": "right", "more": "x" * size}) is True
 
 
 def test_a_request_at_fault_raises(grader):
