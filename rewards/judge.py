@@ -249,7 +249,7 @@ def read_json(text: str) -> Any:
 def unwrap(text: str) -> str:
     """Take off the fence of Markdown and the thoughts before the answer that many models cannot do without."""
     text = text.strip()
-    if text.startswith("<think>") and "</think>" in text:
+    if not text.startswith(("{", "```")) and "</think>" in text:  # some templates open the thinking themselves
         text = text.partition("</think>")[2].strip()
     if text.startswith("```") and text.endswith("```") and "\n" in text:
         text = text[text.index("\n") : -3].strip()

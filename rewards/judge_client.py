@@ -14,18 +14,18 @@ import asyncio
 import math
 import os
 import random
-import threading
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
+
+from . import own_loop
 
 Chat = list[dict[str, str]]
 FAILURES = ("timeout", "connection", "rate_limit", "server_error", "refused", "bad_reply", "empty", "truncated")
 PASSING = ("timeout", "connection", "rate_limit", "server_error", "bad_reply")
 LONGEST_PAUSE = 30.0  # seconds between two tries
 STRUCTURED = ("json_schema", "none")
-Result = TypeVar("Result")
 
 
 class JudgeError(RuntimeError):
@@ -115,7 +115,7 @@ class JudgeClient:
             JudgeError: no answer, or another model.
         """
         try:
-            names = _run(self._served())
+            names = own_loop.run(self._served())
         except Exception as error:  # a server of something else may send anything
             cause, detail, _ = _cause(error)
             detail = self._without_key(detail)
@@ -159,7 +159,7 @@ class JudgeClient:
             options["response_format"] = {"type": "json_schema", "json_schema": guide}
         if self.extra_body:
             options["extra_body"] = self.extra_body
-        return _run(self._complete_all(chats, options))
+        return own_loop.run(self._complete_all(chats, options))
 
     def _open(self) -> Any:
         from openai import AsyncOpenAI
@@ -172,7 +172,7 @@ class JudgeClient:
         return detail.replace(os.environ[self._key_variable], "[key]") if self._key_variable else detail
 
     async def _served(self) -> list[str]:
-        async with self._open() as server:
+        async with self._open() as server, asyncio.timeout(self.timeout):
             return [model.id async for model in server.models.list()]
 
     async def _complete_all(self, chats: Sequence[Chat], options: dict[str, Any]) -> list[Reply]:
@@ -258,27 +258,3 @@ def _seconds(header: str | None) -> float | None:
         return max(0.0, float(header)) if header else None
     except ValueError:
         return None
-
-
-def _run(coroutine: Coroutine[Any, Any, Result]) -> Result:
-    """Run a coroutine in a loop and a thread of its own: a caller in a notebook is inside of another loop."""
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, name="judge", daemon=True)
-    thread.start()
-    future = asyncio.run_coroutine_threadsafe(coroutine, loop)
-    try:
-        return future.result()
-    finally:
-        future.cancel()
-        asyncio.run_coroutine_threadsafe(_settle(), loop).result()
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
-
-
-async def _settle() -> None:
-    """Let what was cancelled come to its end."""
-    others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-    for task in others:
-        task.cancel()
-    await asyncio.gather(*others, return_exceptions=True)

@@ -10,15 +10,19 @@ server computes in is its own `--dtype`: left to itself vLLM serves float32 in 1
 A server that fails ends the run with its cause; it never becomes a reward.
 """
 
+import asyncio
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import httpx
 import numpy as np
 
+from . import own_loop
 from .responses import ResponseScorer, padding_token
 
 PAUSES = (1.0, 5.0)  # seconds before the second try of a request and the third
+Row = TypeVar("Row")
 
 
 class RewardServerError(RuntimeError):
@@ -56,17 +60,18 @@ class RewardServer(ResponseScorer):
             if value is not None and value <= 0:
                 raise ValueError(f"{name} must be above 0, not {value}")
         self.url, self.batch_size, self.timeout = url.rstrip("/"), batch_size, timeout
-        served = self._served(model)
-        self.model = served["id"]
-        self.max_length = max_length or served.get("max_model_len")
-        self.tokenizer, config = _load_tokenizer(tokenizer or served.get("root") or self.model, self.url)
+        self.model, root, longest = self._served(model)
+        self.max_length = max_length or longest
+        self.tokenizer, config = _load_tokenizer(tokenizer or root or self.model, self.url)
         self._pad_token_id = padding_token(self.tokenizer, config)
 
-    def _served(self, model: str | None) -> dict[str, Any]:
-        """Return the server's entry of the model."""
-        entries = self._ask("GET", "/v1/models")
-        matching = [entry for entry in entries if model in (None, entry["id"], entry.get("root"))]
-        names = ", ".join(entry["id"] for entry in entries)
+    def _served(self, model: str | None) -> tuple[str, str | None, int | None]:
+        """Return name, folder or hub name, and longest response of the model, as the server has them."""
+        entries = self._ask(
+            "GET", "/v1/models", lambda entry: (entry["id"], entry.get("root"), entry.get("max_model_len"))
+        )
+        matching = [entry for entry in entries if model is None or model in entry[:2]]
+        names = ", ".join(name for name, *_ in entries)
         if not matching:
             raise RewardServerError(f"the reward server at {self.url} serves {names}, not {model}")
         if model is None and len(matching) > 1:
@@ -78,16 +83,17 @@ class RewardServer(ResponseScorer):
         for start in range(0, len(responses), self.batch_size):
             batch = [self._until_padding(ids) for ids in responses[start : start + self.batch_size]]
             body = {"model": self.model, "input": batch, "use_activation": False}
-            rows = sorted(self._ask("POST", "/classify", body), key=lambda row: row["index"])
+            rows = sorted(self._ask("POST", "/classify", _indexed, body))
             if len(rows) != len(batch):
                 raise RewardServerError(
                     f"the reward server at {self.url} scored {len(rows)} responses of the {len(batch)} it was sent"
                 )
-            if len(rows[0]["probs"]) != 1:
+            labels = {len(scores) for _, scores in rows}
+            if labels != {1}:
                 raise RewardServerError(
-                    f"{self.model} at {self.url} is no reward model: it has {len(rows[0]['probs'])} labels, not one"
+                    f"{self.model} at {self.url} is no reward model: it has {max(labels)} labels, not one"
                 )
-            rewards += [row["probs"][0] for row in rows]
+            rewards += [reward for _, (reward,) in rows]
         return np.array(rewards, dtype=float)
 
     def _until_padding(self, ids: list[int]) -> list[int]:
@@ -97,17 +103,19 @@ class RewardServer(ResponseScorer):
             end -= 1
         return ids[:end]
 
-    def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> list[dict[str, Any]]:
-        """Return the data of the server's answer; what may pass (no connection, HTTP 5xx) is tried again."""
+    def _ask(self, method: str, path: str, read: Callable[[Any], Row], body: Any = None) -> list[Row]:
+        """Read each entry of the server's answer; what may pass (no connection, HTTP 5xx) is tried again."""
         for pause in (*PAUSES, None):
             try:
-                response = httpx.request(method, self.url + path, json=body, timeout=self.timeout)
+                response = own_loop.run(self._request(method, path, body))
                 if response.is_success:
-                    return response.json()["data"]
+                    return [read(entry) for entry in response.json()["data"]]
                 trouble, passing = f"HTTP {response.status_code}: {_reason(response)}", response.is_server_error
+            except TimeoutError:
+                trouble, passing = f"no whole answer in {self.timeout:g} s", True
             except httpx.TransportError as error:
                 trouble, passing = f"{type(error).__name__}: {error}", True
-            except (httpx.InvalidURL, ValueError, KeyError, TypeError) as error:
+            except (httpx.InvalidURL, ValueError, KeyError, TypeError, AttributeError) as error:
                 trouble, passing = f"an answer that is not vLLM's, {type(error).__name__}: {error}", False
             if pause is None or not passing:
                 break
@@ -116,6 +124,16 @@ class RewardServer(ResponseScorer):
             f"no use of the reward server at {self.url}{path}{f', tried {len(PAUSES) + 1} times' if passing else ''} "
             f"({' '.join(trouble.split())[:300]}); start it with `vllm serve MODEL --runner pooling`"
         )
+
+    async def _request(self, method: str, path: str, body: Any) -> httpx.Response:
+        # httpx's own timeout is that of each read
+        async with httpx.AsyncClient(timeout=None) as client, asyncio.timeout(self.timeout):
+            return await client.request(method, self.url + path, json=body)
+
+
+def _indexed(row: Any) -> tuple[int, list[float]]:
+    """Read the place and the labels' scores of a response."""
+    return int(row["index"]), [float(score) for score in row["probs"]]
 
 
 def _reason(response: httpx.Response) -> str:

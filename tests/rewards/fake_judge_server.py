@@ -4,10 +4,23 @@ import json
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 Fault = tuple[str, Any]
+
+
+def drip(handler: BaseHTTPRequestHandler):
+    """Begin an answer and send a byte now and then, for ever: no read of it ever takes long."""
+    handler.send_response(200)
+    handler.send_header("Content-Type", "application/json")
+    handler.end_headers()
+    handler.close_connection = True
+    with suppress(BrokenPipeError, ConnectionResetError):
+        while True:
+            handler.wfile.write(b" ")
+            time.sleep(0.05)
 
 
 class FakeJudgeServer:

@@ -112,9 +112,16 @@ def test_a_reply_that_is_no_judgement_is_no_score(text, failure, detail):
     assert found.total is None and found.failure == failure and detail in found.detail
 
 
-@pytest.mark.parametrize("wrap", ["{}", "```json\n{}\n```", "```\n{}\n```", "<think>7? 8?</think>\n\n{}", "  {}\n"])
-def test_what_models_put_around_json(wrap):
-    text = wrap.replace("{}", answer({"size": 7, "noise": -1}))
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        *("{}", "```json\n{}\n```", "```\n{}\n```", "  {}\n", "<think>7? 8?</think>\n\n{}"),
+        "7? 8?\n</think>\n\n```json\n{}\n```",  # of a model whose template has begun to think for it
+    ],
+)
+@pytest.mark.parametrize("reason", ["so", "it says </think>"])
+def test_what_models_put_around_json(wrap, reason):
+    text = wrap.replace("{}", answer({"size": 7, "noise": -1}, reason))
     assert read_judgement(Reply(text), RUBRIC).scores == {"size": 7, "noise": -1}
 
 

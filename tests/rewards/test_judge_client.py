@@ -8,10 +8,10 @@ from unittest.mock import patch
 
 import pytest
 
-from metatune.rewards import judge_client
+from metatune.rewards import judge_client, own_loop
 from metatune.rewards.judge_client import JudgeClient, JudgeError
 
-from .fake_judge_server import FakeJudgeServer, completion
+from .fake_judge_server import FakeJudgeServer, completion, drip
 
 
 @pytest.fixture(autouse=True)
@@ -167,7 +167,7 @@ def test_an_interrupt_leaves_no_request_behind():
         interrupted = patch.object(judge_client.asyncio, "run_coroutine_threadsafe", side_effect=_interrupted())
         with interrupted, pytest.raises(KeyboardInterrupt):
             asked.complete([chat("a")])
-        assert not [thread for thread in threading.enumerate() if thread.name == "judge"]
+        assert not [thread for thread in threading.enumerate() if thread.name == own_loop.NAME]
         assert asked.complete([chat("b")])[0].text == "b"
 
 
@@ -207,6 +207,19 @@ def test_what_is_served():
         JudgeError, match=r"no use of the judge's server at .* \(connection: .*start it with `vllm serve"
     ):
         client(server).check()
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("method", ["do_GET", "do_POST"])
+def test_a_server_that_never_ends_its_answer(method):
+    with FakeJudgeServer(echo) as server:
+        setattr(server._server.RequestHandlerClass, method, drip)
+        asked = client(server, timeout=0.3, retries=0)
+        if method == "do_POST":
+            assert asked.complete([chat("a")])[0].failure == "timeout"
+        else:
+            with pytest.raises(JudgeError, match=r"no use of the judge's server at .* \(timeout"):
+                asked.check()
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metatune.rewards import judge_client
+from metatune.rewards import judge_client, own_loop
 from metatune.rewards.fencing import CONTROL_TOKENS, defuse, fence
 from metatune.rewards.judge import FAILURES, Judge, Judgement, read_judgement
 from metatune.rewards.judge_client import JudgeClient, JudgeError, Reply
@@ -100,7 +100,7 @@ def test_a_call_leaves_no_thread_and_works_after_a_fork():
     with FakeJudgeServer(lambda body: "ok") as server:
         client = JudgeClient(server.url)
         assert client.complete([[{"role": "user", "content": "a"}]])[0].text == "ok"
-        assert "judge" not in {thread.name for thread in threading.enumerate()}
+        assert own_loop.NAME not in {thread.name for thread in threading.enumerate()}
         fork = multiprocessing.get_context("fork")
         answers = fork.Queue()
         with warnings.catch_warnings():

@@ -18,6 +18,7 @@ from metatune.rewards import reward_server
 from metatune.rewards.reward_model import RewardModel
 from metatune.rewards.reward_server import RewardServer, RewardServerError
 
+from .fake_judge_server import drip
 from .test_reward_model import CONVERSATIONS, TEXTS, tiny_model
 from .vllm_server import kill, vllm_server
 
@@ -117,8 +118,20 @@ def test_what_does_not_pass_is_an_error_and_no_reward(fake):
     fake.failures = [(200, {"detail": "hello"})]
     with pytest.raises(RewardServerError, match="an answer that is not vLLM's"):
         client.score(["1"], ["2"])
+    for row in ("x", {"index": 0}, {"index": 0, "probs": None}, {"index": 0, "probs": ["high"]}):
+        fake.failures = [(200, {"data": [row]})]
+        with pytest.raises(RewardServerError, match="an answer that is not vLLM's"):
+            client.score(["1"], ["2"])
     fake.num_labels = 2
     with pytest.raises(RewardServerError, match="is no reward model: it has 2 labels"):
+        client.score(["1"], ["2"])
+
+
+@pytest.mark.timeout(20)
+def test_a_server_that_never_ends_its_answer(fake, monkeypatch):
+    client = RewardServer(fake.url, timeout=0.3)
+    monkeypatch.setattr(FakeHandler, "do_POST", drip)
+    with pytest.raises(RewardServerError, match=r"tried 3 times \(no whole answer in 0.3 s\)"):
         client.score(["1"], ["2"])
 
 
