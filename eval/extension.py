@@ -5,8 +5,8 @@ A trace that has ended before the extended budget loses its ending (the ending t
 `</think>` where the template thinks, else a last line that begins as the forcing suffix does), a phrase is appended,
 and the model goes on; again and again, until the budget is full. A trace that was cut before it ended just goes on.
 
-Where a model ends at once without adding anything, what it said is dropped and the next phrase is tried; after
-`PATIENCE` such tries in a row the trace stands as it is, shorter than the budget.
+Where a model adds nothing, because it ends at once or answers again, what it said is dropped and the next phrase is
+tried; after `PATIENCE` such tries in a row the trace stands as it is, shorter than the budget.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -120,7 +120,7 @@ def _extend_once(
         ended = len(kept) < len(completion)
         if ended:
             ids = without_answer(tokenizer, ids, suffix)
-        if ended and len(ids) <= len(start):
+        if row in said and len(ids) <= len(start):
             state.fruitless, state.ended = state.fruitless + 1, True  # as before its phrase; the next is tried
         else:
             state.ids, state.ended, state.fruitless = ids, ended, 0

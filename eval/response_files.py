@@ -124,7 +124,7 @@ def _read(path: Path) -> tuple[list[dict[str, Any]], set[str]]:
 
 def _lines(text: str) -> list[Any]:
     rows = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         try:
             rows += [json.loads(line)] if line.strip() else []
         except ValueError as error:

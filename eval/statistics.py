@@ -7,18 +7,18 @@ Definitions that hold everywhere in this package:
 - An interval is the percentile bootstrap over problems. Completions of one problem are not independent, so they stay
   together; a mixture is fixed by design, so problems are redrawn within their distribution. Where all problems agree
   (an accuracy of 0 or 1) there is nothing to redraw, and the interval is a point: it cannot show what is rarer than
-  one problem in the sample.
+  one problem in the sample. So it is, and says nothing, where a distribution has one problem alone.
 """
 
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Mapping, Sequence
-from math import comb
+from math import comb, exp, lgamma, log, log1p
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 CHUNK = 500  # resamples drawn at once: bounds the memory at 500 indices a problem
-
+LARGEST_COUNTED = 1000  # completions: the juries of more are too many for a float
 
 Numbers = Sequence[float] | np.ndarray
 Problem = TypeVar("Problem", bound=Hashable)
@@ -84,11 +84,12 @@ def majority_at_k(answers: Sequence[Hashable | None], correct: Sequence[bool], k
     for answer, is_right in zip(answers, correct, strict=True):
         right[answer] += bool(is_right)
     abstaining, abstaining_right = votes.pop(None, 0), right.pop(None, 0)
+    share = k / (len(answers) + 1) if len(answers) > LARGEST_COUNTED else None
 
-    gained = comb(abstaining, k) * abstaining_right / abstaining if abstaining else 0.0
+    gained = _ways(abstaining, k, share) * abstaining_right / abstaining if abstaining else 0.0
     for top in range(1, min(k, max(votes.values(), default=0)) + 1):
         ways_KT = np.zeros((k + 1, k // top + 1))  # completions drawn, answers that have `top` votes
-        ways_KT[: abstaining + 1, 0] = [comb(abstaining, i) for i in range(min(abstaining, k) + 1)]
+        ways_KT[: abstaining + 1, 0] = [_ways(abstaining, i, share) for i in range(min(abstaining, k) + 1)]
         credit_KT = np.zeros_like(ways_KT)  # the same ways, each times the summed correctness of the answers on top
         for answer, count in votes.items():
             next_ways_KT, next_credit_KT = np.zeros_like(ways_KT), np.zeros_like(ways_KT)
@@ -96,11 +97,23 @@ def majority_at_k(answers: Sequence[Hashable | None], correct: Sequence[bool], k
                 tied, rows = int(i == top), slice(i, None)
                 source = (slice(0, k + 1 - i), slice(0, ways_KT.shape[1] - tied))
                 credit = credit_KT[source] + tied * right[answer] / count * ways_KT[source]
-                next_ways_KT[rows, tied:] += comb(count, i) * ways_KT[source]
-                next_credit_KT[rows, tied:] += comb(count, i) * credit
+                ways = _ways(count, i, share)
+                next_ways_KT[rows, tied:] += ways * ways_KT[source]
+                next_credit_KT[rows, tied:] += ways * credit
             ways_KT, credit_KT = next_ways_KT, next_credit_KT
         gained += float((credit_KT[k, 1:] / np.arange(1, credit_KT.shape[1])).sum())
-    return min(gained / comb(len(answers), k), 1.0)
+    return min(gained / _ways(len(answers), k, share), 1.0)
+
+
+def _ways(n: int, k: int, share: float | None) -> float:
+    """Ways of drawing k of n; with a share, the chance of as many where each is drawn by that chance, a small number.
+
+    All juries of K of N keep their proportions: each has the same factor, share^K (1 - share)^(N - K).
+    """
+    if share is None or k > n:
+        return comb(n, k)
+    logarithm = lgamma(n + 1) - lgamma(k + 1) - lgamma(n - k + 1)
+    return exp(logarithm + k * log(share) + (n - k) * log1p(-share))
 
 
 def bootstrap_mean(

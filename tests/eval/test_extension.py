@@ -92,6 +92,14 @@ def test_a_trace_that_adds_nothing_is_given_up(tokenizer):
     assert len(engine.calls) == PATIENCE
 
 
+@pytest.mark.timeout(20)
+def test_an_engine_that_says_nothing_at_all_is_given_up(tokenizer):
+    engine = Speaking(tokenizer, lambda text: "")
+    ((cut, ended),) = extend(tokenizer, engine, ["6 ri", "5 right\nanswer 5~"], [20])
+    assert (cut, ended) == ("6 ri", "5 right\n")
+    assert len(engine.calls) == PATIENCE
+
+
 def test_a_phrase_alone_may_fill_the_budget(tokenizer):
     engine = Speaking(tokenizer, lambda text: "a")
     ((extended,),) = extend(tokenizer, engine, ["12~"], [4], phrases=["Wait"])

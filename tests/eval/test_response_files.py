@@ -34,6 +34,12 @@ def test_lines_a_list_and_parquet_are_the_same(tmp_path):
         assert not found.turns and len(set(found.distributions)) == 1
 
 
+def test_a_line_ends_at_a_newline_alone(tmp_path):
+    text = "one\u2028two\u0085three\x0bfour"
+    (tmp_path / "a.jsonl").write_text(json.dumps(row(text), ensure_ascii=False) + "\r\n", encoding="utf-8")
+    assert load_responses(tmp_path / "a.jsonl").prompts == [text]
+
+
 def test_rows_of_one_prompt_are_one_prompt(tmp_path):
     found = load_responses(write(tmp_path / "a.jsonl", row("p"), row("q"), row("p", ["c"], [3])))
     assert found.prompts == ["p", "q"] and found.responses[0] == ["a", "b", "c"] and found.gold[0] == [1, 2, 3]

@@ -1,5 +1,7 @@
 import itertools
 from collections import Counter
+from fractions import Fraction
+from math import comb
 
 import numpy as np
 import pytest
@@ -92,6 +94,19 @@ def test_majority_stays_exact_and_quick_for_a_large_jury():
     correct = [i // 2 == 0 for i in range(64)]
     # 32 answers alike in number: by symmetry each wins equally often.
     assert majority_at_k(answers, correct, 32) == pytest.approx(1 / 32)
+
+
+@pytest.mark.filterwarnings("error")
+def test_majority_of_a_thousand_and_more():
+    # all differ and half are right: whoever wins is right as often
+    assert majority_at_k([*range(1024)], [i % 2 == 0 for i in range(1024)], 512) == pytest.approx(0.5)
+    # 700 for the right answer, 400 for the wrong one, 101 vote: more than half of those drawn are of the 700
+    votes = ["right"] * 700 + ["wrong"] * 400
+    won = Fraction(sum(comb(700, i) * comb(400, 101 - i) for i in range(51, 102)), comb(1100, 101))
+    assert majority_at_k(votes, [vote == "right" for vote in votes], 101) == pytest.approx(float(won), rel=1e-9)
+    assert majority_at_k([None] * 2000, [i < 500 for i in range(2000)], 1000) == pytest.approx(0.25)
+    few = majority_at_k(["right", *range(1999)], [True] + [False] * 1999, 2)
+    assert few == pytest.approx(1 / 2000), "chosen in 2 of 2000 juries, and then one of two"
 
 
 def test_bootstrap_keeps_the_samples_of_a_problem_together():
