@@ -51,26 +51,6 @@ def mean_success(tokens: Sequence[float], values: Sequence[float], cutoff: float
     return float(np.trapezoid(y, x) / cutoff)
 
 
-def normalised_regret(curves: Sequence[Curve], cutoff: float, problems: Sequence[Hashable] | None = None) -> float:
-    """1 minus the mean of [`mean_success`]; over the traces of each problem first, then over problems.
-
-    Args:
-        curves (`Sequence[tuple]` of length N): positions and values of each trace.
-        cutoff (`float`): as for [`mean_success`].
-        problems (`Sequence[Hashable]` of length N, *optional*): the problem of each trace; each its own by default.
-
-    Raises:
-        ValueError: if there is no curve, the lengths differ, or as [`mean_success`].
-    """
-    if not curves:
-        raise ValueError("there is no curve: nothing was scored")
-    groups: dict[Hashable, list[float]] = defaultdict(list)
-    problems = range(len(curves)) if problems is None else problems
-    for problem, (tokens, values) in zip(problems, curves, strict=True):
-        groups[problem].append(mean_success(tokens, values, cutoff))
-    return float(1 - np.mean([np.mean(group) for group in groups.values()]))
-
-
 def tokens_at(tokens: Sequence[float], accuracies: Sequence[float], level: float) -> float | None:
     """Fewest tokens at which a curve of accuracy against tokens reaches `level`.
 

@@ -1,7 +1,7 @@
 """Forced answers: what a model answers when its trace is cut and it is told that time is up.
 
     forcing = Forcing(tokenizer)
-    texts = forced_answers(engine, tokenizer, prompt_ids, traces, forcing, num_answers=8, sampling=sampling)
+    cuts = force_answers(engine, tokenizer, prompt_ids, traces, forcing, num_answers=8, sampling=sampling)
 
 The share of right ones among the `num_answers` texts of a cut estimates J, the chance of success if stopped there
 (Qu et al., "Optimizing Test-Time Compute via Meta Reinforcement Fine-Tuning", 2025, call the forced model mu). Its
@@ -88,21 +88,6 @@ def force_answers(
             answer_tokens=[len(answer) for answer in drawn],
         )
     return [forced[cut] for cut in cuts]
-
-
-def forced_answers(
-    engine: Engine,
-    tokenizer: PreTrainedTokenizerBase,
-    prompt_ids: Sequence[Sequence[int]],
-    traces: Sequence[Sequence[int]],
-    forcing: Forcing,
-    *,
-    num_answers: int,
-    sampling: Sampling,
-) -> list[list[str]]:
-    """Return the texts of [`force_answers`] alone: `num_answers` of each trace, ready for a verifier."""
-    forced = force_answers(engine, tokenizer, prompt_ids, traces, forcing, num_answers=num_answers, sampling=sampling)
-    return [answers.texts for answers in forced]
 
 
 def without_end(trace: Sequence[int], eos_token_ids: frozenset[int]) -> list[int]:

@@ -9,7 +9,6 @@ ones. docs/test_time_compute.md has all definitions; `budget_curves.py` the regr
 """
 
 import dataclasses
-import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +25,7 @@ from .budget_evaluation import BudgetEvaluation, Cuts, TraceMeasurement, extende
 from .engines import Engine, Sampling
 from .evaluation import Completion, Evaluation
 from .extension import default_phrases, extend_traces
-from .files import write_atomically
+from .files import write_rows
 from .forced import ForcedAnswers, force_answers
 from .scoring import evaluate, render, score
 from .statistics import majority_at_k
@@ -54,8 +53,7 @@ class MeasuredTraces:
         self.evaluation.save(folder, k_values)
         self.budgets.save(folder)
         if any(self.episodes):
-            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.trace_rows())
-            write_atomically(folder / TRACES, lambda path: path.write_text(lines, encoding="utf-8"))
+            write_rows(folder / TRACES, self.trace_rows())
 
     def trace_rows(self) -> list[dict[str, Any]]:
         """One row a trace: its episodes, and the success if stopped after each; `null` where none could be scored."""

@@ -41,6 +41,14 @@ def titles(figure: Figure) -> list[str]:
     return [axes.get_title(loc="left") for axes in figure.axes]
 
 
+def test_every_problem_counts_alike():
+    known, unknown = [1.0] * 3, [0.0] * 3
+    traces = [trace("a", known, [1.0] * 3, sample=sample) for sample in range(3)] + [trace("b", unknown, [1.0] * 3)]
+    summary = BudgetEvaluation([20, 80], [], traces).summary()
+    assert [row["regret"] for row in summary["regret"]] == [0.5, 0.5]
+    assert summary["budgets"][-1]["accuracy"] == 0.5
+
+
 def test_the_first_run_is_the_reference_of_all_others(tmp_path, drawn):
     comparison = compare_at_budgets({"a": evaluation(), "half": evaluation(0.5), "twice": evaluation(2.0)})
     assert comparison["reference"] == "a"

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metatune.eval.budget_curves import mean_success, normalised_regret, token_ratio, tokens_at
+from metatune.eval.budget_curves import mean_success, token_ratio, tokens_at
 
 
 def test_the_area_of_a_curve_by_hand():
@@ -17,24 +17,17 @@ def test_a_point_at_the_cutoff_ends_the_area():
     assert mean_success([0], [0.3], 7) == pytest.approx(0.3), "nothing but the empty prefix: held"
 
 
-def test_regret_of_the_oracle_is_none_and_of_the_hopeless_whole():
-    assert normalised_regret([([0], [1.0]), ([0, 5], [1.0, 1.0])], 20) == 0
-    assert normalised_regret([([0, 9], [0.0, 0.0])], 20) == 1
+def test_the_oracle_succeeds_from_the_first_token_on_and_the_hopeless_never():
+    assert mean_success([0], [1.0], 20) == mean_success([0, 5], [1.0, 1.0], 20) == 1
+    assert mean_success([0, 9], [0.0, 0.0], 20) == 0
     # right at once has no regret; the same answer after 10 of 20 tokens costs a quarter, by the line from 0 to 1
-    assert normalised_regret([([0, 10], [0.0, 1.0])], 20) == pytest.approx(0.25)
-
-
-def test_every_problem_counts_alike():
-    curves = [([0], [1.0]), ([0], [1.0]), ([0], [1.0]), ([0], [0.0])]
-    assert normalised_regret(curves, 5) == pytest.approx(0.25)
-    assert normalised_regret(curves, 5, ["a", "a", "a", "b"]) == pytest.approx(0.5)
+    assert mean_success([0, 10], [0.0, 1.0], 20) == pytest.approx(0.75)
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=6), st.floats(1, 100))
-def test_regret_lies_between_the_best_and_the_worst_of_the_curve(values, cutoff):
+def test_the_mean_lies_between_the_worst_and_the_best_of_the_curve(values, cutoff):
     positions = [7.0 * i for i in range(len(values))]
-    regret = normalised_regret([(positions, values)], cutoff)
-    assert 1 - max(values) - 1e-9 <= regret <= 1 - min(values) + 1e-9
+    assert min(values) - 1e-9 <= mean_success(positions, values, cutoff) <= max(values) + 1e-9
 
 
 def test_tokens_at_a_level_by_hand():
@@ -110,7 +103,6 @@ def test_the_pairing_removes_what_both_share():
         (lambda: mean_success([0], [1.5], 3), "between 0 and 1"),
         (lambda: mean_success([0], [float("nan")], 3), "between 0 and 1"),
         (lambda: mean_success([0], [0.5], 0), "cutoff"),
-        (lambda: normalised_regret([], 3), "no curve"),
         (lambda: tokens_at([], [], 0.5), "at least one"),
         (lambda: token_ratio({"a": ([1], [1])}, {"b": ([1], [1])}), "same problems"),
         (lambda: token_ratio({}, {}), "same problems"),

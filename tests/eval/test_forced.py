@@ -1,7 +1,7 @@
 import pytest
 
 from metatune.eval.engines import CompactEngine, Sampling
-from metatune.eval.forced import force_answers, forced_answers
+from metatune.eval.forced import force_answers
 
 
 class Forcing:
@@ -79,9 +79,9 @@ def test_a_real_engine_bounds_the_answer_alone(model, tokenizer):
     sampling = Sampling(max_new_tokens=5)
     options = {"num_answers": 4, "sampling": sampling}
     engine, prompts = CompactEngine(model, tokenizer), [ids(tokenizer, "<user>x<assistant>")]
-    (texts,) = forced_answers(engine, tokenizer, prompts, [trace], Forcing(tokenizer), **options)
-    assert len(texts) == 4
-    assert all(text.startswith("1+2=3 wrong\n!") and len(text) <= len("1+2=3 wrong\n!") + 5 for text in texts)
+    (forced,) = force_answers(engine, tokenizer, prompts, [trace], Forcing(tokenizer), **options)
+    assert len(forced.texts) == 4
+    assert all(text.startswith("1+2=3 wrong\n!") and len(text) <= len("1+2=3 wrong\n!") + 5 for text in forced.texts)
 
 
 def test_mistakes_are_named(model, tokenizer):

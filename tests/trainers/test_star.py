@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metatune.eval.budget_curves import mean_success, normalised_regret
+from metatune.eval.budget_curves import mean_success
 from metatune.trainers.star import RightTrace, choose, cumulative_progress, regret
 
 # Right traces of one problem, of which a quarter is answered right at once.
@@ -48,7 +48,7 @@ def test_regret_is_progress_weighted_by_where_it_was_made(trace):
 @given(right_traces(), st.integers(0, 100))
 def test_regret_is_what_evaluation_reports_at_any_cutoff_beyond_the_trace(trace, beyond):
     cutoff = trace.ends[-1] + beyond
-    reported = normalised_regret([([0, *trace.ends], trace.values)], cutoff) * cutoff
+    reported = (1 - mean_success([0, *trace.ends], trace.values, cutoff)) * cutoff
     assert regret(trace.ends, trace.values) == pytest.approx(reported, abs=1e-9)
 
 
