@@ -16,7 +16,7 @@ import numpy as np
 
 from .budget_curves import mean_success
 from .files import write_atomically
-from .statistics import bootstrap_mean
+from .statistics import bootstrap_mean, mixture_mean
 
 FILE = "test_time.json"
 Problem = tuple[str, str]  # distribution, key
@@ -216,10 +216,7 @@ class BudgetEvaluation:
 
     def mean(self, value: Callable[[TraceMeasurement], float | None]) -> float | None:
         """Mean of a number over traces, problems and distributions; `None` if nothing supports it."""
-        by_distribution: dict[str, list[float]] = {}
-        for (distribution, _), number in self.problem_means(value).items():
-            by_distribution.setdefault(distribution, []).append(number)
-        return float(np.mean([np.mean(group) for group in by_distribution.values()])) if by_distribution else None
+        return mixture_mean(self.problem_means(value))
 
     def regret(self, trace: TraceMeasurement, cutoff: int) -> float | None:
         """Normalised regret of one trace up to `cutoff`; `None` if a point of its curve could not be scored."""

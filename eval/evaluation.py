@@ -18,7 +18,7 @@ import pyarrow
 import pyarrow.parquet
 
 from .files import write_atomically
-from .statistics import bootstrap_mean, majority_at_k, paired_bootstrap_difference, pass_at_k
+from .statistics import bootstrap_mean, majority_at_k, mixture_mean, paired_bootstrap_difference, pass_at_k
 
 logger = logging.getLogger(__name__)
 
@@ -208,8 +208,8 @@ def compare(before: Evaluation, after: Evaluation, *, confidence: float = 0.95, 
         first, second = ({problem: side[problem] for problem in problems} for side in sides)
         interval = paired_bootstrap_difference(first, second, names, confidence=confidence, seed=seed)
         return {
-            "accuracy_before": _mixture_mean(first),
-            "accuracy_after": _mixture_mean(second),
+            "accuracy_before": mixture_mean(first),
+            "accuracy_after": mixture_mean(second),
             "difference": interval.value,
             "ci_low": interval.low,
             "ci_high": interval.high,
@@ -241,7 +241,7 @@ def _summary(
         enough = {problem: group for problem, group in scored.items() if len(group) >= k}
         passes = {p: pass_at_k(len(group), sum(_verdicts(group)), k) for p, group in enough.items()}
         votes = {p: majority_at_k([c.extracted for c in group], _verdicts(group), k) for p, group in enough.items()}
-        summary |= {f"pass@{k}": _mixture_mean(passes), f"maj@{k}": _mixture_mean(votes)}
+        summary |= {f"pass@{k}": mixture_mean(passes), f"maj@{k}": mixture_mean(votes)}
     return summary | {
         "mean_tokens": float(np.mean([c.tokens for c in completions])) if completions else None,
         "truncation_rate": float(np.mean([c.truncated for c in completions])) if completions else None,
@@ -250,14 +250,6 @@ def _summary(
         "num_unscorable": sum(c.correct is None for c in completions),
         "generated_tokens": sum(c.tokens for c in completions),
     }
-
-
-def _mixture_mean(values: dict[Problem, float]) -> float | None:
-    """Mean over distributions of the mean over their problems."""
-    by_distribution: dict[str, list[float]] = defaultdict(list)
-    for (distribution, _), value in values.items():
-        by_distribution[distribution].append(value)
-    return float(np.mean([np.mean(group) for group in by_distribution.values()])) if values else None
 
 
 def _verdicts(group: Sequence[Completion]) -> list[bool]:

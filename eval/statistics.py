@@ -116,6 +116,18 @@ def _ways(n: int, k: int, share: float | None) -> float:
     return exp(logarithm + k * log(share) + (n - k) * log1p(-share))
 
 
+def mixture_mean(values: Mapping[tuple[str, str], float]) -> float | None:
+    """Mean over distributions of the mean over their problems; `None` without values.
+
+    Args:
+        values (`Mapping[tuple, float]`): one value a problem, which is its distribution and its key.
+    """
+    strata: dict[str, list[float]] = defaultdict(list)
+    for (distribution, _), value in values.items():
+        strata[distribution].append(value)
+    return float(np.mean([np.mean(stratum) for stratum in strata.values()])) if strata else None
+
+
 def bootstrap_mean(
     values: Numbers,
     problems: Sequence[Hashable],
