@@ -237,12 +237,15 @@ class VLLMEngine:
         model (`str`): folder or hub name of the model.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): names the ending token.
         dtype (`str`, *optional*, defaults to `"auto"`): precision of the weights.
+        revision (`str`, *optional*): revision of `model` on the hub.
 
     Raises:
         ImportError: without vLLM; the message names the extra.
     """
 
-    def __init__(self, model: str, tokenizer: PreTrainedTokenizerBase, dtype: str = "auto"):
+    def __init__(
+        self, model: str, tokenizer: PreTrainedTokenizerBase, dtype: str = "auto", revision: str | None = None
+    ):
         try:
             import vllm
         except ImportError as error:
@@ -252,10 +255,11 @@ class VLLMEngine:
         self._vllm = vllm
         options: dict[str, object] = {"dtype": dtype}
         if not torch.cuda.is_available():
-            options = engine_options(AutoConfig.from_pretrained(model).dtype if dtype == "auto" else dtype)
-        self._llm = vllm.LLM(model=model, **options)
+            own = AutoConfig.from_pretrained(model, revision=revision).dtype if dtype == "auto" else dtype
+            options = engine_options(own)
+        self._llm = vllm.LLM(model=model, revision=revision, tokenizer_revision=revision, **options)
         try:
-            generation_config = GenerationConfig.from_pretrained(model)
+            generation_config = GenerationConfig.from_pretrained(model, revision=revision)
         except OSError:  # a checkpoint without one: the tokenizer names the ending token
             generation_config = GenerationConfig()
         self.eos_token_ids = eos_token_ids(tokenizer, generation_config)
@@ -307,7 +311,7 @@ def load_engine(
         batch_size (`int`, *optional*, defaults to `128`): as for [`LocalEngine`]; vLLM chooses its own.
         dtype (`str`, *optional*, defaults to `"auto"`): precision; `auto` is the checkpoint's own.
         device (`str`, *optional*): where to run; a GPU where there is one by default. vLLM chooses its own.
-        attn_implementation (`str`, *optional*): as for `from_pretrained`.
+        attn_implementation (`str`, *optional*): as for `from_pretrained`; vLLM chooses its own.
         revision (`str`, *optional*): revision of `model` on the hub.
         adapter (`str`, *optional*): folder of a PEFT adapter to put on `model`; unmerged, as it was trained.
 
@@ -317,7 +321,7 @@ def load_engine(
     if name == "vllm":
         if adapter is not None:
             raise ValueError(f"{adapter} is an adapter: for the engine vllm, merge it first with metatune merge")
-        return VLLMEngine(model, tokenizer, dtype)
+        return VLLMEngine(model, tokenizer, dtype, revision)
     if name not in LOCAL_ENGINES:
         raise ValueError(f"unknown engine {name!r}; choose from {', '.join(ENGINES)}")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
