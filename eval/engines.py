@@ -18,6 +18,7 @@ random state of the process, so an evaluation in the middle of a training leaves
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -316,7 +317,9 @@ def load_engine(
         adapter (`str`, *optional*): folder of a PEFT adapter to put on `model`; unmerged, as it was trained.
 
     Raises:
-        ValueError: for an unknown name, or an adapter with `vllm`. ImportError: for `vllm` without vLLM.
+        ValueError: for an unknown name, an adapter with `vllm`, or one without safetensors.
+        OSError: the model cannot be loaded, or only from other formats than safetensors.
+        ImportError: for `vllm` without vLLM.
     """
     if name == "vllm":
         if adapter is not None:
@@ -325,8 +328,10 @@ def load_engine(
     if name not in LOCAL_ENGINES:
         raise ValueError(f"unknown engine {name!r}; choose from {', '.join(ENGINES)}")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if adapter is not None and not (Path(adapter) / "adapter_model.safetensors").is_file():
+        raise ValueError(f"{adapter} has no adapter_model.safetensors, and weights of other formats are not read")
     loaded = AutoModelForCausalLM.from_pretrained(
-        model, revision=revision, dtype=dtype, attn_implementation=attn_implementation
+        model, revision=revision, dtype=dtype, attn_implementation=attn_implementation, use_safetensors=True
     )
     if adapter is not None:
         from peft import PeftModel

@@ -180,6 +180,18 @@ def test_an_unknown_engine_lists_the_known(tokenizer):
         load_engine("vlm", "any", tokenizer)
 
 
+def test_pickled_weights_are_not_read(tmp_path, model, tokenizer):
+    model.config.save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(OSError, match="safetensors"):
+        load_engine("compact", str(tmp_path), tokenizer, device="cpu")
+    model.save_pretrained(tmp_path / "base")
+    (tmp_path / "adapter").mkdir()
+    torch.save({}, tmp_path / "adapter" / "adapter_model.bin")
+    with pytest.raises(ValueError, match=r"adapter has no adapter_model.safetensors"):
+        load_engine("compact", str(tmp_path / "base"), tokenizer, device="cpu", adapter=str(tmp_path / "adapter"))
+
+
 def test_an_engine_loads_from_a_folder(tmp_path, model, tokenizer, prompt_ids):
     model.save_pretrained(tmp_path)
     engine = load_engine("transformers", str(tmp_path), tokenizer, device="cpu", dtype="float32")
