@@ -258,7 +258,8 @@ class VLLMEngine:
         if not torch.cuda.is_available():
             own = AutoConfig.from_pretrained(model, revision=revision).dtype if dtype == "auto" else dtype
             options = engine_options(own)
-        self._llm = vllm.LLM(model=model, revision=revision, tokenizer_revision=revision, **options)
+        options |= {"revision": revision, "tokenizer_revision": revision, "load_format": "safetensors"}
+        self._llm = vllm.LLM(model=model, **options)
         try:
             generation_config = GenerationConfig.from_pretrained(model, revision=revision)
         except OSError:  # a checkpoint without one: the tokenizer names the ending token
