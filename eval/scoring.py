@@ -66,7 +66,7 @@ def evaluate(
     options |= {"top_p": top_p, "top_k": top_k}
     sampling = Sampling(**options, seed=seed)
     started = time.perf_counter()
-    prompt_ids = [render(tokenizer, item["prompt"]) for item in items for _ in range(num_samples)]
+    prompt_ids = [ids for item in items for ids in [render(tokenizer, item["prompt"])] * num_samples]
     completion_ids = engine.generate(prompt_ids, sampling)
     texts = tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
     completions = [

@@ -23,8 +23,8 @@ from .prompt_templates import PromptTemplates
 from .rubric import Rubric
 
 MODES = ("single", "plan_execute")
-FAILURES = (*CLIENT_FAILURES, "no_json", "bad_scores")
 UNREADABLE = ("no_json", "bad_scores")
+FAILURES = (*CLIENT_FAILURES, *UNREADABLE)
 SECOND_TEMPERATURE = 0.5  # at 0 the same reply would come again
 
 
