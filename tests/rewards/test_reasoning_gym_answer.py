@@ -82,6 +82,20 @@ class TestWithReasoningGym:
                 assert verifier.score(answer, answer, info) is True
             assert verifier.score("<answer>0</answer>", answer, info) is False
 
+    @pytest.mark.parametrize(("generator", "malformed"), [("prime_factorization", "2 x 3"), ("game_of_life", "{}")])
+    def test_an_answer_that_a_scorer_stumbles_over_is_wrong(self, gym, verifier, generator, malformed):
+        answer, info = self.task(gym, generator)
+        failures = verifier.failures.copy()
+        assert verifier.score(malformed, answer, info) is False
+        assert verifier.failures == failures
+
+    def test_a_scorer_that_stumbles_over_the_problem_itself_has_failed(self, gym, verifier):
+        answer, info = self.task(gym, "prime_factorization")
+        failures = verifier.failures.copy()
+        del info["entry"]["answer"]
+        assert verifier.score("2 x 3", answer, info) is None and verifier.score(answer, answer, info) is None
+        assert verifier.failures - failures == {"error": 2}
+
     def test_an_attack_is_wrong_and_a_bomb_unscorable(self, gym):
         verifier = ReasoningGymVerifier(deadline=1.0)
         answer, info = self.task(gym, "countdown")
