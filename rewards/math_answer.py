@@ -1,9 +1,9 @@
 """Maths answers, compared with the reference by math-verify in a bounded child process.
 
-What counts as the final answer, in this order: the last `\\boxed{...}`, what follows the last `####`, the last line
-`answer X`, and else what math-verify makes of the end of the text (a phrase like "the answer is", the last formula,
-the last number). Of several boxes only the last counts, and a marked answer with several numbers is all of them, a set
-or nothing: listing candidates does not help.
+What counts as the final answer, in this order: the last `\\boxed{...}`, what follows the last `####` (a line of words
+with more below it is a heading and none), the last line `answer X`, and else what math-verify makes of the end of the
+text (a phrase like "the answer is", the last formula, the last number). Of several boxes only the last counts, and a
+marked answer with several numbers is all of them, a set or nothing: listing candidates does not help.
 
 A hang or a crash of math-verify makes the answer unscorable. Errors that math-verify itself takes for an unreadable
 formula (nesting too deep, a number too large for the memory limit) stay what it says: not equal to the reference.
@@ -18,7 +18,8 @@ from .extraction import extract_answer
 
 TAIL = 4000  # characters; the final answer of a longer completion must lie within its last ones
 FREE_TAIL = 1000  # characters of free text that math-verify searches
-MIXED = re.compile(r"(?<![\d.,/^])(\d{1,9}) (\d{1,9})/(\d{1,9})(?![\d.,]*\d)")  # 7 1/2, of which math-verify reads 1
+MIXED = re.compile(r"(?<![\w.,/^])(\d{1,9}) (\d{1,9})/(\d{1,9})(?![\d.,]*\d)")  # 7 1/2, of which math-verify reads 1
+HEADING = re.compile(r"\W*[^\W\d_]{2}[^\n]*\n")  # a line of words and text below it: #### is Markdown's there
 # What is a formula, or a list, and no number with its unit; a blank may also stand before a group of three digits.
 WHOLE = re.compile(r"\\|\d[^\d\n]*(?:[,;]\s|\b(?:or|and)\b)[^\d\n]*\d|\d\s+-?\d(?!\d\d(?!\d))")
 
@@ -60,10 +61,11 @@ def marked_answer(completion: str) -> str | None:
     """Read what the last box, the last `####` or the last line `answer X` says; `None` if there is no such mark."""
     text = completion[-TAIL:]
     marked: str | None
+    after = text.rpartition("####")[2].strip()
     if "\\boxed" in text:
         marked = _braced(text[text.rindex("\\boxed") + len("\\boxed") :])
-    elif "####" in text:
-        marked = text.rpartition("####")[2].strip().partition("\n")[0]
+    elif "####" in text and not HEADING.match(after):
+        marked = after.partition("\n")[0]
     else:
         marked = extract_answer(text)
     return None if marked is None else _plain(marked)

@@ -32,9 +32,14 @@ def verifier():
         (r"\boxed{\binom{1}{2} \\{3}}", r"\boxed{\binom{1}{2} \\{3}}"),  # a new row, and no escaped brace
         ("steps\n#### 18\nmore", "18"),
         (r"#### \frac12", r"\boxed{\frac12}"),
+        ("#### Evelyn\n", "Evelyn"),
+        ("#### Step 3\nIt is 18.", "#### Step 3\nIt is 18."),  # Markdown's heading
+        ("#### **Answer**\nanswer 18", "18"),
         ("steps\nanswer 18", "18"),
         ("answer 5 or 6", r"\boxed{5 or 6}"),
         ("answer 12 000 dollars", "12 000 dollars"),
+        ("answer 7 1/2 cups", "15/2 cups"),
+        (r"\boxed{a_1 1/2}", r"\boxed{a_1 1/2}"),
         ("It is 18.", "It is 18."),
         (r"\boxed{18}" + "x" * 5000, "x" * 1000),  # the answer lies too far from the end
     ],
@@ -80,6 +85,7 @@ def test_where_the_final_answer_stands(completion, final):
         (r"\boxed{7 1/2}", r"7\frac{1}{2}"),
         (r"\boxed{7.5}", "7 1/2"),
         ("answer 17, 18", r"\{17, 18\}"),
+        ("#### Final Answer\nThe total is 18.", "18"),
         ("#### $17$ or $18$", "17, 18"),
         ("#### (3, 4)", "(3,4)"),
     ],
@@ -105,6 +111,7 @@ def test_right_answers(verifier, completion, answer):
         r"\boxed{x}",
         r"\boxed{\text{any}}",
         r"\boxed{\infty-\infty}",
+        "#### Step 18: add\nThe total is 17.",
         "answer 17 or 18",
         "answer 18 or 17",
         "#### 17, 18",
