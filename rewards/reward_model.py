@@ -113,8 +113,12 @@ def _load_adapter(path: str, dtype: str, base: str | None) -> tuple[Any, Any]:
     from peft import PeftModel
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-    config = json.loads((Path(path) / "adapter_config.json").read_text(encoding="utf-8"))
-    base = base or config["base_model_name_or_path"]
+    file = Path(path) / "adapter_config.json"
+    with _readable(str(file)):
+        config = json.loads(file.read_text(encoding="utf-8"))
+    base = base or config.get("base_model_name_or_path")
+    if not base:
+        raise ValueError(f"{file} names no base model: write its folder or hub name there as base_model_name_or_path")
     if config.get("task_type") != "SEQ_CLS":
         raise ValueError(f"{path} is no reward model: its adapter is one of a language model, without a head")
     if not (Path(path) / "adapter_model.safetensors").is_file():

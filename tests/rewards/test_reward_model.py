@@ -192,6 +192,20 @@ def test_an_adapter_scores_as_the_model_it_was_trained_as(tmp_path):
         RewardModel(tmp_path / "adapter", device="cpu")
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", r"adapter_config.json cannot be loaded: Expecting"),
+        ('{"task_type": "SEQ_CLS"}', r"adapter_config.json names no base model"),
+        ('{"task_type": "SEQ_CLS", "base_model_name_or_path": null}', r"adapter_config.json names no base model"),
+    ],
+)
+def test_an_adapter_that_names_no_base_is_told_so(tmp_path, text, message):
+    (tmp_path / "adapter_config.json").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        RewardModel(tmp_path, device="cpu")
+
+
 def test_what_is_no_reward_model_is_refused(tmp_path, folder):
     with pytest.raises(ValueError, match=r"no reward model: it lacks score.weight; .*metatune reward"):
         RewardModel(tiny_model(tmp_path / "language-model", kind=LlamaForCausalLM))
