@@ -6,8 +6,8 @@ What may pass is tried again: no connection, no answer in time, HTTP 429 (after 
 5xx, an answer that is no chat completion. What stays a failure is a [`Reply`] that says so by a short cause and in the
 server's words; it touches no other request. One policy rules this: the retries of the `openai` package are off.
 
-When as many requests in a row have failed as run at a time, the server is taken for dead and the rest of the call
-fails at once: ten thousand requests would else wait for their deadlines one after the other.
+When as many requests in a row have failed as run at a time, and at least four, the server is taken for dead and the
+rest of the call fails at once: ten thousand requests would else wait for their deadlines one after the other.
 """
 
 import asyncio
@@ -25,6 +25,7 @@ Chat = list[dict[str, str]]
 FAILURES = ("timeout", "connection", "rate_limit", "server_error", "refused", "bad_reply", "empty", "truncated")
 PASSING = ("timeout", "connection", "rate_limit", "server_error", "bad_reply")
 LONGEST_PAUSE = 30.0  # seconds between two tries
+LEAST_DEAD = 4  # failures in a row; fewer may be a prompt's own
 STRUCTURED = ("json_schema", "none")
 
 
@@ -177,11 +178,12 @@ class JudgeClient:
 
     async def _complete_all(self, chats: Sequence[Chat], options: dict[str, Any]) -> list[Reply]:
         slots, failed_in_a_row, last = asyncio.Semaphore(self.max_concurrency), 0, Reply()
+        dead_after = max(self.max_concurrency, LEAST_DEAD)
 
         async def one(chat: Chat) -> Reply:
             nonlocal failed_in_a_row
             async with slots:
-                if failed_in_a_row >= self.max_concurrency:
+                if failed_in_a_row >= dead_after:
                     return Reply(failure=last.failure, detail=last.detail)
                 reply = await self._persist(server, chat, options)
             note(reply)

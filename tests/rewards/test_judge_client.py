@@ -133,6 +133,12 @@ def test_a_request_that_fails_touches_no_other():
     assert [reply.text for reply in replies if reply.failure is None] == ["0", "2", "4", "6", "7"]
 
 
+def test_a_request_that_fails_touches_no_other_where_they_run_one_by_one():
+    with FakeJudgeServer(echo, lambda number, body: ("status", 500) if echo(body) in "13" else None) as server:
+        replies = client(server, retries=1, max_concurrency=1).complete([chat(i) for i in range(5)])
+    assert [reply.text for reply in replies] == ["0", None, "2", None, "4"]
+
+
 def test_a_dead_server_costs_a_few_deadlines_and_not_all():
     dead = client(f"http://127.0.0.1:{free_port()}/v1", model="fake", max_concurrency=4, retries=1)
     with patch.object(JudgeClient, "_persist", autospec=True, side_effect=JudgeClient._persist) as persist:
