@@ -114,7 +114,7 @@ class Evaluation:
         scored = self._scored()
         if k_values is None:
             most = max(map(len, scored.values()), default=0)
-            k_values = [2**i for i in range(most.bit_length()) if 2**i <= most]
+            k_values = [2**i for i in range(most.bit_length())]
         unscored = [name for name in self.distributions if not any(problem[0] == name for problem in scored)]
         if unscored:
             logger.warning("no completion of %s could be scored: left out of the mixture", ", ".join(unscored))

@@ -229,7 +229,7 @@ class _AnswerScorer:
 
 def majority_ks(num_answers: int) -> list[int]:
     """The k's of maj@k: powers of two up to the number of answers; maj@1 is the accuracy and is left out."""
-    return [2**i for i in range(1, num_answers.bit_length()) if 2**i <= num_answers]
+    return [2**i for i in range(1, num_answers.bit_length())]
 
 
 def _own_outcome(completion: Completion, num_answers: int) -> _Point:
