@@ -15,8 +15,9 @@ What deviates from the paper or its released code, and why:
 - Within a distribution, items are drawn without replacement, reshuffled every pass.
 - Every rank draws the same global batch and takes its slice, and the bandit sees the gathered groups of all ranks, so
   the ranks' bandits stay equal without any communication of their own.
-- A completion that cannot be scored (reward `None` or NaN) is left out of what the bandit learns. Of several reward
-  functions TRL adds a missing one as 0; here a group is compared by the same functions, and the others have no reward.
+- A completion that cannot be scored (reward `None` or NaN) is left out of what the bandit learns, and so is one whose
+  group has no other score. Of several reward functions TRL adds a missing one as 0; here a group is compared by the
+  same functions, and the others have no reward.
 - Beside a judge or a reward model the bandit can see the advantages of the gold reward alone (`curriculum_reward`).
 - The bandit, the item cycles and rollouts not yet trained on are part of the checkpoint.
 """
@@ -48,7 +49,7 @@ from .whole_checkpoints import WholeCheckpoints
 
 Model: TypeAlias = str | torch.nn.Module  # a folder or hub name, or a model that is loaded, with an adapter or without
 RewardFuncs: TypeAlias = RewardFunc | list[RewardFunc] | None
-OPINIONS = (JudgeReward, RewardModelReward)  # score everything, and know no right or wrong
+OPINIONS = (JudgeReward, RewardModelReward, torch.nn.Module)  # score everything, and know no right or wrong
 
 
 class DUMPTrainer(WholeCheckpoints, GRPOTrainer):
@@ -213,7 +214,7 @@ class DUMPTrainer(WholeCheckpoints, GRPOTrainer):
         groups = [tensor.view(group_shape).tolist() for tensor in (advantages, rewards, tokens)]
         for arm, *group in zip(self._drawn_arms, *groups, strict=True):
             scored = [completion for completion in zip(*group, strict=True) if not math.isnan(completion[1])]
-            if scored:
+            if len(scored) > 1:  # alone it has no advantage, whatever there is to learn
                 self.curriculum.observe(self.curriculum.arms[arm], *map(list, zip(*scored, strict=True)))
         self._last_group_metrics = {"unscorable": totals.isnan().float().mean().item()}
         for arm, values in self._by_arm(totals).items():
