@@ -90,13 +90,28 @@ class DUMPConfig(GRPOConfig):
             raise ValueError(f"temperature must be above 0, got {self.temperature}: greedy rollouts are all alike")
         if self.curriculum_reward not in ("total", "gold"):
             raise ValueError(f"curriculum_reward is total or gold, not {self.curriculum_reward!r}")
-        if self.length_grouping and self.loss_type == "bnpo":
-            raise ValueError(
-                "length_grouping would change the bnpo loss, which divides by each micro-batch's own tokens: use "
-                "loss_type dapo or set length_grouping to false"
-            )
+        if self.length_grouping and (obstacle := self._obstacle_to_length_grouping()):
+            raise ValueError(f"{obstacle}, or set length_grouping to false")
         if self.compact_generation and (obstacle := self.obstacle_to_compact_generation()):
             raise ValueError(obstacle)
+
+    def _obstacle_to_length_grouping(self) -> str | None:
+        """Tell what would make another gradient of other micro-batches of an optimizer step, and the mend."""
+        for option, depends, mend in (
+            ("loss_type bnpo", self.loss_type == "bnpo", "use loss_type dapo"),
+            ("top_entropy_quantile", self.top_entropy_quantile < 1, "set it to 1"),
+            ("entropy_coef", self.entropy_coef or self.use_adaptive_entropy, "do without it"),
+        ):
+            if depends:
+                return f"length_grouping would change {option}, which goes by each micro-batch's own tokens: {mend}"
+        step, block = self.gradient_accumulation_steps, self.steps_per_generation
+        if block % step and step % block:
+            return (
+                f"length_grouping would move rows to other optimizer steps, for optimizer steps of {step} "
+                f"micro-batches do not divide blocks of {block}: set steps_per_generation to a multiple of "
+                "gradient_accumulation_steps"
+            )
+        return None
 
     def obstacle_to_compact_generation(self) -> str | None:
         """Tell which option `sample_completions` cannot honour, and the mend; `None` if there is none."""

@@ -226,7 +226,14 @@ def test_compact_generation_trains(tmp_path):
     [
         ({"compact_generation": True, "use_vllm": True}, "compact_generation and use_vllm both choose"),
         ({"compact_generation": True, "repetition_penalty": 1.2}, "remove generation_kwargs, repetition_penalty"),
-        ({"length_grouping": True, "loss_type": "bnpo"}, "length_grouping would change the bnpo loss"),
+        ({"length_grouping": True, "loss_type": "bnpo"}, "length_grouping would change loss_type bnpo"),
+        ({"length_grouping": True, "top_entropy_quantile": 0.5}, "length_grouping would change top_entropy_quantile"),
+        ({"length_grouping": True, "entropy_coef": 0.1}, "length_grouping would change entropy_coef"),
+        ({"length_grouping": True, "use_adaptive_entropy": True}, "length_grouping would change entropy_coef"),
+        (
+            {"length_grouping": True, "gradient_accumulation_steps": 2, "steps_per_generation": 3},
+            "optimizer steps of 2 micro-batches do not divide blocks of 3",
+        ),
     ],
 )
 def test_options_that_contradict_each_other_are_refused(tmp_path, options, message):
