@@ -251,6 +251,14 @@ def test_a_missing_path_is_named_with_the_nearest(tmp_path):
         load(tmp_path / "rows.csv")
 
 
+def test_a_list_of_which_a_path_is_missing_is_refused_and_not_shortened(tmp_path):
+    """A name without a suffix might be the hub's, but not in a list."""
+    there = write_jsonl(tmp_path / "a.jsonl", questions(40))
+    for paths in ([there, "data/b"], ["data/b", "data/c"]):
+        with pytest.raises(ValueError, match=r"no data at 'data/b'; a list is of local files and folders"):
+            load_distributions([entry("") | {"path": paths}])
+
+
 def test_a_hub_dataset_is_asked_for_by_name_and_subset(tmp_path, monkeypatch):
     """The hub is out of reach of a test: `datasets` itself reads a repository laid out as the hub's openai/gsm8k."""
     rows = [{"question": f"Q{i}?", "answer": f"thus\n#### {i}"} for i in range(15)]
