@@ -34,7 +34,8 @@ class MRTConfig(DUMPConfig):
             default paragraphs that open with a turning phrase.
         success_estimator (`str`, *optional*, defaults to `"rollouts"`):
             How the chance of success at a prefix is found: `"rollouts"` samples forced answers; `"likelihood"` sums
-            the probability of all accepted answers, without noise, where the task can list them.
+            the probability of all accepted answers, without noise, where the task can list them (at `temperature`,
+            without `top_p`, `top_k` and `min_p`).
         num_forced_answers (`int`, *optional*, defaults to `4`):
             Forced answers sampled at each prefix (K).
         forced_answer_tokens (`int`, *optional*, defaults to `32`):

@@ -125,7 +125,7 @@ class SuccessAtPrefixes:
                 gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
             ) as model,
         ):
-            values = success_probabilities(model, trees, self.eos_token_ids)
+            values = success_probabilities(model, trees, self.eos_token_ids, temperature=self.args.temperature)
         found = {
             (row, cut): value
             for (row, cuts), row_values in zip(by_row.items(), values, strict=True)

@@ -135,7 +135,8 @@ def test_one_number_per_row_is_not_taken_for_a_column():
 
 
 def test_images_whose_rows_cannot_be_told_apart_are_refused():
-    batches = [{**batch, "pixel_values": torch.zeros(12, 5), "num_images": [1, 1, 1]} for batch in make_batches(LENGTHS)]
+    images = {"pixel_values": torch.zeros(12, 5), "num_images": [1, 1, 1]}
+    batches = [{**batch, **images} for batch in make_batches(LENGTHS)]
     with pytest.raises(ValueError, match="length_grouping is for text only: set it to false"):
         group_by_length(batches, 2)
 

@@ -149,7 +149,8 @@ def test_the_bonus_is_made_of_the_estimated_values(tmp_path, monkeypatch):
                 assert bonus[row, ends[row][episode] - 1].item() == pytest.approx(expected, abs=1e-6)
 
 
-def test_sampled_and_likelihood_values_agree_on_the_starter(tmp_path, starter):
+@pytest.mark.parametrize("temperature", [1.0, 1.5])
+def test_sampled_and_likelihood_values_agree_on_the_starter(tmp_path, starter, temperature):
     model, tokenizer = starter
     entry = {"name": "a", "source": "arithmetic", "config": {"terms": 3}, "train_size": 40, "test_size": 4}
     values = {}
@@ -165,6 +166,7 @@ def test_sampled_and_likelihood_values_agree_on_the_starter(tmp_path, starter):
                 success_estimator=estimator,
                 num_forced_answers=answers,
                 forced_answer_tokens=8,
+                temperature=temperature,
                 compact_generation=True,
                 max_steps=1,
                 max_completion_length=48,
