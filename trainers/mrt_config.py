@@ -104,6 +104,8 @@ class MRTConfig(DUMPConfig):
                 f"progress_weight is the share of the reward that length can take, 0 to 1: got {self.progress_weight}"
             )
         if self.progress == "anytime":
+            if self.progress_weight != 1:
+                raise ValueError("progress: anytime has no progress_weight, its return contains the outcome: remove it")
             self._settle_budgets()
         elif self.budgets is not None:
             raise ValueError("budgets belong to progress: anytime; remove them, or cut episodes by {by: tokens}")

@@ -154,7 +154,7 @@ class MRTTrainer(SuccessAtPrefixes, DUMPTrainer):
                 return advantages
             scale = self.scale_rewards
             paid = progress.group_advantages(others, self.num_generations, scale, total)
-            return advantages + self._local(paid)[:, None]
+            return weight * advantages + self._local(paid)[:, None]
         factor = self._shrinkage(values, outcome_at)
         advantages = progress.episode_advantages(
             values, self.num_generations, decay=args.progress_decay, scale=str(args.progress_scale), factor=factor

@@ -113,6 +113,19 @@ def test_progress_is_made_towards_gold_and_a_judge_pays_once_beside_it(tmp_path,
     assert any(loss for loss, *_ in curve(alone))
 
 
+def test_beside_a_judge_anytime_pays_gold_by_its_weight(tmp_path):
+    """The judge says the same of everything, so that gold alone makes the difference."""
+    kept = []
+    with FakeJudgeServer(judge_or_revise([])) as server:
+        for weight in (1.0, 2.0):
+            trainer = judged(tmp_path, server.url, ALIKE, [weight, 0.5], **FORMS["anytime"], max_steps=1)
+            advantages = trainer._advantages
+            trainer._advantages = lambda outputs, then=advantages: kept.append(then(outputs)) or kept[-1]
+            trainer.train()
+    assert kept[0].any()
+    torch.testing.assert_close(kept[1], 2 * kept[0], atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("form", ["prefix", "length_penalty"])
 def test_a_distribution_without_gold_is_paid_by_the_judge(tmp_path, form):
     def silent_on_beta(completions, distribution, **kwargs):

@@ -341,6 +341,7 @@ def test_traces_are_kept_for_the_page(tmp_path):
         ({"progress": "prefix", "terminating_generations": 4}, "below num_generations, 4"),
         ({"progress": "episode", "terminating_generations": 1}, "belong to progress: prefix"),
         ({"progress": "length_penalty", "progress_weight": 2.0}, "0 to 1"),
+        ({"progress": "anytime", "progress_weight": 2.0}, "progress: anytime has no progress_weight"),
         (
             {"progress": "episode", "multi_objective_aggregation": "normalize_then_sum"},
             "set multi_objective_aggregation to sum_then_normalize",
