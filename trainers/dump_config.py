@@ -90,6 +90,11 @@ class DUMPConfig(GRPOConfig):
             raise ValueError(f"temperature must be above 0, got {self.temperature}: greedy rollouts are all alike")
         if self.curriculum_reward not in ("total", "gold"):
             raise ValueError(f"curriculum_reward is total or gold, not {self.curriculum_reward!r}")
+        if self.sync_ref_model and self.save_strategy != "no":
+            raise ValueError(
+                "sync_ref_model: a checkpoint does not hold the reference model, and a resumed run would go back to the "
+                "first one: set sync_ref_model to false, or save_strategy to no"
+            )
         if self.length_grouping and (obstacle := self._obstacle_to_length_grouping()):
             raise ValueError(f"{obstacle}, or set length_grouping to false")
         if self.compact_generation and (obstacle := self.obstacle_to_compact_generation()):

@@ -322,6 +322,8 @@ class DUMPTrainer(WholeCheckpoints, GRPOTrainer):
             "last_group_metrics": self._last_group_metrics,
             "curriculum": self.curriculum.state_dict(),
             "item_cycles": [cycle.state_dict() for cycle in self._cycles],
+            # TRL's own file of these comes after the mark of a whole checkpoint
+            "entropy": [self.entropy_coef, self._last_world_entropy] if self.use_adaptive_entropy else None,
         }
 
     def _load_optimizer_and_scheduler(self, checkpoint):
@@ -337,8 +339,17 @@ class DUMPTrainer(WholeCheckpoints, GRPOTrainer):
                 f"resumed by {world_size}: launch as many, or resume from a checkpoint at the end of a block"
             )
         self._load_run_state(state, folder)
-        if state["rollouts_waiting"]:
-            self._buffered_inputs = read_rollouts(folder, self.accelerator.process_index, self.accelerator.device)
+        parts = self.args.steps_per_generation
+        block = parts * self.num_iterations
+        if not state["rollouts_waiting"]:  # a block begins, also where accumulation has changed with the processes
+            self._step = -(-self._step // block) * block
+            return
+        self._buffered_inputs = read_rollouts(folder, self.accelerator.process_index, self.accelerator.device)
+        if len(self._buffered_inputs) != parts or self._step % block == 0:
+            raise ValueError(
+                f"{folder} was saved inside a generation block, and its rollouts wait in {len(self._buffered_inputs)} "
+                "parts: resume with the steps_per_generation and num_iterations that it was written with"
+            )
 
     def _load_run_state(self, state: dict[str, Any], folder: Path) -> None:
         """Take up what `_run_state` returned when the checkpoint in `folder` was saved. Called by every process."""
@@ -353,6 +364,8 @@ class DUMPTrainer(WholeCheckpoints, GRPOTrainer):
         self._step = state["micro_step"]
         self._rollout_tokens = state["rollout_tokens"]
         self._last_group_metrics = state["last_group_metrics"]
+        if self.use_adaptive_entropy and state.get("entropy"):
+            self.entropy_coef, self._last_world_entropy = state["entropy"]
 
 
 def _weighted_total(rewards_per_func: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

@@ -190,6 +190,36 @@ def test_resuming_a_block_with_another_number_of_processes_is_refused(tmp_path):
         make(tmp_path, **options).train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
 
 
+def test_blocks_and_optimizer_steps_meet_again_where_accumulation_has_changed(tmp_path):
+    """As on fewer processes: each step is twice the micro-batches, and has rollouts of its own."""
+    make(tmp_path, max_steps=1, save_strategy="steps", save_steps=1).train()
+    resumed = make(tmp_path, max_steps=4, per_device_train_batch_size=8, gradient_accumulation_steps=2)
+    drawn, draw = [], resumed.curriculum.draw
+    resumed.curriculum.draw = lambda number: drawn.append(resumed.state.global_step) or draw(number)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    assert drawn == [1, 2, 3]
+
+
+@pytest.mark.parametrize("options", [{"steps_per_generation": 4}, {"steps_per_generation": 1}])
+def test_waiting_rollouts_of_another_division_are_refused(tmp_path, options):
+    blocks = {"per_device_train_batch_size": 4, "steps_per_generation": 2, "save_strategy": "steps", "save_steps": 1}
+    make(tmp_path, max_steps=1, **blocks).train()
+    with pytest.raises(ValueError, match=r"rollouts wait in 2 parts.*steps_per_generation and num_iterations"):
+        make(tmp_path, **{**blocks, **options}).train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+
+
+def test_the_entropy_controller_is_in_the_run_state(tmp_path):
+    """TRL writes its own file after the mark of a whole checkpoint, so a kill may leave it out."""
+    options = {"use_adaptive_entropy": True, "entropy_target": 10.0, "save_strategy": "steps", "save_steps": 2}
+    whole = make(tmp_path, max_steps=3, **options)
+    whole.train()
+    (tmp_path / "checkpoint-2" / "entropy_ctrl_state.json").unlink()
+    resumed = make(tmp_path, max_steps=3, **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    keys = (*KEYS, "entropy_coef")
+    assert curve(resumed, keys) == curve(whole, keys)
+
+
 def test_a_checkpoint_of_another_trainer_is_refused(tmp_path):
     make(tmp_path, max_steps=1, save_strategy="steps", save_steps=1).train()
     (tmp_path / "checkpoint-1" / "metatune_state.json").unlink()
@@ -226,6 +256,7 @@ def test_compact_generation_trains(tmp_path):
     [
         ({"compact_generation": True, "use_vllm": True}, "compact_generation and use_vllm both choose"),
         ({"compact_generation": True, "repetition_penalty": 1.2}, "remove generation_kwargs, repetition_penalty"),
+        ({"sync_ref_model": True, "beta": 0.1}, "a checkpoint does not hold the reference model"),
         ({"length_grouping": True, "loss_type": "bnpo"}, "length_grouping would change loss_type bnpo"),
         ({"length_grouping": True, "top_entropy_quantile": 0.5}, "length_grouping would change top_entropy_quantile"),
         ({"length_grouping": True, "entropy_coef": 0.1}, "length_grouping would change entropy_coef"),
