@@ -88,12 +88,13 @@ class Prototypes(nn.Module):
     Args:
         dimension (`int`): D of the features.
         number (`int`): K.
+        seed (`int`): of the first directions, the same on every process; no other random numbers are touched.
     """
 
-    def __init__(self, dimension: int, number: int):
+    def __init__(self, dimension: int, number: int, seed: int):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(number, dimension))
-        nn.init.normal_(self.weight, std=dimension**-0.5)
+        nn.init.normal_(self.weight, std=dimension**-0.5, generator=torch.Generator().manual_seed(seed))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Return the cosines of features, shape (N, D), with the prototypes, shape (N, K)."""

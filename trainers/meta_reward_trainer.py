@@ -131,11 +131,9 @@ class MetaRewardTrainer(CountedTokens, RewardTrainer):
             )
             self.meta_set.check(self.accelerator.num_processes)
         if args.num_prototypes is not None:  # swav's
-            generator_state = torch.get_rng_state()
-            torch.manual_seed(args.seed)  # the same on every process, and nothing else is drawn differently
             hidden_size = self.model.config.get_text_config().hidden_size
-            self.model.swav_prototypes = Prototypes(hidden_size, args.num_prototypes).to(self.model.device)
-            torch.set_rng_state(generator_state)
+            prototypes = Prototypes(hidden_size, args.num_prototypes, args.seed)
+            self.model.swav_prototypes = prototypes.to(self.model.device)
 
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
@@ -240,7 +238,9 @@ class MetaRewardTrainer(CountedTokens, RewardTrainer):
             return difference_objective(rewards_PK).mean()
 
         model.train()
-        value, gradients = objective_gradients(model, self.accelerator, objective)
+        value, gradients = objective_gradients(
+            model, self.accelerator, objective, self.args.gradient_checkpointing_kwargs
+        )
         norm = norm_of(gradients)
         step = self.args.meta_step_size
         if self.args.meta_step == "normalised":
