@@ -143,19 +143,16 @@ class MPOTrainer(DUMPTrainer):
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         if self._judge_reward is not None and self.model.training:
-            self._collect(rewards, *self._judge_reward.last)
+            self._collect(*self._judge_reward.last)
         return rewards
 
-    def _collect(self, rewards, prompts, completions, references, judgements) -> None:
+    def _collect(self, prompts, completions, references, judgements) -> None:
         """Gather the batch's judged completions on the main process."""
-        golds = [float("nan")] * len(rewards)
-        if self._gold_index is not None:
-            golds = rewards[:, self._gold_index].tolist()
         first = len(prompts) * self.accelerator.process_index
+        golds = self._gold[first : first + len(prompts)].tolist()
         cases = []
-        rows = zip(prompts, completions, references, judgements, strict=True)
-        for row, (prompt, completion, reference, judgement) in enumerate(rows):
-            gold = golds[first + row]
+        rows = zip(prompts, completions, references, judgements, golds, strict=True)
+        for prompt, completion, reference, judgement, gold in rows:
             if judgement.total is not None:
                 texts = (conversation_text(prompt), conversation_text(completion))
                 said = (judgement.total, judgement.scores, judgement.rationales)

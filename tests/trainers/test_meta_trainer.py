@@ -162,6 +162,16 @@ def test_a_curriculum_forgets_what_another_rubric_said_and_nothing_else(tmp_path
     assert bool(forgotten) == forgets
 
 
+def test_a_rubric_is_tried_against_gold_also_where_another_reward_has_failed(tmp_path):
+    def failing(completions, **kwargs):
+        return [None if row % 4 == 1 else 1.0 for row in range(len(completions))]
+
+    with FakeJudgeServer(judge_or_revise([])) as server:
+        trainer = judged(tmp_path, server.url, FIRST, [1.0, 1.0, 1.0], [failing], max_steps=1)
+        trainer.train()
+    assert len(trainer._cases) == 16 and all(case.gold is not None for case in trainer._cases)
+
+
 def test_everything_at_once(tmp_path):
     """Verifier, judge whose rubric changes, reward model, bandit and episodes: one run, and each has its say."""
 
