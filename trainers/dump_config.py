@@ -92,8 +92,8 @@ class DUMPConfig(GRPOConfig):
             raise ValueError(f"curriculum_reward is total or gold, not {self.curriculum_reward!r}")
         if self.sync_ref_model and self.save_strategy != "no":
             raise ValueError(
-                "sync_ref_model: a checkpoint does not hold the reference model, and a resumed run would go back to the "
-                "first one: set sync_ref_model to false, or save_strategy to no"
+                "sync_ref_model: a checkpoint does not hold the reference model, and a resumed run would go back to "
+                "the first one: set sync_ref_model to false, or save_strategy to no"
             )
         if self.length_grouping and (obstacle := self._obstacle_to_length_grouping()):
             raise ValueError(f"{obstacle}, or set length_grouping to false")

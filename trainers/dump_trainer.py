@@ -43,16 +43,15 @@ from .dump_config import DUMPConfig
 from .generation import sample_completions
 from .length_grouping import group_by_length
 from .progress import group_advantages
-from .rollout_checkpoint import read_rollouts, read_state, write_rollouts, write_state
+from .rollout_checkpoint import ExactResume
 from .throughput import Throughput
-from .whole_checkpoints import WholeCheckpoints
 
 Model: TypeAlias = str | torch.nn.Module  # a folder or hub name, or a model that is loaded, with an adapter or without
 RewardFuncs: TypeAlias = RewardFunc | list[RewardFunc] | None
 OPINIONS = (JudgeReward, RewardModelReward, torch.nn.Module)  # score everything, and know no right or wrong
 
 
-class DUMPTrainer(WholeCheckpoints, GRPOTrainer):
+class DUMPTrainer(ExactResume, GRPOTrainer):
     """
     GRPO trainer with a curriculum over task distributions.
 
@@ -79,8 +78,6 @@ class DUMPTrainer(WholeCheckpoints, GRPOTrainer):
                 eprint       = {arXiv:2504.09710},
             }"""),
     }
-
-    _buffered_inputs: Any  # TRL's: a generation batch, in micro-batches
 
     def __init__(
         self,
@@ -305,54 +302,16 @@ class DUMPTrainer(WholeCheckpoints, GRPOTrainer):
 
     # ---- checkpoints ----
 
-    def _save_beside(self, folder):
-        super()._save_beside(folder)
-        waiting = bool(self._step % (self.args.steps_per_generation * self.num_iterations))
-        if waiting:
-            write_rollouts(folder, self.accelerator.process_index, self._buffered_inputs)
-        if self.args.should_save:
-            write_state(folder, self._run_state() | {"rollouts_waiting": waiting})
-
     def _run_state(self) -> dict[str, Any]:
-        """Return what steers the run beside TRL's own state, as JSON. Called by the main process alone."""
-        return {
-            "world_size": self.accelerator.num_processes,
-            "micro_step": self._step,
+        return super()._run_state() | {
             "rollout_tokens": self._rollout_tokens,
             "last_group_metrics": self._last_group_metrics,
             "curriculum": self.curriculum.state_dict(),
             "item_cycles": [cycle.state_dict() for cycle in self._cycles],
-            # TRL's own file of these comes after the mark of a whole checkpoint
-            "entropy": [self.entropy_coef, self._last_world_entropy] if self.use_adaptive_entropy else None,
         }
 
-    def _load_optimizer_and_scheduler(self, checkpoint):
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is None:
-            return
-        folder = Path(checkpoint)
-        state = read_state(folder)
-        world_size = self.accelerator.num_processes
-        if state["world_size"] != world_size and state["rollouts_waiting"]:
-            raise ValueError(
-                f"{folder} was saved inside a generation block by {state['world_size']} processes and cannot be "
-                f"resumed by {world_size}: launch as many, or resume from a checkpoint at the end of a block"
-            )
-        self._load_run_state(state, folder)
-        parts = self.args.steps_per_generation
-        block = parts * self.num_iterations
-        if not state["rollouts_waiting"]:  # a block begins, also where accumulation has changed with the processes
-            self._step = -(-self._step // block) * block
-            return
-        self._buffered_inputs = read_rollouts(folder, self.accelerator.process_index, self.accelerator.device)
-        if len(self._buffered_inputs) != parts or self._step % block == 0:
-            raise ValueError(
-                f"{folder} was saved inside a generation block, and its rollouts wait in {len(self._buffered_inputs)} "
-                "parts: resume with the steps_per_generation and num_iterations that it was written with"
-            )
-
     def _load_run_state(self, state: dict[str, Any], folder: Path) -> None:
-        """Take up what `_run_state` returned when the checkpoint in `folder` was saved. Called by every process."""
+        super()._load_run_state(state, folder)
         self.curriculum.load_state_dict(state["curriculum"])
         for arm, cycle, cycle_state in zip(self.curriculum.arms, self._cycles, state["item_cycles"], strict=True):
             try:
@@ -361,11 +320,8 @@ class DUMPTrainer(WholeCheckpoints, GRPOTrainer):
                 raise ValueError(
                     f"{folder}: distribution {arm!r} is not the one of the checkpoint: {error}"
                 ) from error
-        self._step = state["micro_step"]
         self._rollout_tokens = state["rollout_tokens"]
         self._last_group_metrics = state["last_group_metrics"]
-        if self.use_adaptive_entropy and state.get("entropy"):
-            self.entropy_coef, self._last_world_entropy = state["entropy"]
 
 
 def _weighted_total(rewards_per_func: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

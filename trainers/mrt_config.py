@@ -105,7 +105,9 @@ class MRTConfig(DUMPConfig):
             )
         if self.progress == "anytime":
             if self.progress_weight != 1:
-                raise ValueError("progress: anytime has no progress_weight, its return contains the outcome: remove it")
+                raise ValueError(
+                    "progress: anytime has no progress_weight: its return contains the outcome; remove it"
+                )
             self._settle_budgets()
         elif self.budgets is not None:
             raise ValueError("budgets belong to progress: anytime; remove them, or cut episodes by {by: tokens}")
