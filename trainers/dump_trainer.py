@@ -26,6 +26,7 @@ import math
 import textwrap
 from collections import defaultdict
 from contextlib import nullcontext
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -242,7 +243,8 @@ class DUMPTrainer(ExactResume, GRPOTrainer):
         if "accuracy" not in metrics:  # TRL clears its metrics when an evaluation has been logged
             self._eval_rewards.clear()
         names = gather_object([str(row.get(self.args.distribution_column, "all")) for row in inputs])
-        for name, reward in zip(names, self._gold.tolist(), strict=True):
+        rows = zip(names, self._gold.tolist(), strict=True)
+        for name, reward in islice(rows, self._num_evaluated(len(names))):
             if not math.isnan(reward):
                 self._eval_rewards[name].append(reward)
         accuracies = {name: _pass_rate(rewards) for name, rewards in self._eval_rewards.items()}
@@ -250,6 +252,15 @@ class DUMPTrainer(ExactResume, GRPOTrainer):
             metrics[f"accuracy/{name}"] = [accuracy]
         if accuracies:
             metrics["accuracy"] = [sum(accuracies.values()) / len(accuracies)]
+
+    def _num_evaluated(self, num_rows: int) -> int:
+        """Return how many of a batch's rows, of all processes, are to be counted: the loader fills up the last batch."""
+        state = self.accelerator.gradient_state
+        loader = state.active_dataloader
+        if not state.end_of_dataloader or not hasattr(loader.dataset, "__len__"):
+            return num_rows
+        rest = len(loader.dataset) * self.num_generations_eval % loader.total_batch_size
+        return rest or num_rows
 
     # ---- the same steps with less padding ----
 

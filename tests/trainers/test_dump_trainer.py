@@ -1,4 +1,7 @@
 import json
+import os
+import subprocess
+import sys
 
 import pandas as pd
 import pytest
@@ -98,6 +101,20 @@ def test_evaluation_measures_each_distribution_and_never_feeds_the_curriculum(tm
         assert len(table) == 16
         assert {prompt[0]["content"] for prompt in table["prompt"]} <= trained_on
     assert len(tables) == 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_what_fills_up_the_last_batch_of_an_evaluation_is_not_counted_again(tmp_path, processes):
+    """Three rows, of which the first alone is right; the loader gives two processes a fourth, the first again."""
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    program = ["-m", "tests.trainers.evaluation_program", str(tmp_path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, *launch, *program]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert result.returncode == 0, result.stderr[-3000:]
+    (line,) = [line for line in result.stdout.splitlines() if line.startswith('{"accuracies"')]
+    assert json.loads(line)["accuracies"] == pytest.approx([1 / 3, 1 / 3])
 
 
 def test_every_log_line_has_every_distribution_and_completions_go_to_parquet(tmp_path):
