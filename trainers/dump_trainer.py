@@ -254,7 +254,7 @@ class DUMPTrainer(ExactResume, GRPOTrainer):
             metrics["accuracy"] = [sum(accuracies.values()) / len(accuracies)]
 
     def _num_evaluated(self, num_rows: int) -> int:
-        """Return how many of a batch's rows, of all processes, are to be counted: the loader fills up the last batch."""
+        """Return how many of a batch's rows, of all processes, count: the loader fills up the last batch."""
         state = self.accelerator.gradient_state
         loader = state.active_dataloader
         if not state.end_of_dataloader or not hasattr(loader.dataset, "__len__"):

@@ -155,9 +155,14 @@ class MRTTrainer(SuccessAtPrefixes, DUMPTrainer):
             scale = self.scale_rewards
             paid = progress.group_advantages(others, self.num_generations, scale, total)
             return weight * advantages + self._local(paid)[:, None]
-        factor = self._shrinkage(values, outcome_at)
+        exists = (outcome_at.cumsum(1) - outcome_at.long() == 0)[:, 1:]  # the outcome is what the last one ends with
         advantages = progress.episode_advantages(
-            values, self.num_generations, decay=args.progress_decay, scale=str(args.progress_scale), factor=factor
+            values,
+            self.num_generations,
+            decay=args.progress_decay,
+            scale=str(args.progress_scale),
+            factor=self._shrinkage(values, outcome_at, exists),
+            exists=exists,
         )
         bonus = progress.spread(self._local(advantages), ends, width)
         self._show(ends, self._local(values))
@@ -220,8 +225,7 @@ class MRTTrainer(SuccessAtPrefixes, DUMPTrainer):
         values = torch.where(outcome_at, rewards[:, None].to(values.dtype), values)
         if not anytime:  # the empty prefix is the same for a group, whichever process sampled its answers
             first = values[:, 0].view(-1, self.num_generations).nanmean(1)
-            sampled = ~outcome_at[:, 0]
-            values[:, 0] = torch.where(sampled, first.repeat_interleave(self.num_generations), values[:, 0])
+            values[:, 0] = first.repeat_interleave(self.num_generations)
         self._log_values(values, outcome_at)
         return values, outcome_at
 
@@ -303,13 +307,13 @@ class MRTTrainer(SuccessAtPrefixes, DUMPTrainer):
 
     # ---- logs ----
 
-    def _shrinkage(self, values: torch.Tensor, outcome_at: torch.Tensor) -> float:
+    def _shrinkage(self, values: torch.Tensor, outcome_at: torch.Tensor, exists: torch.Tensor) -> float:
         if self.args.success_estimator == "likelihood":
             return 1.0
         decay = self.args.progress_decay
         noise = progress.progress_noise(values, self.args.num_forced_answers, outcome_at, decay)
         paid = progress.progress_to_go(progress.progress_of(values), decay)
-        factor = progress.shrinkage(paid, noise, self.num_generations)
+        factor = progress.shrinkage(paid, noise, self.num_generations, exists)
         self._log("shrinkage", factor)
         return factor
 

@@ -1,6 +1,6 @@
-"""Evaluate as many rows as no number of processes divides, and print the accuracies as JSON.
+"""Evaluate three rows, in groups of one and of two, and print the accuracies as JSON.
 
-    torchrun --nproc_per_node 2 -m tests.trainers.evaluation_program FOLDER
+`torchrun --nproc_per_node 2 -m tests.trainers.evaluation_program FOLDER`
 """
 
 import json
