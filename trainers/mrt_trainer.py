@@ -83,6 +83,8 @@ class MRTTrainer(SuccessAtPrefixes, DUMPTrainer):
         args = MRTConfig() if args is None else args
         super().__init__(model, reward_funcs=reward_funcs, args=args, train_dataset=train_dataset, **kwargs)
         self._check_gold()
+        if args.progress == "prefix" and (self.tools or self.rollout_func is not None):
+            raise ValueError("progress: prefix appends to prompts: do without tools, environments and a rollout_func")
         options: Any = args.episodes  # transformers has read a text as JSON
         self._rule = EpisodeRule.from_options(options)
         if args.progress in ("episode", "anytime") or args.terminating_generations:

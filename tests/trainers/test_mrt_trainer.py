@@ -224,6 +224,18 @@ def test_rollouts_continue_from_prefixes_of_stale_traces(tmp_path):
     assert last(trainer, "progress/prefix_tokens") > 0
 
 
+def test_prefixes_are_refused_where_rollouts_are_made_by_someone_else(tmp_path):
+    with pytest.raises(ValueError, match="progress: prefix appends to prompts: do without tools, environments and a"):
+        MRTTrainer(
+            tiny_model(),
+            digits,
+            config(tmp_path, MRTConfig, progress="prefix", **FAST),
+            rows(),
+            processing_class=build_tokenizer(),
+            rollout_func=lambda prompts, trainer: {},
+        )
+
+
 def test_the_reward_sees_the_whole_trace_and_the_loss_only_what_was_sampled(tmp_path):
     texts = []
 
