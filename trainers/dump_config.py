@@ -120,6 +120,8 @@ class DUMPConfig(GRPOConfig):
 
     def obstacle_to_compact_generation(self) -> str | None:
         """Tell which option `sample_completions` cannot honour, and the mend; `None` if there is none."""
+        if not self.ds3_gather_for_generation:  # each process decodes as long as it has to, by itself
+            return "compact_generation needs ds3_gather_for_generation: true"
         others = [name for name in ("use_vllm", "use_transformers_continuous_batching") if getattr(self, name)]
         if others:
             return f"compact_generation and {others[0]} both choose the rollout engine: set one of them to false"

@@ -115,6 +115,9 @@ class MRTConfig(DUMPConfig):
             self._settle_terminating()
         elif self.terminating_generations is not None:
             raise ValueError("terminating_generations belong to progress: prefix; remove them")
+        measured = self.progress in ("episode", "anytime")
+        if measured and self.success_estimator == "likelihood" and not self.ds3_gather_for_generation:
+            raise ValueError("success_estimator: likelihood needs ds3_gather_for_generation: true")
         if self.progress != "none" and self.multi_objective_aggregation != "sum_then_normalize":
             raise ValueError(
                 f"progress: {self.progress} needs one outcome: set multi_objective_aggregation to sum_then_normalize"

@@ -273,6 +273,7 @@ def test_compact_generation_trains(tmp_path):
     [
         ({"compact_generation": True, "use_vllm": True}, "compact_generation and use_vllm both choose"),
         ({"compact_generation": True, "repetition_penalty": 1.2}, "remove generation_kwargs, repetition_penalty"),
+        ({"compact_generation": True, "ds3_gather_for_generation": False}, "needs ds3_gather_for_generation: true"),
         ({"sync_ref_model": True, "beta": 0.1}, "a checkpoint does not hold the reference model"),
         ({"length_grouping": True, "loss_type": "bnpo"}, "length_grouping would change loss_type bnpo"),
         ({"length_grouping": True, "top_entropy_quantile": 0.5}, "length_grouping would change top_entropy_quantile"),

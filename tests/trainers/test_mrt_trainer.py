@@ -355,6 +355,10 @@ def test_traces_are_kept_for_the_page(tmp_path):
         ({"progress": "length_penalty", "progress_weight": 2.0}, "0 to 1"),
         ({"progress": "anytime", "progress_weight": 2.0}, "progress: anytime has no progress_weight"),
         (
+            {"progress": "episode", "success_estimator": "likelihood", "ds3_gather_for_generation": False},
+            "likelihood needs ds3_gather_for_generation: true",
+        ),
+        (
             {"progress": "episode", "multi_objective_aggregation": "normalize_then_sum"},
             "set multi_objective_aggregation to sum_then_normalize",
         ),
