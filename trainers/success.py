@@ -74,6 +74,8 @@ class SuccessAtPrefixes:
         wanted = len(places)
         # Ranks generate and score together, so all ask for as many; what a rank adds is thrown away.
         most = max(gather_object([wanted]))
+        if most == 0:  # all traces were over before the first budget
+            return []
         places = [*places, *([places[-1] if places else (0, 0)] * (most - wanted))]
         repeats = self.args.num_forced_answers
         texts = [self._text(row, cut) for row, cut in places]

@@ -281,6 +281,17 @@ def test_it_trains(tmp_path, progress):
     assert any(not torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("estimator", ["rollouts", "likelihood"])
+def test_nothing_is_asked_where_no_trace_reaches_the_first_budget(tmp_path, estimator):
+    """Then success at every budget is the outcome, and a segment's advantage is that of the outcome."""
+    trainer = make(tmp_path, "anytime", max_steps=1, budgets=[12], success_estimator=estimator, progress_scale="none")
+    trainer.__class__ = Recording
+    trainer.train()
+    expected = group_advantages(trainer._gold, 4, "none")
+    torch.testing.assert_close(trainer.result[:, 0], expected)
+    assert last(trainer, "rollout_tokens") == sum(map(len, trainer._completion_ids))
+
+
 # ---- what else must hold ----
 
 
