@@ -88,6 +88,10 @@ class DatasetSource(Entry):
         if files and self.subset is not None:
             raise ValueError(f"{where}: subset {self.subset!r} is for hub datasets, but {self.path!r} is local")
         train_names, test_names = self._choose(list(splits), where)
+        if unused := [name for name in splits if name not in (*train_names, *test_names)]:
+            logger.warning(
+                "%s: the splits %s are not used; name others by train_split and test_split", where, ", ".join(unused)
+            )
         pool = self._unique((row for name in train_names for row in splits[name]), "training", where)
         if test_names:
             held_out = self._unique((row for name in test_names for row in splits[name]), "held-out", where)

@@ -211,6 +211,8 @@ class RubricEvolution:
         """Let the held-out judge score some of the batch, and raise the alarm if the two have parted."""
         _, some = split_by_prompt(judged, self._args.held_out_cases, seed=self._args.seed + self._num_batches)
         cases = some or judged
+        if not cases:  # nothing was judged
+            return
         columns = [[getattr(case, name) for case in cases] for name in CASE_COLUMNS]
         try:
             judgements = held_out_judge.judge(*columns)
@@ -220,7 +222,7 @@ class RubricEvolution:
         pairs = [
             (case.total, each.total) for case, each in zip(cases, judgements, strict=True) if each.total is not None
         ]
-        self._log("held_out_judge/failures", 1 - len(pairs) / max(1, len(cases)))
+        self._log("held_out_judge/failures", 1 - len(pairs) / len(cases))
         if not pairs:
             return
         trained, held_out = np.mean(pairs, axis=0)
