@@ -153,8 +153,6 @@ class MPOTrainer(DUMPTrainer):
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         if self._judge_reward is None or not self.model.training:
             return super()._generate_and_score_completions(inputs)
-        if self.accelerator.is_main_process:
-            self._evolution.begin()
         self._log_metrics("rubric/version", self.rubric_version)
         outputs = super()._generate_and_score_completions(inputs)
         with self._throughput.phase("score"):

@@ -61,11 +61,6 @@ class RubricEvolution:
         self._watch = RubricWatch(max(1, args.rollback_window), args.rollback_drop)
         self._alarm = JudgeAlarm(args.alarm_window, args.alarm_gap)
 
-    def begin(self) -> None:
-        """Begin the history with the judge's rubric; nothing after the first batch."""
-        if self._num_batches == 0:
-            self._history.begin(self._judge.rubric)
-
     def after_batch(self, cases: list[JudgedCase], step: int) -> None:
         """Take in a batch's judged completions, of all processes, and do what is due.
 
@@ -74,6 +69,8 @@ class RubricEvolution:
             step (`int`): optimizer steps done.
         """
         args = self._args
+        if self._num_batches == 0:
+            self._history.begin(self._judge.rubric)
         self._step = step
         self._num_batches += 1
         self._judged = [*self._judged, *self._keep_early(cases)][-args.meta_pool :]
