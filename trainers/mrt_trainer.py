@@ -203,6 +203,8 @@ class MRTTrainer(SuccessAtPrefixes, DUMPTrainer):
         For `anytime` the columns are the budgets, shape (B, S); else J_0 to J_n, shape (B, E + 1), then NaN.
         """
         anytime = self.args.progress == "anytime"
+        if "num_images" in outputs:
+            raise ValueError(f"progress: {self.args.progress} is for text only: a prompt of this batch has images")
         masks = outputs["prompt_mask"].bool()
         prompts = [ids[mask].tolist() for ids, mask in zip(outputs["prompt_ids"], masks, strict=True)]
         lengths = [len(ids) for ids in self._completion_ids]
@@ -212,12 +214,11 @@ class MRTTrainer(SuccessAtPrefixes, DUMPTrainer):
         ]
         estimated = self._estimate(prompts, cuts)
 
-        number = [[len(row), len(row) + 1] for row in cuts]  # columns: estimated ones, and the outcome's
-        width = len(self.args.budgets) if self.args.budgets else max(columns for _, columns in number)
+        width = len(self.args.budgets) if self.args.budgets else max(map(len, cuts)) + 1  # and the outcome
         local = torch.full((len(cuts), width), torch.nan, device=rewards.device)
         for row, values in enumerate(estimated):
             local[row, : len(values)] = torch.tensor(values, device=rewards.device)
-        estimates = torch.tensor([columns for columns, _ in number], device=rewards.device)
+        estimates = torch.tensor([len(row) for row in cuts], device=rewards.device)
         values = self.accelerator.gather(
             self.accelerator.pad_across_processes(local, dim=1, pad_index=torch.nan).contiguous()
         )

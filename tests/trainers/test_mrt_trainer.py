@@ -295,6 +295,12 @@ def test_nothing_is_asked_where_no_trace_reaches_the_first_budget(tmp_path, esti
 # ---- what else must hold ----
 
 
+def test_images_that_a_forced_answer_would_not_see_are_refused(tmp_path):
+    trainer = make(tmp_path, "episode")
+    with pytest.raises(ValueError, match="progress: episode is for text only"):
+        trainer._values({"num_images": [1]}, [], torch.zeros(0))
+
+
 @pytest.mark.parametrize("progress", VARIANTS)
 def test_the_curriculum_never_sees_the_bonus(tmp_path, progress):
     trainer = make(tmp_path, progress, max_steps=2)
