@@ -35,7 +35,8 @@ class DUMPConfig(GRPOConfig):
         length_grouping (`bool`, *optional*, defaults to `False`):
             Sort the rows of each optimizer step by length before they are split into micro-batches, and cut the
             padding that a micro-batch has in every row. The same gradient up to rounding, in less time; it helps
-            where `gradient_accumulation_steps` is above 1.
+            where `gradient_accumulation_steps` is above 1. Refused where the gradient would be another (`bnpo`,
+            entropy terms), and for images.
         vllm_server_timeout (`float`, *optional*, defaults to `100.0`):
             Seconds to wait for the vLLM server at the start (TRL's default is 240). A large model needs more to load:
             start the server first, or raise this.
