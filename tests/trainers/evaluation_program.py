@@ -7,6 +7,7 @@ import json
 import sys
 
 from metatune.curricula import build_tokenizer
+from metatune.recipes.failures import leave
 from metatune.trainers import DUMPTrainer
 
 from .dump_setup import config, rows, tiny_model
@@ -36,3 +37,4 @@ def main(folder: str) -> None:
 
 if __name__ == "__main__":
     main(sys.argv[1])
+    leave(0)
