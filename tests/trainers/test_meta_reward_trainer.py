@@ -338,7 +338,8 @@ def test_a_meta_step_and_a_meta_set_belong_together(tmp_path, tokenizer, options
     ("options", "message"),
     [
         ({"contrastive": "moco"}, "contrastive is one of none, simcse, swav"),
-        ({"contrastive_weight": 1.0}, "without a contrastive term does nothing"),
+        ({"contrastive_weight": 1.0}, "contrastive_weight without a contrastive term does nothing"),
+        ({"contrastive_on": "differences"}, "contrastive_on without a contrastive term does nothing"),
         ({"contrastive": "simcse", "num_prototypes": 3}, "belong to contrastive: swav"),
         ({"contrastive": "simcse", "contrastive_dropout": 0.0}, "between 0 and 1, not 0.0"),
         ({"meta_step": "sam"}, "meta_step is one of"),
