@@ -257,7 +257,7 @@ class DUMPTrainer(ExactResume, GRPOTrainer):
         """Return how many of a batch's rows, of all processes, count: the loader fills up the last batch."""
         state = self.accelerator.gradient_state
         loader = state.active_dataloader
-        if not state.end_of_dataloader or not hasattr(loader.dataset, "__len__"):
+        if not state.end_of_dataloader or not isinstance(loader.dataset, Dataset):
             return num_rows
         rest = len(loader.dataset) * self.num_generations_eval % loader.total_batch_size
         return rest or num_rows
