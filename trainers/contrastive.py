@@ -88,10 +88,10 @@ class Prototypes(nn.Module):
     Args:
         dimension (`int`): D of the features.
         number (`int`): K.
-        seed (`int`): of the first directions, the same on every process; no other random numbers are touched.
+        seed (`int`, *optional*, defaults to `0`): they are drawn by it, and no other generator moves, on no device.
     """
 
-    def __init__(self, dimension: int, number: int, seed: int):
+    def __init__(self, dimension: int, number: int, seed: int = 0):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(number, dimension))
         nn.init.normal_(self.weight, std=dimension**-0.5, generator=torch.Generator().manual_seed(seed))

@@ -132,7 +132,7 @@ class MetaRewardTrainer(CountedTokens, RewardTrainer):
             self.meta_set.check(self.accelerator.num_processes)
         if args.num_prototypes is not None:  # swav's
             hidden_size = self.model.config.get_text_config().hidden_size
-            prototypes = Prototypes(hidden_size, args.num_prototypes, args.seed)
+            prototypes = Prototypes(hidden_size, args.num_prototypes, args.seed)  # the same on every process
             self.model.swav_prototypes = prototypes.to(self.model.device)
 
     def _set_signature_columns_if_needed(self):
