@@ -37,8 +37,8 @@ class DatasetSource(Entry):
     """A dataset with one prompt a row, and its reference answer if there is one.
 
     Args:
-        path (`str` or `list[str]`): a `.jsonl` or `.parquet` file, a folder of them, a glob, a list of these, or the
-            name of a dataset on the hub. What exists locally is never looked up on the hub.
+        path (`str` or `list[str]`): a `.jsonl` or `.parquet` file, a folder of them, a glob, a list of these, or alone
+            the name of a dataset on the hub. What exists locally is never looked up on the hub.
         verifier (`str`, *optional*): verifier of the answers. Without one nothing says what is right: such a
             distribution is for judges and reward models.
         prompt_column (`str`, *optional*, defaults to `"prompt"`): column of the question.
@@ -80,11 +80,18 @@ class DatasetSource(Entry):
         paths = [self.path] if isinstance(self.path, str) else self.path
         if not paths:
             raise ValueError(f"{where}: path is an empty list; name at least one file")
-        files = [file for path in paths for file in _local_files(path, where)]
+        found = {path: _local_files(path, where) for path in paths}
+        if isinstance(self.path, list) and (missing := [path for path in paths if not found[path]]):
+            raise ValueError(f"{where}: no data at {missing[0]!r}; a list is of local files and folders")
+        files = [file for files in found.values() for file in files]
         splits = _file_splits(files) if files else self._hub_splits(where)
         if files and self.subset is not None:
             raise ValueError(f"{where}: subset {self.subset!r} is for hub datasets, but {self.path!r} is local")
         train_names, test_names = self._choose(list(splits), where)
+        if unused := [name for name in splits if name not in (*train_names, *test_names)]:
+            logger.warning(
+                "%s: the splits %s are not used; name others by train_split and test_split", where, ", ".join(unused)
+            )
         pool = self._unique((row for name in train_names for row in splits[name]), "training", where)
         if test_names:
             held_out = self._unique((row for name in test_names for row in splits[name]), "held-out", where)

@@ -32,7 +32,7 @@ from typing import Any
 
 import datasets
 
-from ..rewards import VERIFIERS, get_verifier
+from ..rewards import VERIFIERS
 from .dataset_source import DatasetSource
 from .entry import Entry, nearest, parse_options
 from .families import FAMILIES
@@ -149,11 +149,6 @@ def demonstrations(
             {"prompt": entry.messages(problem.prompt), "completion": [{"role": "assistant", "content": trace}]}
         )
     return datasets.Dataset.from_list(rows, features=datasets.Features(prompt=MESSAGES, completion=MESSAGES))
-
-
-def accepted_answers(row: Mapping[str, Any]) -> list[str] | None:
-    """List all the answers that an item's verifier accepts, or `None` where they cannot be listed."""
-    return get_verifier(row["verifier"]).accepted_answers(row["answer"], json.loads(row["info"]))
 
 
 def check_verified(items: Iterable[Mapping[str, Any]]) -> None:

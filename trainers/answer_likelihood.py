@@ -4,8 +4,9 @@ Where a task can list its accepted answers, J at a prefix is
 
     J = sum over accepted answers a of  p(a, end | prompt, prefix, forcing suffix)
 
-by teacher forcing. It is what the mean of infinitely many forced answers would be, up to right answers that are
-written in another form than the listed one (spaces, another tokenisation): a lower bound, exact for a single form.
+by teacher forcing, of the model at the temperature at which it is trained. It is what the mean of infinitely many
+forced answers would be, without top_p, top_k and min_p and up to right answers that are written in another form than
+the listed one (spaces, another tokenisation): a lower bound, exact for a single form.
 
 All prefixes of a trace and all their answers share one row: the trace once, then for each prefix the suffix and a trie
 of the answers as branches. An attention mask lets a branch see the trace up to its prefix and its own ancestors only,
@@ -180,6 +181,7 @@ def success_probabilities(
     trees: Sequence[Tree],
     eos_token_ids: Sequence[int],
     *,
+    temperature: float = 1.0,
     max_tokens: int = 16_384,
 ) -> list[list[float]]:
     """Return the probability that a forced answer is an accepted one, for every branch.
@@ -188,6 +190,7 @@ def success_probabilities(
         model ([`~transformers.PreTrainedModel`]): causal language model; evaluated without dropout, its mode restored.
         trees (`Sequence[Tree]` of length N): traces with the branches of their prefixes.
         eos_token_ids (`Sequence[int]`): tokens that end an answer, any of them.
+        temperature (`float`, *optional*, defaults to `1.0`): by which logits are divided, above 0.
         max_tokens (`int`, *optional*, defaults to `16_384`): largest number of tokens of a batch, padding included.
 
     Returns:
@@ -203,7 +206,9 @@ def success_probabilities(
     max_branch_tokens = max(1, MAX_LOGITS // model.config.get_text_config().vocab_size)
     with _evaluating(model), torch.no_grad():
         for batch in _batches(rows, max_tokens, max_branch_tokens):
-            found = _branch_probabilities(model, [rows[i] for i in batch], sorted(set(eos_token_ids)), packed)
+            found = _branch_probabilities(
+                model, [rows[i] for i in batch], sorted(set(eos_token_ids)), temperature, packed
+            )
             for row, row_values in zip(batch, found, strict=True):
                 for (index, number), value in zip(owners[row], row_values, strict=True):
                     values[index][number] += value
@@ -250,31 +255,31 @@ def _batches(rows: Sequence[Tree], max_tokens: int, max_branch_tokens: int) -> I
 
 
 def _branch_probabilities(
-    model: PreTrainedModel, rows: Sequence[Tree], eos_token_ids: list[int], packed: bool
+    model: PreTrainedModel, rows: Sequence[Tree], eos_token_ids: list[int], temperature: float, packed: bool
 ) -> list[list[float]]:
     """Run one batch."""
     ids_BL, positions_BL, real_BL, seen_BLL, parents_BN = (tensor.to(model.device) for tensor in _layout(rows))
     num_branch = parents_BN.shape[1]
-    if (
-        not packed
-    ):  # without forks a branch continues its context, so plain causal attention over what is there will do
+    if not packed:  # without forks a branch continues its context: plain causal attention will do
         mask = real_BL.long()
     elif model.config.get_text_config()._attn_implementation == "sdpa":
         mask = seen_BLL[:, None]
     else:
-        lowest = torch.finfo(model.dtype).min
-        mask = torch.zeros(seen_BLL.shape, dtype=model.dtype, device=model.device).masked_fill(~seen_BLL, lowest)[
-            :, None
-        ]
+        nothing_BLL = torch.zeros(seen_BLL.shape, dtype=model.dtype, device=model.device)
+        mask = nothing_BLL.masked_fill(~seen_BLL, torch.finfo(model.dtype).min)[:, None]
     logits_BNV = model(
         input_ids=ids_BL, attention_mask=mask, position_ids=positions_BL, logits_to_keep=num_branch, use_cache=False
     ).logits
 
     dtype = torch.promote_types(logits_BNV.dtype, torch.float32)
-    norms_BN = torch.stack([logits_NV.to(dtype).logsumexp(-1) for logits_NV in logits_BNV])  # a row each: V is large
+
+    def scaled(logits: torch.Tensor) -> torch.Tensor:
+        return logits.to(dtype) / temperature
+
+    norms_BN = torch.stack([scaled(logits_NV).logsumexp(-1) for logits_NV in logits_BNV])  # a row each: V is large
     rows_B1 = torch.arange(len(rows), device=model.device)[:, None]
-    steps_BN = logits_BNV[rows_B1, parents_BN, ids_BL[:, -num_branch:]].to(dtype) - norms_BN[rows_B1, parents_BN]
-    ending_BN = logits_BNV[..., eos_token_ids].to(dtype).logsumexp(-1) - norms_BN
+    steps_BN = scaled(logits_BNV[rows_B1, parents_BN, ids_BL[:, -num_branch:]]) - norms_BN[rows_B1, parents_BN]
+    ending_BN = scaled(logits_BNV[..., eos_token_ids]).logsumexp(-1) - norms_BN
     steps_BN, ending_BN = steps_BN.cpu(), ending_BN.cpu()
     values: list[list[float]] = []
     for row, tree in enumerate(rows):

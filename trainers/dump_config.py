@@ -35,7 +35,8 @@ class DUMPConfig(GRPOConfig):
         length_grouping (`bool`, *optional*, defaults to `False`):
             Sort the rows of each optimizer step by length before they are split into micro-batches, and cut the
             padding that a micro-batch has in every row. The same gradient up to rounding, in less time; it helps
-            where `gradient_accumulation_steps` is above 1.
+            where `gradient_accumulation_steps` is above 1. Refused where the gradient would be another (`bnpo`,
+            entropy terms), and for images.
         vllm_server_timeout (`float`, *optional*, defaults to `100.0`):
             Seconds to wait for the vLLM server at the start (TRL's default is 240). A large model needs more to load:
             start the server first, or raise this.
@@ -90,16 +91,38 @@ class DUMPConfig(GRPOConfig):
             raise ValueError(f"temperature must be above 0, got {self.temperature}: greedy rollouts are all alike")
         if self.curriculum_reward not in ("total", "gold"):
             raise ValueError(f"curriculum_reward is total or gold, not {self.curriculum_reward!r}")
-        if self.length_grouping and self.loss_type == "bnpo":
+        if self.sync_ref_model and self.save_strategy != "no":
             raise ValueError(
-                "length_grouping would change the bnpo loss, which divides by each micro-batch's own tokens: use "
-                "loss_type dapo or set length_grouping to false"
+                "sync_ref_model: a checkpoint does not hold the reference model, and a resumed run would go back to "
+                "the first one: set sync_ref_model to false, or save_strategy to no"
             )
+        if self.length_grouping and (obstacle := self._obstacle_to_length_grouping()):
+            raise ValueError(f"{obstacle}, or set length_grouping to false")
         if self.compact_generation and (obstacle := self.obstacle_to_compact_generation()):
             raise ValueError(obstacle)
 
+    def _obstacle_to_length_grouping(self) -> str | None:
+        """Tell what would make another gradient of other micro-batches of an optimizer step, and the mend."""
+        for option, depends, mend in (
+            ("loss_type bnpo", self.loss_type == "bnpo", "use loss_type dapo"),
+            ("top_entropy_quantile", self.top_entropy_quantile < 1, "set it to 1"),
+            ("entropy_coef", self.entropy_coef or self.use_adaptive_entropy, "do without it"),
+        ):
+            if depends:
+                return f"length_grouping would change {option}, which goes by each micro-batch's own tokens: {mend}"
+        step, block = self.gradient_accumulation_steps, self.steps_per_generation
+        if block % step and step % block:
+            return (
+                f"length_grouping would move rows to other optimizer steps, for optimizer steps of {step} "
+                f"micro-batches do not divide blocks of {block}: set steps_per_generation to a multiple of "
+                "gradient_accumulation_steps"
+            )
+        return None
+
     def obstacle_to_compact_generation(self) -> str | None:
         """Tell which option `sample_completions` cannot honour, and the mend; `None` if there is none."""
+        if not self.ds3_gather_for_generation:  # each process decodes as long as it has to, by itself
+            return "compact_generation needs ds3_gather_for_generation: true"
         others = [name for name in ("use_vllm", "use_transformers_continuous_batching") if getattr(self, name)]
         if others:
             return f"compact_generation and {others[0]} both choose the rollout engine: set one of them to false"

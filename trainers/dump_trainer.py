@@ -15,8 +15,9 @@ What deviates from the paper or its released code, and why:
 - Within a distribution, items are drawn without replacement, reshuffled every pass.
 - Every rank draws the same global batch and takes its slice, and the bandit sees the gathered groups of all ranks, so
   the ranks' bandits stay equal without any communication of their own.
-- A completion that cannot be scored (reward `None` or NaN) is left out of what the bandit learns. Of several reward
-  functions TRL adds a missing one as 0; here a group is compared by the same functions, and the others have no reward.
+- A completion that cannot be scored (reward `None` or NaN) is left out of what the bandit learns, and so is one whose
+  group has no other score. Of several reward functions TRL adds a missing one as 0; here a group is compared by the
+  same functions, and the others have no reward.
 - Beside a judge or a reward model the bandit can see the advantages of the gold reward alone (`curriculum_reward`).
 - The bandit, the item cycles and rollouts not yet trained on are part of the checkpoint.
 """
@@ -25,6 +26,7 @@ import math
 import textwrap
 from collections import defaultdict
 from contextlib import nullcontext
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -42,16 +44,15 @@ from .dump_config import DUMPConfig
 from .generation import sample_completions
 from .length_grouping import group_by_length
 from .progress import group_advantages
-from .rollout_checkpoint import read_rollouts, read_state, write_rollouts, write_state
+from .rollout_checkpoint import ExactResume
 from .throughput import Throughput
-from .whole_checkpoints import WholeCheckpoints
 
 Model: TypeAlias = str | torch.nn.Module  # a folder or hub name, or a model that is loaded, with an adapter or without
 RewardFuncs: TypeAlias = RewardFunc | list[RewardFunc] | None
-OPINIONS = (JudgeReward, RewardModelReward)  # score everything, and know no right or wrong
+OPINIONS = (JudgeReward, RewardModelReward, torch.nn.Module)  # score everything, and know no right or wrong
 
 
-class DUMPTrainer(WholeCheckpoints, GRPOTrainer):
+class DUMPTrainer(ExactResume, GRPOTrainer):
     """
     GRPO trainer with a curriculum over task distributions.
 
@@ -78,8 +79,6 @@ class DUMPTrainer(WholeCheckpoints, GRPOTrainer):
                 eprint       = {arXiv:2504.09710},
             }"""),
     }
-
-    _buffered_inputs: Any  # TRL's: a generation batch, in micro-batches
 
     def __init__(
         self,
@@ -213,7 +212,7 @@ class DUMPTrainer(WholeCheckpoints, GRPOTrainer):
         groups = [tensor.view(group_shape).tolist() for tensor in (advantages, rewards, tokens)]
         for arm, *group in zip(self._drawn_arms, *groups, strict=True):
             scored = [completion for completion in zip(*group, strict=True) if not math.isnan(completion[1])]
-            if scored:
+            if len(scored) > 1:  # alone it has no advantage, whatever there is to learn
                 self.curriculum.observe(self.curriculum.arms[arm], *map(list, zip(*scored, strict=True)))
         self._last_group_metrics = {"unscorable": totals.isnan().float().mean().item()}
         for arm, values in self._by_arm(totals).items():
@@ -244,7 +243,8 @@ class DUMPTrainer(WholeCheckpoints, GRPOTrainer):
         if "accuracy" not in metrics:  # TRL clears its metrics when an evaluation has been logged
             self._eval_rewards.clear()
         names = gather_object([str(row.get(self.args.distribution_column, "all")) for row in inputs])
-        for name, reward in zip(names, self._gold.tolist(), strict=True):
+        rows = zip(names, self._gold.tolist(), strict=True)
+        for name, reward in islice(rows, self._num_evaluated(len(names))):
             if not math.isnan(reward):
                 self._eval_rewards[name].append(reward)
         accuracies = {name: _pass_rate(rewards) for name, rewards in self._eval_rewards.items()}
@@ -252,6 +252,15 @@ class DUMPTrainer(WholeCheckpoints, GRPOTrainer):
             metrics[f"accuracy/{name}"] = [accuracy]
         if accuracies:
             metrics["accuracy"] = [sum(accuracies.values()) / len(accuracies)]
+
+    def _num_evaluated(self, num_rows: int) -> int:
+        """Return how many of a batch's rows, of all processes, count: the loader fills up the last batch."""
+        state = self.accelerator.gradient_state
+        loader = state.active_dataloader
+        if not state.end_of_dataloader or not isinstance(loader.dataset, Dataset):
+            return num_rows
+        rest = len(loader.dataset) * self.num_generations_eval % loader.total_batch_size
+        return rest or num_rows
 
     # ---- the same steps with less padding ----
 
@@ -304,43 +313,16 @@ class DUMPTrainer(WholeCheckpoints, GRPOTrainer):
 
     # ---- checkpoints ----
 
-    def _save_beside(self, folder):
-        super()._save_beside(folder)
-        waiting = bool(self._step % (self.args.steps_per_generation * self.num_iterations))
-        if waiting:
-            write_rollouts(folder, self.accelerator.process_index, self._buffered_inputs)
-        if self.args.should_save:
-            write_state(folder, self._run_state() | {"rollouts_waiting": waiting})
-
     def _run_state(self) -> dict[str, Any]:
-        """Return what steers the run beside TRL's own state, as JSON. Called by the main process alone."""
-        return {
-            "world_size": self.accelerator.num_processes,
-            "micro_step": self._step,
+        return super()._run_state() | {
             "rollout_tokens": self._rollout_tokens,
             "last_group_metrics": self._last_group_metrics,
             "curriculum": self.curriculum.state_dict(),
             "item_cycles": [cycle.state_dict() for cycle in self._cycles],
         }
 
-    def _load_optimizer_and_scheduler(self, checkpoint):
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is None:
-            return
-        folder = Path(checkpoint)
-        state = read_state(folder)
-        world_size = self.accelerator.num_processes
-        if state["world_size"] != world_size and state["rollouts_waiting"]:
-            raise ValueError(
-                f"{folder} was saved inside a generation block by {state['world_size']} processes and cannot be "
-                f"resumed by {world_size}: launch as many, or resume from a checkpoint at the end of a block"
-            )
-        self._load_run_state(state, folder)
-        if state["rollouts_waiting"]:
-            self._buffered_inputs = read_rollouts(folder, self.accelerator.process_index, self.accelerator.device)
-
     def _load_run_state(self, state: dict[str, Any], folder: Path) -> None:
-        """Take up what `_run_state` returned when the checkpoint in `folder` was saved. Called by every process."""
+        super()._load_run_state(state, folder)
         self.curriculum.load_state_dict(state["curriculum"])
         for arm, cycle, cycle_state in zip(self.curriculum.arms, self._cycles, state["item_cycles"], strict=True):
             try:
@@ -349,7 +331,6 @@ class DUMPTrainer(WholeCheckpoints, GRPOTrainer):
                 raise ValueError(
                     f"{folder}: distribution {arm!r} is not the one of the checkpoint: {error}"
                 ) from error
-        self._step = state["micro_step"]
         self._rollout_tokens = state["rollout_tokens"]
         self._last_group_metrics = state["last_group_metrics"]
 

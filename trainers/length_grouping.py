@@ -24,7 +24,12 @@ def group_by_length(batches: Sequence[Batch], micro_batches_per_step: int) -> li
 
     Returns:
         `list[dict]`: as many micro-batches with B rows each, of their own widths.
+
+    Raises:
+        ValueError: if there are images, which have no rows of their own.
     """
+    if "num_images" in batches[0]:
+        raise ValueError("length_grouping is for text only: set it to false for a model that reads images")
     grouped = []
     for first in range(0, len(batches), micro_batches_per_step):
         step = batches[first : first + micro_batches_per_step]

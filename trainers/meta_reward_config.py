@@ -1,6 +1,6 @@
 """Options of [`MetaRewardTrainer`]."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from trl import RewardConfig
 
@@ -95,9 +95,12 @@ class MetaRewardConfig(RewardConfig):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is one of {', '.join(choices)}, not {getattr(self, name)!r}")
         if self.contrastive == "none":
-            for name in ("contrastive_weight", "contrastive_temperature", "num_prototypes"):
-                if getattr(self, name) is not None:
-                    raise ValueError(f"{name} without a contrastive term does nothing: set contrastive, or remove it")
+            for option in fields(self):
+                own = option.name.startswith("contrastive_") or option.name == "num_prototypes"
+                if own and getattr(self, option.name) != option.default:
+                    raise ValueError(
+                        f"{option.name} without a contrastive term does nothing: set contrastive, or remove it"
+                    )
         else:
             self._settle_contrastive()
         if self.meta_step == "none" and self.meta_step_size is not None:

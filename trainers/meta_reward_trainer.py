@@ -238,7 +238,9 @@ class MetaRewardTrainer(CountedTokens, RewardTrainer):
             return difference_objective(rewards_PK).mean()
 
         model.train()
-        value, gradients = objective_gradients(model, self.accelerator, objective)
+        value, gradients = objective_gradients(
+            model, self.accelerator, objective, self.args.gradient_checkpointing_kwargs
+        )
         norm = norm_of(gradients)
         step = self.args.meta_step_size
         if self.args.meta_step == "normalised":

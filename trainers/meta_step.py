@@ -27,19 +27,25 @@ Gradients = list[tuple[nn.Parameter, torch.Tensor]]
 
 
 def objective_gradients(
-    model: nn.Module, accelerator: Accelerator, objective: Callable[[nn.Module], torch.Tensor]
+    model: nn.Module,
+    accelerator: Accelerator,
+    objective: Callable[[nn.Module], torch.Tensor],
+    gradient_checkpointing_kwargs: dict[str, Any] | None = None,
 ) -> tuple[float, Gradients]:
     """Return the objective's value and its gradient, both the mean over the processes.
 
     Args:
         model (`nn.Module`): the model as accelerate wrapped it.
         accelerator ([`~accelerate.Accelerator`]): what wrapped it.
-        objective (`Callable`): takes the unwrapped model, returns a scalar.
+        objective (`Callable`): takes the unwrapped model, returns a scalar; it runs without gradient checkpointing.
+        gradient_checkpointing_kwargs (`dict`, *optional*): with which the model, if it checkpoints, goes on with it.
 
     Returns:
         `tuple`: the value, and each trainable parameter with its gradient, in the parameter's shape.
     """
-    with unwrap_model_for_generation(model, accelerator) as unwrapped:
+    with unwrap_model_for_generation(
+        model, accelerator, gradient_checkpointing_kwargs=gradient_checkpointing_kwargs
+    ) as unwrapped:
         parameters = [parameter for parameter in unwrapped.parameters() if parameter.requires_grad]
         value = objective(unwrapped)
         found = torch.autograd.grad(value, parameters, allow_unused=True)

@@ -34,7 +34,8 @@ class MRTConfig(DUMPConfig):
             default paragraphs that open with a turning phrase.
         success_estimator (`str`, *optional*, defaults to `"rollouts"`):
             How the chance of success at a prefix is found: `"rollouts"` samples forced answers; `"likelihood"` sums
-            the probability of all accepted answers, without noise, where the task can list them.
+            the probability of all accepted answers, without noise, where the task can list them (at `temperature`,
+            without `top_p`, `top_k` and `min_p`).
         num_forced_answers (`int`, *optional*, defaults to `4`):
             Forced answers sampled at each prefix (K).
         forced_answer_tokens (`int`, *optional*, defaults to `32`):
@@ -103,6 +104,10 @@ class MRTConfig(DUMPConfig):
                 f"progress_weight is the share of the reward that length can take, 0 to 1: got {self.progress_weight}"
             )
         if self.progress == "anytime":
+            if self.progress_weight != 1:
+                raise ValueError(
+                    "progress: anytime has no progress_weight: its return contains the outcome; remove it"
+                )
             self._settle_budgets()
         elif self.budgets is not None:
             raise ValueError("budgets belong to progress: anytime; remove them, or cut episodes by {by: tokens}")
@@ -110,6 +115,9 @@ class MRTConfig(DUMPConfig):
             self._settle_terminating()
         elif self.terminating_generations is not None:
             raise ValueError("terminating_generations belong to progress: prefix; remove them")
+        measured = self.progress in ("episode", "anytime")
+        if measured and self.success_estimator == "likelihood" and not self.ds3_gather_for_generation:
+            raise ValueError("success_estimator: likelihood needs ds3_gather_for_generation: true")
         if self.progress != "none" and self.multi_objective_aggregation != "sum_then_normalize":
             raise ValueError(
                 f"progress: {self.progress} needs one outcome: set multi_objective_aggregation to sum_then_normalize"

@@ -83,6 +83,8 @@ class MRTTrainer(SuccessAtPrefixes, DUMPTrainer):
         args = MRTConfig() if args is None else args
         super().__init__(model, reward_funcs=reward_funcs, args=args, train_dataset=train_dataset, **kwargs)
         self._check_gold()
+        if args.progress == "prefix" and (self.tools or self.rollout_func is not None):
+            raise ValueError("progress: prefix appends to prompts: do without tools, environments and a rollout_func")
         options: Any = args.episodes  # transformers has read a text as JSON
         self._rule = EpisodeRule.from_options(options)
         if args.progress in ("episode", "anytime") or args.terminating_generations:
@@ -154,10 +156,15 @@ class MRTTrainer(SuccessAtPrefixes, DUMPTrainer):
                 return advantages
             scale = self.scale_rewards
             paid = progress.group_advantages(others, self.num_generations, scale, total)
-            return advantages + self._local(paid)[:, None]
-        factor = self._shrinkage(values, outcome_at)
+            return weight * advantages + self._local(paid)[:, None]
+        exists = (outcome_at.cumsum(1) - outcome_at.long() == 0)[:, 1:]  # the outcome is what the last one ends with
         advantages = progress.episode_advantages(
-            values, self.num_generations, decay=args.progress_decay, scale=str(args.progress_scale), factor=factor
+            values,
+            self.num_generations,
+            decay=args.progress_decay,
+            scale=str(args.progress_scale),
+            factor=self._shrinkage(values, outcome_at, exists),
+            exists=exists,
         )
         bonus = progress.spread(self._local(advantages), ends, width)
         self._show(ends, self._local(values))
@@ -196,6 +203,8 @@ class MRTTrainer(SuccessAtPrefixes, DUMPTrainer):
         For `anytime` the columns are the budgets, shape (B, S); else J_0 to J_n, shape (B, E + 1), then NaN.
         """
         anytime = self.args.progress == "anytime"
+        if "num_images" in outputs:
+            raise ValueError(f"progress: {self.args.progress} is for text only: a prompt of this batch has images")
         masks = outputs["prompt_mask"].bool()
         prompts = [ids[mask].tolist() for ids, mask in zip(outputs["prompt_ids"], masks, strict=True)]
         lengths = [len(ids) for ids in self._completion_ids]
@@ -205,12 +214,11 @@ class MRTTrainer(SuccessAtPrefixes, DUMPTrainer):
         ]
         estimated = self._estimate(prompts, cuts)
 
-        number = [[len(row), len(row) + 1] for row in cuts]  # columns: estimated ones, and the outcome's
-        width = len(self.args.budgets) if self.args.budgets else max(columns for _, columns in number)
+        width = len(self.args.budgets) if self.args.budgets else max(map(len, cuts)) + 1  # and the outcome
         local = torch.full((len(cuts), width), torch.nan, device=rewards.device)
         for row, values in enumerate(estimated):
             local[row, : len(values)] = torch.tensor(values, device=rewards.device)
-        estimates = torch.tensor([columns for columns, _ in number], device=rewards.device)
+        estimates = torch.tensor([len(row) for row in cuts], device=rewards.device)
         values = self.accelerator.gather(
             self.accelerator.pad_across_processes(local, dim=1, pad_index=torch.nan).contiguous()
         )
@@ -220,8 +228,7 @@ class MRTTrainer(SuccessAtPrefixes, DUMPTrainer):
         values = torch.where(outcome_at, rewards[:, None].to(values.dtype), values)
         if not anytime:  # the empty prefix is the same for a group, whichever process sampled its answers
             first = values[:, 0].view(-1, self.num_generations).nanmean(1)
-            sampled = ~outcome_at[:, 0]
-            values[:, 0] = torch.where(sampled, first.repeat_interleave(self.num_generations), values[:, 0])
+            values[:, 0] = first.repeat_interleave(self.num_generations)
         self._log_values(values, outcome_at)
         return values, outcome_at
 
@@ -303,13 +310,13 @@ class MRTTrainer(SuccessAtPrefixes, DUMPTrainer):
 
     # ---- logs ----
 
-    def _shrinkage(self, values: torch.Tensor, outcome_at: torch.Tensor) -> float:
+    def _shrinkage(self, values: torch.Tensor, outcome_at: torch.Tensor, exists: torch.Tensor) -> float:
         if self.args.success_estimator == "likelihood":
             return 1.0
         decay = self.args.progress_decay
         noise = progress.progress_noise(values, self.args.num_forced_answers, outcome_at, decay)
         paid = progress.progress_to_go(progress.progress_of(values), decay)
-        factor = progress.shrinkage(paid, noise, self.num_generations)
+        factor = progress.shrinkage(paid, noise, self.num_generations, exists)
         self._log("shrinkage", factor)
         return factor
 

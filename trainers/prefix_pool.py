@@ -19,9 +19,6 @@ class PrefixPool:
     def __init__(self) -> None:
         self._traces: dict[int, torch.Tensor] = {}
 
-    def __len__(self) -> int:
-        return len(self._traces)
-
     def __contains__(self, row: int) -> bool:
         return row in self._traces
 

@@ -17,7 +17,8 @@ at every budget from the token on ([`anytime_advantages`]). Values have shape (B
 
 Deviations: the paper gives neither alpha's value nor a normalisation. A trace that has ended makes no more progress,
 so it counts as 0 in the baseline of later episodes; without that, the only trace with a fourth episode would be its
-own baseline. Noise of sampled J is shrunk away where it would drown the signal ([`shrinkage`]).
+own baseline. What could not be scored counts in no baseline. Noise of sampled J is shrunk away where it would drown
+the signal ([`shrinkage`]).
 """
 
 from collections.abc import Sequence
@@ -40,7 +41,9 @@ def progress_of(values: torch.Tensor) -> torch.Tensor:
     return values[:, 1:] - values[:, :-1]
 
 
-def shrinkage(progress: torch.Tensor, noise_variance: torch.Tensor, group_size: int) -> float:
+def shrinkage(
+    progress: torch.Tensor, noise_variance: torch.Tensor, group_size: int, exists: torch.Tensor | None = None
+) -> float:
     """Return the share of the progress' variance that is no sampling noise, in [0, 1].
 
     The best linear estimate of a noisy quantity is its mean plus this share of the deviation (James and Stein's, with
@@ -50,15 +53,16 @@ def shrinkage(progress: torch.Tensor, noise_variance: torch.Tensor, group_size: 
         progress (`torch.Tensor` of shape (B, E)): estimates, NaN where there is no episode.
         noise_variance (`torch.Tensor` of shape (B, E)): variance of each estimate about its true value.
         group_size (`int`): completions of a prompt, G.
+        exists (`torch.Tensor` of shape (B, E), bool, *optional*): as for [`episode_advantages`].
 
     Returns:
         `float`: 1 without noise or without episodes, 0 where noise explains all of the variance.
     """
-    exists = ~progress.isnan()
-    if not exists.any():
+    known = ~progress.isnan()
+    if not known.any():
         return 1.0
-    noise = noise_variance[exists].mean().item() * (1 - 1 / group_size)  # the group's mean takes its part of it away
-    observed = _centred(progress, group_size)[exists].square().mean().item()
+    noise = noise_variance[known].mean().item() * (1 - 1 / group_size)  # the group's mean takes its part of it away
+    observed = _centred(progress, group_size, exists)[known].square().mean().item()
     if noise <= 0:
         return 1.0
     return max(0.0, 1.0 - noise / observed) if observed > 0 else 0.0
@@ -118,7 +122,13 @@ def progress_noise(
 
 
 def episode_advantages(
-    values: torch.Tensor, group_size: int, *, decay: float = 0.0, scale: str = "batch", factor: float = 1.0
+    values: torch.Tensor,
+    group_size: int,
+    *,
+    decay: float = 0.0,
+    scale: str = "batch",
+    factor: float = 1.0,
+    exists: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Return every episode's advantage: what it is paid for against the group's mean at the same episode.
 
@@ -130,12 +140,14 @@ def episode_advantages(
         scale (`str`, *optional*, defaults to `"batch"`): divide by the standard deviation over the `batch`, over each
             `group`, or not at all (`none`).
         factor (`float`, *optional*, defaults to `1.0`): what [`shrinkage`] returned.
+        exists (`torch.Tensor` of shape (B, E), bool, *optional*): which episodes there are. One that is there and
+            whose progress is not known counts in no baseline. By default there are those whose progress is known.
 
     Returns:
-        `torch.Tensor` of shape (B, E): advantages, 0 where there is no episode.
+        `torch.Tensor` of shape (B, E): advantages, 0 where there is no episode or its progress is not known.
     """
     paid = progress_to_go(progress_of(values), decay)
-    return factor * _scaled(_centred(paid, group_size), ~paid.isnan(), group_size, scale)
+    return factor * _scaled(_centred(paid, group_size, exists), ~paid.isnan(), group_size, scale)
 
 
 def anytime_advantages(values: torch.Tensor, group_size: int, *, scale: str = "batch") -> torch.Tensor:
@@ -253,10 +265,17 @@ def spread(per_episode: torch.Tensor, ends: Sequence[Sequence[int]], width: int)
     return tokens
 
 
-def _centred(progress: torch.Tensor, group_size: int) -> torch.Tensor:
-    """Subtract the group's mean progress at each episode; an ended trace makes none. 0 where there is no episode."""
+def _centred(progress: torch.Tensor, group_size: int, exists: torch.Tensor | None) -> torch.Tensor:
+    """Subtract the group's mean progress at each episode; 0 where progress is NaN.
+
+    An ended trace makes none; one whose progress is not known is left out.
+    """
     filled = progress.nan_to_num(0.0).view(-1, group_size, progress.shape[1])
-    return (filled - filled.mean(1, keepdim=True)).view_as(progress).masked_fill(progress.isnan(), 0.0)
+    mean = filled.mean(1, keepdim=True)
+    if exists is not None:
+        counted = (~(exists & progress.isnan())).view_as(filled).sum(1, keepdim=True)
+        mean = mean * (group_size / counted.clamp(min=1))  # times 1.0 where all is known
+    return (filled - mean).view_as(progress).masked_fill(progress.isnan(), 0.0)
 
 
 def _scaled(centred: torch.Tensor, exists: torch.Tensor, group_size: int, scale: str) -> torch.Tensor:

@@ -3,7 +3,7 @@
 `GRPOTrainer` restarts its micro-step counter at 0 on resume and does not save the rollouts that are waiting to be
 trained on, so a checkpoint taken inside a generation block replays the wrong slices. Here both are kept, beside a JSON
 object for whatever else steers the run (the curriculum, the item cycles). Every file is written under a temporary name
-and then moved into place.
+and then moved into place. `ExactResume` does it for a trainer, the functions are what it does it with.
 """
 
 import json
@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from .whole_checkpoints import MARK
+from .whole_checkpoints import MARK, WholeCheckpoints
 
 # Processes on a CPU call their device `cpu:0`, `Trainer` loads the optimizer onto it, and torch knows only `cpu`.
 torch.serialization.register_package(
@@ -93,6 +93,71 @@ def read_rollouts(folder: Path, rank: int, device: torch.device) -> list[dict[st
             # safetensors itself does not know `cpu:0`, which is what processes on a CPU call their device
             batches[int(index)][name] = file.get_tensor(key).to(device)
     return batches
+
+
+class ExactResume(WholeCheckpoints):
+    """Lets a resumed GRPO trainer be the run that was never stopped; mixed in before `GRPOTrainer`.
+
+    Raises:
+        ValueError: on a resume inside a generation block by another number of processes, or with another division of
+            the block.
+    """
+
+    args: Any
+    num_iterations: int
+    use_adaptive_entropy: bool
+    entropy_coef: float
+    _last_world_entropy: float
+    _step: int  # micro-batches trained on
+    _buffered_inputs: Any  # a generation batch, in micro-batches
+
+    def _save_beside(self, folder):
+        super()._save_beside(folder)
+        waiting = bool(self._step % (self.args.steps_per_generation * self.num_iterations))
+        if waiting:
+            write_rollouts(folder, self.accelerator.process_index, self._buffered_inputs)
+        if self.args.should_save:
+            write_state(folder, self._run_state() | {"rollouts_waiting": waiting})
+
+    def _run_state(self) -> dict[str, Any]:
+        """Return what steers the run beside what `Trainer` keeps, as JSON. Called by the main process alone."""
+        return {
+            "world_size": self.accelerator.num_processes,
+            "micro_step": self._step,
+            # TRL's own file of these comes after the mark of a whole checkpoint
+            "entropy": [self.entropy_coef, self._last_world_entropy] if self.use_adaptive_entropy else None,
+        }
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
+        folder = Path(checkpoint)
+        state = read_state(folder)
+        world_size = self.accelerator.num_processes
+        if state["world_size"] != world_size and state["rollouts_waiting"]:
+            raise ValueError(
+                f"{folder} was saved inside a generation block by {state['world_size']} processes and cannot be "
+                f"resumed by {world_size}: launch as many, or resume from a checkpoint at the end of a block"
+            )
+        self._load_run_state(state, folder)
+        parts = self.args.steps_per_generation
+        block = parts * self.num_iterations
+        if not state["rollouts_waiting"]:  # a block begins, also where accumulation has changed with the processes
+            self._step = -(-self._step // block) * block
+            return
+        self._buffered_inputs = read_rollouts(folder, self.accelerator.process_index, self.accelerator.device)
+        if len(self._buffered_inputs) != parts or self._step % block == 0:
+            raise ValueError(
+                f"{folder} was saved inside a generation block, and its rollouts wait in {len(self._buffered_inputs)} "
+                "parts: resume with the steps_per_generation and num_iterations that it was written with"
+            )
+
+    def _load_run_state(self, state: dict[str, Any], folder: Path) -> None:
+        """Take up what `_run_state` returned when the checkpoint in `folder` was saved. Called by every process."""
+        self._step = state["micro_step"]
+        if self.use_adaptive_entropy and state.get("entropy"):
+            self.entropy_coef, self._last_world_entropy = state["entropy"]
 
 
 def last_complete_checkpoint(output_dir: Path) -> Path | None:

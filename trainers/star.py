@@ -5,8 +5,8 @@ fine-tuned on what was kept, and the next round begins (arXiv 2503.07572, sectio
 if the trace were stopped after episode j and J_n the outcome, the progress of an episode is J_j - J_(j-1).
 
 "Most progress" cannot mean the largest sum: it telescopes to J_n - J_0, and J_n = 1 for every right trace, J_0 is the
-problem's. All right traces of a problem have the same sum ([`cumulative_progress`]). What differs is *when* progress
-is made, and that is the paper's cumulative regret (Definition 4.1, with the comparator 1):
+problem's. All right traces of a problem have the same sum. What differs is *when* progress is made, and that is the
+paper's cumulative regret (Definition 4.1, with the comparator 1):
 
     regret = integral of (1 - J) over the trace's tokens = sum_j (J_j - J_(j-1)) * (middle of episode j, in tokens)
 
@@ -39,15 +39,6 @@ class RightTrace:
 
     ends: Sequence[int]
     values: Sequence[float] | None = None
-
-
-def cumulative_progress(values: Sequence[float]) -> float:
-    """Return the sum of the progress of all episodes: J_n - J_0, whatever lies between them.
-
-    Args:
-        values (`Sequence[float]` of length n + 1): J_0 to J_n.
-    """
-    return values[-1] - values[0]
 
 
 def regret(ends: Sequence[int], values: Sequence[float]) -> float:

@@ -74,6 +74,8 @@ class SuccessAtPrefixes:
         wanted = len(places)
         # Ranks generate and score together, so all ask for as many; what a rank adds is thrown away.
         most = max(gather_object([wanted]))
+        if most == 0:  # all traces were over before the first budget
+            return []
         places = [*places, *([places[-1] if places else (0, 0)] * (most - wanted))]
         repeats = self.args.num_forced_answers
         texts = [self._text(row, cut) for row, cut in places]
@@ -125,7 +127,7 @@ class SuccessAtPrefixes:
                 gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
             ) as model,
         ):
-            values = success_probabilities(model, trees, self.eos_token_ids)
+            values = success_probabilities(model, trees, self.eos_token_ids, temperature=self.args.temperature)
         found = {
             (row, cut): value
             for (row, cuts), row_values in zip(by_row.items(), values, strict=True)

@@ -156,7 +156,8 @@ class Rollouts(VLLMGeneration):
             return prefix_cache_counters(self.llm.get_metrics())
         if not self.accelerator.is_main_process:
             return None
-        response = self.vllm_client.session.get(f"{self.vllm_client.base_url}/metrics", timeout=30)
+        with self._server_watched():
+            response = self.vllm_client.session.get(f"{self.vllm_client.base_url}/metrics", timeout=30)
         return prefix_cache_counters_of_server(response.text)
 
 

@@ -9,9 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import metatune.curricula.learnability
-import metatune.curricula.sec
-import metatune.curricula.ucb  # noqa: F401, importing registers
 from metatune.curricula.curriculum import CURRICULA, Curriculum, make_curriculum
 from metatune.curricula.heuristic import UniformCurriculum
 from metatune.curricula.shares import largest_remainder, softmax

@@ -134,6 +134,16 @@ def test_named_splits_are_used(tmp_path):
     assert len(loaded.train) == 10 and len(loaded.test) == 5
 
 
+def test_files_that_are_neither_trained_on_nor_held_out_are_told(tmp_path, caplog):
+    """`train` is there, so it is the training part: what else was listed would be missing without a word."""
+    names = ("train", "more", "train2")
+    files = [write_jsonl(tmp_path / f"{name}.jsonl", questions(20, start=20 * i)) for i, name in enumerate(names)]
+    with caplog.at_level(logging.WARNING):
+        (alone,) = load_distributions([entry("") | {"path": files}])
+    assert len(alone.train) + len(alone.test) == 20
+    assert "the splits more, train2 are not used" in caplog.text
+
+
 def test_sizes_take_a_seeded_subset(tmp_path, caplog):
     path = write_jsonl(tmp_path / "rows.jsonl", questions(200))
     first, again, other = (load(path, train_size=20, test_size=900, seed=seed)[0] for seed in (0, 0, 1))
@@ -249,6 +259,14 @@ def test_a_missing_path_is_named_with_the_nearest(tmp_path):
     (tmp_path / "rows.csv").write_text("prompt,answer\n")
     with pytest.raises(ValueError, match=r"cannot read .*rows\.csv'"):
         load(tmp_path / "rows.csv")
+
+
+def test_a_list_of_which_a_path_is_missing_is_refused_and_not_shortened(tmp_path):
+    """A name without a suffix might be the hub's, but not in a list."""
+    there = write_jsonl(tmp_path / "a.jsonl", questions(40))
+    for paths in ([there, "data/b"], ["data/b", "data/c"]):
+        with pytest.raises(ValueError, match=r"no data at 'data/b'; a list is of local files and folders"):
+            load_distributions([entry("") | {"path": paths}])
 
 
 def test_a_hub_dataset_is_asked_for_by_name_and_subset(tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from trl import GRPOConfig
 
 from metatune.curricula import build_tokenizer
-from metatune.trainers import DUMPConfig
+from metatune.trainers import DUMPConfig, DUMPTrainer
 
 DISTRIBUTIONS = ("alpha", "beta", "gamma")
 
@@ -73,3 +73,19 @@ def config(output_dir: Path | str, config_class: type[GRPOConfig] = DUMPConfig, 
         "use_cpu": True,
     }
     return config_class(**{**defaults, **options})
+
+
+def make(output_dir, reward=digits, train_dataset=None, **options) -> DUMPTrainer:
+    """A trainer of the tiny model, as `config` has it."""
+    return DUMPTrainer(
+        tiny_model(),
+        reward_funcs=reward,
+        args=config(output_dir, **options),
+        train_dataset=rows() if train_dataset is None else train_dataset,
+        processing_class=build_tokenizer(),
+    )
+
+
+def training_log(trainer) -> list[dict]:
+    """The log lines of optimizer steps."""
+    return [row for row in trainer.state.log_history if "loss" in row]

@@ -40,13 +40,15 @@ EOS = [7]
 token = st.integers(0, 7)
 
 
-def by_hand(model, context: list[int], cut: int, suffix: list[int], answers: list[list[int]], eos=EOS) -> float:
+def by_hand(
+    model, context: list[int], cut: int, suffix: list[int], answers: list[list[int]], eos=EOS, temperature=1.0
+) -> float:
     """One plain forward pass for each answer: the product of the chances of its tokens and of an end."""
     total = 0.0
     for answer in {tuple(a) for a in answers}:
         ids = [*context[:cut], *suffix, *answer]
         with torch.no_grad():
-            log_probs = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+            log_probs = (model(torch.tensor([ids])).logits[0] / temperature).log_softmax(-1)
         start = len(ids) - len(answer)
         own = sum(log_probs[i - 1, ids[i]].item() for i in range(start, len(ids)))
         total += math.exp(own) * log_probs[-1, eos].exp().sum().item()
@@ -93,6 +95,17 @@ def test_trees_sum_what_plain_passes_sum(forest, max_tokens, row_tokens, packed,
     assert [len(row) for row in found] == [len(row) for row in expected]
     for mine, theirs in zip(found, expected, strict=True):
         assert mine == pytest.approx(theirs, rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_the_policy_is_the_model_at_its_temperature(monkeypatch, packed):
+    monkeypatch.setattr(answer_likelihood, "takes_masks", lambda model: packed)
+    model = tiny_llama(8)
+    found = success_probabilities(model, TREES, [6, 7], temperature=0.5)
+    for mine, tree in zip(found, TREES, strict=True):
+        branches = [(b.cut, b.trie.tokens[: b.trie.num_given], b.trie.answers) for b in tree.branches]
+        expected = [by_hand(model, tree.context, *branch, eos=[6, 7], temperature=0.5) for branch in branches]
+        assert mine == pytest.approx(expected, rel=1e-9)
 
 
 def test_shared_beginnings_are_computed_once():

@@ -1,7 +1,8 @@
 import json
-import math
+import os
+import subprocess
+import sys
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -9,26 +10,11 @@ from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
 from metatune.curricula import build_tokenizer
-from metatune.rewards import RewardModelReward
 from metatune.trainers import DUMPConfig, DUMPTrainer
 
-from .dump_setup import DISTRIBUTIONS, config, digits, rows, tiny_model
+from .dump_setup import DISTRIBUTIONS, config, digits, make, rows, tiny_model, training_log
 
 KEYS = ("loss", "grad_norm", "reward")
-
-
-def make(output_dir, reward=digits, train_dataset=None, **options) -> DUMPTrainer:
-    return DUMPTrainer(
-        tiny_model(),
-        reward_funcs=reward,
-        args=config(output_dir, **options),
-        train_dataset=rows() if train_dataset is None else train_dataset,
-        processing_class=build_tokenizer(),
-    )
-
-
-def training_log(trainer) -> list[dict]:
-    return [row for row in trainer.state.log_history if "loss" in row]
 
 
 def curve(trainer, keys=KEYS) -> list[tuple]:
@@ -117,6 +103,20 @@ def test_evaluation_measures_each_distribution_and_never_feeds_the_curriculum(tm
     assert len(tables) == 6
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_what_fills_up_the_last_batch_of_an_evaluation_is_not_counted_again(tmp_path, processes):
+    """Three rows, of which the first alone is right; the loader gives two processes a fourth, the first again."""
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    program = ["-m", "tests.trainers.evaluation_program", str(tmp_path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, *launch, *program]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert result.returncode == 0, result.stderr[-3000:]
+    (line,) = [line for line in result.stdout.splitlines() if line.startswith('{"accuracies"')]
+    assert json.loads(line)["accuracies"] == pytest.approx([1 / 3, 1 / 3])
+
+
 def test_every_log_line_has_every_distribution_and_completions_go_to_parquet(tmp_path):
     trainer = make(tmp_path, log_completions=True, num_completions_to_print=0)
     trainer.train()
@@ -151,139 +151,6 @@ def test_an_arm_that_is_never_solved_teaches_nothing_but_is_still_tried(tmp_path
     assert last["curriculum/learnability/gamma"] == 0
     assert 0 < last["curriculum/probability/gamma"] < 1 / 3
     assert last["curriculum/count/gamma"] >= 2
-
-
-# ---- rewards that are missing or absurd ----
-
-
-def test_a_completion_without_a_score_is_left_out_of_what_the_curriculum_learns(tmp_path):
-    def sometimes(completions, **kwargs):
-        return [None if i % 4 == 0 else (math.nan if i % 4 == 1 else float(i % 2)) for i in range(len(completions))]
-
-    trainer = make(tmp_path, reward=sometimes, max_steps=1)
-    sizes = []
-    observe = trainer.curriculum.observe
-    trainer.curriculum.observe = lambda arm, *group: sizes.append([len(x) for x in group]) or observe(arm, *group)
-    trainer.train()
-    assert sizes == [[2, 2, 2]] * 4
-    assert training_log(trainer)[0]["unscorable"] == 0.5
-
-
-def test_what_a_reward_model_cannot_score_has_no_reward_at_all(tmp_path):
-    """TRL would add a 0 for it, which no reward model has said."""
-
-    class FakeModel:
-        def score(self, prompts, completions):
-            return np.array([math.nan if i % 4 == 0 else 5.0 for i in range(len(completions))])
-
-    def sparing(completions, **kwargs):
-        return [None if i % 4 == 1 else 1.0 for i in range(len(completions))]
-
-    trainer = make(tmp_path, reward=[RewardModelReward(FakeModel()), sparing], max_steps=1)
-    trainer.train()
-    log = training_log(trainer)[0]
-    assert log["unscorable"] == 0.5 and log["rewards/sparing/mean"] == 1.0
-    assert log["reward"] == 6, "what only one of them scored has none either: its group was scored by both"
-    assert trainer.evaluate(rows())["eval_accuracy"] == 1.0  # of what the other function says of the rows it scores
-
-    passed = {log[key] for key in log if key.startswith("pass_rate/")}
-    assert passed == {1.0}, "of it as well"
-
-    trainer = make(tmp_path, reward=RewardModelReward(FakeModel()), max_steps=1)
-    assert "eval_accuracy" not in trainer.evaluate(rows())
-    trainer.train()
-    assert not any(key.startswith("pass_rate/") for key in training_log(trainer)[0])
-
-
-def test_a_reward_that_is_only_watched_is_no_score(tmp_path):
-    """TRL would make a reward of 0 of a watched gold score where what is paid says nothing."""
-
-    def sparing(completions, **kwargs):
-        return [None if i % 4 == 1 else 1.0 for i in range(len(completions))]
-
-    trainer = make(tmp_path, reward=[sparing, digits], max_steps=1, reward_weights=[1.0, 0.0])
-    trainer.train()
-    log = training_log(trainer)[0]
-    assert log["unscorable"] == 0.25 and log["reward"] == 1.0
-
-
-def test_a_function_may_be_silent_on_a_whole_distribution(tmp_path):
-    """Its groups are compared by the other functions alone, and none of them is paid less for it."""
-
-    def only_alpha(completions, distribution, **kwargs):
-        return [1.0 if name == "alpha" else None for name in distribution]
-
-    def paid(completions, **kwargs):
-        return [0.5] * len(completions)
-
-    trainer = make(tmp_path, reward=[only_alpha, paid], max_steps=2)
-    trainer.train()
-    log = training_log(trainer)[-1]
-    assert log["unscorable"] == 0 and {log[f"reward/{name}"] for name in ("beta", "gamma") if f"reward/{name}" in log}
-    assert all(log.get(f"reward/{name}", 0.5) == 0.5 for name in ("beta", "gamma"))
-    assert log.get("reward/alpha", 1.5) == 1.5
-
-
-def test_gold_is_correctness_or_the_first_function_that_is_no_opinion_or_the_one_that_is_named(tmp_path):
-    def ones(completions, **kwargs):
-        return [1.0] * len(completions)
-
-    def zeros(completions, **kwargs):
-        return [0.0] * len(completions)
-
-    class FakeModel:
-        def score(self, prompts, completions):
-            return np.ones(len(completions))
-
-    functions = [RewardModelReward(FakeModel()), zeros, ones]
-    for options, accuracy in (({}, 0), ({"gold_reward": "ones"}, 1), ({"gold_reward": "zeros"}, 0)):
-        trainer = make(tmp_path, reward=functions, reward_weights=[1.0, 0.5, 0.5], **options)
-        assert trainer.evaluate(rows())["eval_accuracy"] == accuracy, "whatever its weight"
-    with pytest.raises(
-        ValueError, match=r"gold_reward: no reward function 'one' \(there are reward_model, zeros, ones"
-    ):
-        make(tmp_path, reward=functions, gold_reward="one")
-    with pytest.raises(ValueError, match="curriculum_reward: gold needs"):
-        make(tmp_path, reward=functions[0], curriculum_reward="gold")
-
-
-def test_the_curriculum_can_see_gold_alone(tmp_path):
-    """What another function pays neither makes a distribution look learnable nor hides that it is."""
-    seen = {}
-    for name, reward in (("alone", digits), ("beside", [digits, noise])):
-        trainer = make(tmp_path, reward=reward, max_steps=1, curriculum_reward="gold")
-        observed, observe = [], trainer.curriculum.observe
-        trainer.curriculum.observe = lambda arm, *group, to=observed, then=observe: (
-            to.append(group) or then(arm, *group)
-        )
-        trainer.train()
-        seen[name] = observed
-        plain = make(tmp_path, reward=reward, max_steps=1)
-        plain.train()
-        same = training_log(plain)[0]["loss"] == training_log(trainer)[0]["loss"]
-        assert same, "what trains the policy is the total"
-    for one, other in zip(seen["alone"], seen["beside"], strict=True):
-        assert one[0] == pytest.approx(other[0], abs=1e-6) and one[1:] == other[1:]
-
-
-def noise(completions, **kwargs):
-    return [float(len(completion) % 7) + 0.1 * row for row, completion in enumerate(completions)]
-
-
-def test_a_batch_that_nothing_could_score_stops_the_run_and_names_the_reward(tmp_path):
-    def broken_grader(completions, **kwargs):
-        return [None] * len(completions)
-
-    with pytest.raises(ValueError, match=r"none of the 16 completions .*broken_grader.*resumed"):
-        make(tmp_path, reward=broken_grader).train()
-
-
-def test_an_infinite_reward_stops_the_run_and_names_the_reward(tmp_path):
-    def overflowing(completions, **kwargs):
-        return [math.inf] * len(completions)
-
-    with pytest.raises(ValueError, match="'overflowing' returned an infinite reward"):
-        make(tmp_path, reward=overflowing).train()
 
 
 # ---- resume ----
@@ -340,6 +207,36 @@ def test_resuming_a_block_with_another_number_of_processes_is_refused(tmp_path):
         make(tmp_path, **options).train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
 
 
+def test_blocks_and_optimizer_steps_meet_again_where_accumulation_has_changed(tmp_path):
+    """As on fewer processes: each step is twice the micro-batches, and has rollouts of its own."""
+    make(tmp_path, max_steps=1, save_strategy="steps", save_steps=1).train()
+    resumed = make(tmp_path, max_steps=4, per_device_train_batch_size=8, gradient_accumulation_steps=2)
+    drawn, draw = [], resumed.curriculum.draw
+    resumed.curriculum.draw = lambda number: drawn.append(resumed.state.global_step) or draw(number)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    assert drawn == [1, 2, 3]
+
+
+@pytest.mark.parametrize("options", [{"steps_per_generation": 4}, {"steps_per_generation": 1}])
+def test_waiting_rollouts_of_another_division_are_refused(tmp_path, options):
+    blocks = {"per_device_train_batch_size": 4, "steps_per_generation": 2, "save_strategy": "steps", "save_steps": 1}
+    make(tmp_path, max_steps=1, **blocks).train()
+    with pytest.raises(ValueError, match=r"rollouts wait in 2 parts.*steps_per_generation and num_iterations"):
+        make(tmp_path, **{**blocks, **options}).train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+
+
+def test_the_entropy_controller_is_in_the_run_state(tmp_path):
+    """TRL writes its own file after the mark of a whole checkpoint, so a kill may leave it out."""
+    options = {"use_adaptive_entropy": True, "entropy_target": 10.0, "save_strategy": "steps", "save_steps": 2}
+    whole = make(tmp_path, max_steps=3, **options)
+    whole.train()
+    (tmp_path / "checkpoint-2" / "entropy_ctrl_state.json").unlink()
+    resumed = make(tmp_path, max_steps=3, **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    keys = (*KEYS, "entropy_coef")
+    assert curve(resumed, keys) == curve(whole, keys)
+
+
 def test_a_checkpoint_of_another_trainer_is_refused(tmp_path):
     make(tmp_path, max_steps=1, save_strategy="steps", save_steps=1).train()
     (tmp_path / "checkpoint-1" / "metatune_state.json").unlink()
@@ -376,7 +273,16 @@ def test_compact_generation_trains(tmp_path):
     [
         ({"compact_generation": True, "use_vllm": True}, "compact_generation and use_vllm both choose"),
         ({"compact_generation": True, "repetition_penalty": 1.2}, "remove generation_kwargs, repetition_penalty"),
-        ({"length_grouping": True, "loss_type": "bnpo"}, "length_grouping would change the bnpo loss"),
+        ({"compact_generation": True, "ds3_gather_for_generation": False}, "needs ds3_gather_for_generation: true"),
+        ({"sync_ref_model": True, "beta": 0.1}, "a checkpoint does not hold the reference model"),
+        ({"length_grouping": True, "loss_type": "bnpo"}, "length_grouping would change loss_type bnpo"),
+        ({"length_grouping": True, "top_entropy_quantile": 0.5}, "length_grouping would change top_entropy_quantile"),
+        ({"length_grouping": True, "entropy_coef": 0.1}, "length_grouping would change entropy_coef"),
+        ({"length_grouping": True, "use_adaptive_entropy": True}, "length_grouping would change entropy_coef"),
+        (
+            {"length_grouping": True, "gradient_accumulation_steps": 2, "steps_per_generation": 3},
+            "optimizer steps of 2 micro-batches do not divide blocks of 3",
+        ),
     ],
 )
 def test_options_that_contradict_each_other_are_refused(tmp_path, options, message):

@@ -134,6 +134,13 @@ def test_one_number_per_row_is_not_taken_for_a_column():
         assert batch["importance_sampling_ratio"].tolist() == batch["advantages"][:, None].tolist()
 
 
+def test_images_whose_rows_cannot_be_told_apart_are_refused():
+    images = {"pixel_values": torch.zeros(12, 5), "num_images": [1, 1, 1]}
+    batches = [{**batch, **images} for batch in make_batches(LENGTHS)]
+    with pytest.raises(ValueError, match="length_grouping is for text only: set it to false"):
+        group_by_length(batches, 2)
+
+
 def test_a_completion_that_must_not_be_trained_on_survives():
     batches = make_batches(LENGTHS[:2])
     batches[0]["completion_mask"][1] = 0  # the second row, of 1 + 9 tokens: it counts as the shortest now

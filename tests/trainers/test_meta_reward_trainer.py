@@ -265,6 +265,16 @@ def test_accumulated_micro_batches_share_one_move(tmp_path, tokenizer):
     )
 
 
+def test_a_move_leaves_gradient_checkpointing_as_it_was_asked_for(tmp_path, tokenizer):
+    options = {"meta": meta_set(), "meta_step": "plain", "per_device_meta_batch_size": 4, "max_steps": 1}
+    options |= {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}}
+    trainer = make(tmp_path, tokenizer, **options)
+    trainer.train()
+    for layer in trainer.model.model.layers:
+        assert layer.gradient_checkpointing
+        assert layer._gradient_checkpointing_func.keywords == {"use_reentrant": True}
+
+
 def test_a_failure_in_a_step_leaves_the_weights_as_they_were(tmp_path, tokenizer):
     class Failure(MetaRewardTrainer):
         def compute_loss(self, *args, **kwargs):
@@ -328,7 +338,8 @@ def test_a_meta_step_and_a_meta_set_belong_together(tmp_path, tokenizer, options
     ("options", "message"),
     [
         ({"contrastive": "moco"}, "contrastive is one of none, simcse, swav"),
-        ({"contrastive_weight": 1.0}, "without a contrastive term does nothing"),
+        ({"contrastive_weight": 1.0}, "contrastive_weight without a contrastive term does nothing"),
+        ({"contrastive_on": "differences"}, "contrastive_on without a contrastive term does nothing"),
         ({"contrastive": "simcse", "num_prototypes": 3}, "belong to contrastive: swav"),
         ({"contrastive": "simcse", "contrastive_dropout": 0.0}, "between 0 and 1, not 0.0"),
         ({"meta_step": "sam"}, "meta_step is one of"),

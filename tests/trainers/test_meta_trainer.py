@@ -113,6 +113,19 @@ def test_progress_is_made_towards_gold_and_a_judge_pays_once_beside_it(tmp_path,
     assert any(loss for loss, *_ in curve(alone))
 
 
+def test_beside_a_judge_anytime_pays_gold_by_its_weight(tmp_path):
+    """The judge says the same of everything, so that gold alone makes the difference."""
+    kept = []
+    with FakeJudgeServer(judge_or_revise([])) as server:
+        for weight in (1.0, 2.0):
+            trainer = judged(tmp_path, server.url, ALIKE, [weight, 0.5], **FORMS["anytime"], max_steps=1)
+            advantages = trainer._advantages
+            trainer._advantages = lambda outputs, then=advantages: kept.append(then(outputs)) or kept[-1]
+            trainer.train()
+    assert kept[0].any()
+    torch.testing.assert_close(kept[1], 2 * kept[0], atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("form", ["prefix", "length_penalty"])
 def test_a_distribution_without_gold_is_paid_by_the_judge(tmp_path, form):
     def silent_on_beta(completions, distribution, **kwargs):
@@ -147,6 +160,16 @@ def test_a_curriculum_forgets_what_another_rubric_said_and_nothing_else(tmp_path
         trainer.train()
     assert [row["rubric/version"] for row in trainer.state.log_history if "loss" in row] == [0, 0, 1]
     assert bool(forgotten) == forgets
+
+
+def test_a_rubric_is_tried_against_gold_also_where_another_reward_has_failed(tmp_path):
+    def failing(completions, **kwargs):
+        return [None if row % 4 == 1 else 1.0 for row in range(len(completions))]
+
+    with FakeJudgeServer(judge_or_revise([])) as server:
+        trainer = judged(tmp_path, server.url, FIRST, [1.0, 1.0, 1.0], [failing], max_steps=1)
+        trainer.train()
+    assert len(trainer._cases) == 16 and all(case.gold is not None for case in trainer._cases)
 
 
 def test_everything_at_once(tmp_path):

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from metatune.rewards import Rubric, RubricHistory, RubricItem
+from metatune.rewards.judge_watch import batch_quality
 from metatune.rewards.judged_cases import JudgedCase
 from metatune.trainers import MPOConfig
-from metatune.trainers.mpo_trainer import batch_quality
 
 from ..rewards.fake_judge_server import FakeJudgeServer
 from .mpo_setup import BETTER, FIRST, WORSE, is_meta, judge_or_revise, make_mpo, run
@@ -120,13 +120,11 @@ def test_a_rubric_that_turns_out_worse_is_rolled_back(tmp_path):
 def test_a_batch_that_says_nothing_asks_for_no_second_trial(tmp_path):
     """The watch suspects the rubric at the end of its window; batches whose gold is all alike add nothing to that."""
     trainer, _ = run(tmp_path, max_steps=1, meta_every=0, rollback_window=1)
-    trials = []
-    trainer._look_back = trials.append
-    trainer._watch.rubric_changed()
-    trainer._cases = [case("a", 0.2, 1.0), case("a", 0.9, 0.0)]
-    trainer._after_batch()
-    trainer._cases = [case("a", 0.2, 1.0), case("a", 0.9, 1.0)]
-    trainer._after_batch()
+    evolution, trials = trainer._evolution, []
+    evolution._look_back = trials.append
+    evolution._watch.rubric_changed()
+    evolution.after_batch([case("a", 0.2, 1.0), case("a", 0.9, 0.0)], step=1)
+    evolution.after_batch([case("a", 0.2, 1.0), case("a", 0.9, 1.0)], step=2)
     assert len(trials) == 1
 
 

@@ -14,52 +14,19 @@ from metatune.trainers.answer_likelihood import AcceptedAnswers, Tree, success_p
 from metatune.trainers.progress import group_advantages
 
 from .dump_setup import config, digits, rows, tiny_model
+from .mrt_setup import VARIANTS, Recording, last, make
 
 KEYS = ("loss", "grad_norm", "reward")
-FAST = {"forcing_suffix": "\nanswer ", "num_forced_answers": 2, "forced_answer_tokens": 4}
-VARIANTS = {
-    "episode": {"episodes": {"by": "tokens", "tokens": 4}},
-    "anytime": {"budgets": [4, 8, 12]},
-    "prefix": {"episodes": {"by": "tokens", "tokens": 4}},
-    "length_penalty": {"progress_weight": 0.5},
-}
-
-
-def make(output_dir, progress="episode", reward=digits, train_dataset=None, model=None, **options) -> MRTTrainer:
-    measured = FAST if progress not in ("none", "length_penalty") else {}
-    return MRTTrainer(
-        tiny_model() if model is None else model,
-        reward_funcs=reward,
-        args=config(
-            output_dir, MRTConfig, **{**measured, **VARIANTS.get(progress, {}), "progress": progress, **options}
-        ),
-        train_dataset=rows() if train_dataset is None else train_dataset,
-        processing_class=build_tokenizer(),
-    )
 
 
 def curve(trainer, keys=KEYS) -> list[tuple]:
     return [tuple(row.get(key) for key in keys) for row in trainer.state.log_history if "loss" in row]
 
 
-def last(trainer, key: str) -> float:
-    return [row[key] for row in trainer.state.log_history if key in row][-1]
-
-
 @pytest.fixture(scope="module")
 def starter():
     """The packaged checkpoint, which really solves problems."""
     return str(STARTER), AutoTokenizer.from_pretrained(STARTER)
-
-
-class Recording(MRTTrainer):
-    """Keeps what a batch was advantaged with."""
-
-    def _advantages(self, outputs):
-        self.outcome = outputs["advantages"].clone()
-        self.result = super()._advantages(outputs)
-        self.seen = outputs
-        return self.result
 
 
 # ---- everything off ----
@@ -94,13 +61,6 @@ def test_a_bonus_of_weight_zero_trains_as_no_bonus(tmp_path):
     )
     stock.train()
     assert curve(ours)[0] == pytest.approx(curve(stock)[0], abs=1e-6)  # a sum over (B, T) rounds otherwise
-
-
-def test_prefixes_without_terminating_rollouts_have_grpos_own_advantages(tmp_path):
-    trainer = make(tmp_path, "prefix", terminating_generations=0, max_steps=2)
-    trainer.__class__ = Recording
-    trainer.train()
-    torch.testing.assert_close(trainer.result, trainer.outcome, atol=1e-6, rtol=0)
 
 
 # ---- episode ----
@@ -149,7 +109,8 @@ def test_the_bonus_is_made_of_the_estimated_values(tmp_path, monkeypatch):
                 assert bonus[row, ends[row][episode] - 1].item() == pytest.approx(expected, abs=1e-6)
 
 
-def test_sampled_and_likelihood_values_agree_on_the_starter(tmp_path, starter):
+@pytest.mark.parametrize("temperature", [1.0, 1.5])
+def test_sampled_and_likelihood_values_agree_on_the_starter(tmp_path, starter, temperature):
     model, tokenizer = starter
     entry = {"name": "a", "source": "arithmetic", "config": {"terms": 3}, "train_size": 40, "test_size": 4}
     values = {}
@@ -165,6 +126,7 @@ def test_sampled_and_likelihood_values_agree_on_the_starter(tmp_path, starter):
                 success_estimator=estimator,
                 num_forced_answers=answers,
                 forced_answer_tokens=8,
+                temperature=temperature,
                 compact_generation=True,
                 max_steps=1,
                 max_completion_length=48,
@@ -188,73 +150,6 @@ def test_sampled_and_likelihood_values_agree_on_the_starter(tmp_path, starter):
     assert exact[known].max() > 0.2
 
 
-# ---- prefix ----
-
-
-def test_rollouts_continue_from_prefixes_of_stale_traces(tmp_path):
-    trainer = make(tmp_path, "prefix", max_steps=8, train_dataset=rows(num_items=2), terminating_generations=1)
-    seen = []
-
-    choose = trainer._choose_prefixes
-
-    def recording():
-        stale = {row: trainer._pool.get(row) for row in trainer._drawn_rows}
-        choose()
-        seen.append((list(trainer._drawn_rows), stale, list(trainer._prefixes), list(trainer._terminating)))
-
-    trainer._choose_prefixes = recording
-    trainer.train()
-    suffixes = {tuple(trainer._forcing.ids_after(text)) for text in ("", "x")}
-    continued = 0
-    for drawn, stale, prefixes, terminating in seen:
-        for row, (prefix, stops) in enumerate(zip(prefixes, terminating, strict=True)):
-            trace = stale[drawn[row // 4]]
-            assert stops == (row % 4 == 3)
-            if stops:
-                ends = [prefix[: -len(suffix)] for suffix in suffixes if tuple(prefix[-len(suffix) :]) == suffix]
-                assert prefixes[row - 1] in ends
-            elif trace:
-                assert prefix == trace[: len(prefix)]
-                assert len(prefix) % 4 == 0
-                assert len(prefix) < len(trace)
-                continued += len(prefix) > 0
-    assert continued
-    assert last(trainer, "progress/prefix_tokens") > 0
-
-
-def test_the_reward_sees_the_whole_trace_and_the_loss_only_what_was_sampled(tmp_path):
-    texts = []
-
-    def remember(completions, **kwargs):
-        texts.append([completion[0]["content"] for completion in completions])
-        return [float(len(text) % 2) for text in texts[-1]]
-
-    trainer = make(tmp_path, "prefix", reward=remember, max_steps=3, train_dataset=rows(num_items=2))
-    trainer.__class__ = Recording
-    prefixes, batches = [], []
-    choose = trainer._choose_prefixes
-    trainer._choose_prefixes = lambda: choose() or prefixes.append(list(trainer._prefixes))
-    advantages = trainer._advantages
-    trainer._advantages = lambda outputs: batches.append(outputs) or advantages(outputs)
-    trainer.train()
-    decode = trainer._tokenizer.decode
-    for batch, step_prefixes, step_texts in zip(batches, prefixes, texts, strict=True):
-        for row, prefix in enumerate(step_prefixes):
-            assert step_texts[row].startswith(decode(prefix, skip_special_tokens=True))
-            prompt = batch["prompt_ids"][row][batch["prompt_mask"][row].bool()].tolist()
-            assert prompt[len(prompt) - len(prefix) :] == prefix
-            length = int(batch["completion_mask"][row].sum())
-            assert len(prefix) + length <= 12 or trainer._terminating[row]
-
-
-def test_a_continuing_rollout_that_beats_stopping_gets_the_bonus(tmp_path):
-    trainer = make(tmp_path, "prefix", max_steps=2, reward=lambda completions, **kw: [1.0, 1.0, 0.0, 0.0] * 4)
-    trainer.__class__ = Recording
-    trainer.train()
-    expected = group_advantages(torch.tensor([2.0, 2.0, 0.0, 0.0] * 4), 4, "group")
-    torch.testing.assert_close(trainer.result, expected)
-
-
 # ---- anytime, length penalty ----
 
 
@@ -267,7 +162,24 @@ def test_it_trains(tmp_path, progress):
     assert any(not torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("estimator", ["rollouts", "likelihood"])
+def test_nothing_is_asked_where_no_trace_reaches_the_first_budget(tmp_path, estimator):
+    """Then success at every budget is the outcome, and a segment's advantage is that of the outcome."""
+    trainer = make(tmp_path, "anytime", max_steps=1, budgets=[12], success_estimator=estimator, progress_scale="none")
+    trainer.__class__ = Recording
+    trainer.train()
+    expected = group_advantages(trainer._gold, 4, "none")
+    torch.testing.assert_close(trainer.result[:, 0], expected)
+    assert last(trainer, "rollout_tokens") == sum(map(len, trainer._completion_ids))
+
+
 # ---- what else must hold ----
+
+
+def test_images_that_a_forced_answer_would_not_see_are_refused(tmp_path):
+    trainer = make(tmp_path, "episode")
+    with pytest.raises(ValueError, match="progress: episode is for text only"):
+        trainer._values({"num_images": [1]}, [], torch.zeros(0))
 
 
 @pytest.mark.parametrize("progress", VARIANTS)
@@ -339,6 +251,11 @@ def test_traces_are_kept_for_the_page(tmp_path):
         ({"progress": "prefix", "terminating_generations": 4}, "below num_generations, 4"),
         ({"progress": "episode", "terminating_generations": 1}, "belong to progress: prefix"),
         ({"progress": "length_penalty", "progress_weight": 2.0}, "0 to 1"),
+        ({"progress": "anytime", "progress_weight": 2.0}, "progress: anytime has no progress_weight"),
+        (
+            {"progress": "episode", "success_estimator": "likelihood", "ds3_gather_for_generation": False},
+            "likelihood needs ds3_gather_for_generation: true",
+        ),
         (
             {"progress": "episode", "multi_objective_aggregation": "normalize_then_sum"},
             "set multi_objective_aggregation to sum_then_normalize",
@@ -348,13 +265,6 @@ def test_traces_are_kept_for_the_page(tmp_path):
 def test_a_wrong_option_is_named_with_its_mend(tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
         config(tmp_path, MRTConfig, **options)
-
-
-def test_a_checkpoint_without_a_pool_cannot_resume_prefixes(tmp_path):
-    make(tmp_path, "none", max_steps=1, save_strategy="steps", save_steps=1).train()
-    trainer = make(tmp_path, "prefix", max_steps=2)
-    with pytest.raises(FileNotFoundError, match="was not written with progress: prefix"):
-        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
 
 
 def test_progress_trains_an_adapter(tmp_path, starter):

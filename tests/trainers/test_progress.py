@@ -86,6 +86,17 @@ def test_a_trace_that_has_ended_makes_no_more_progress():
     torch.testing.assert_close(episode_advantages(values, 2, scale="none"), expected)
 
 
+def test_progress_that_is_not_known_is_no_progress_of_0():
+    # Two traces rise by 0.5, the third's outcome could not be scored: the mean of the two is the baseline, 0.5.
+    values = torch.tensor([[0.5, 1.0], [0.5, 1.0], [0.5, NAN]])
+    exists = torch.ones(3, 1, dtype=torch.bool)
+    assert not episode_advantages(values, 3, scale="none", exists=exists).any()
+    # A trace that had ended would have made none: 1/3.
+    advantages = episode_advantages(values, 3, scale="none")
+    torch.testing.assert_close(advantages, torch.tensor([[1 / 6], [1 / 6], [0.0]]))
+    assert shrinkage(progress_of(values), torch.full((3, 1), 0.1), 3, exists) == 0.0, "what is known is all alike"
+
+
 def test_scales_differ_where_groups_do():
     values = torch.tensor([[0.0, 1.0], [0.0, 0.0], [0.5, 0.6], [0.5, 0.5]])
     by_group = episode_advantages(values, 2, scale="group")[:, 0]

@@ -1,11 +1,12 @@
 import random
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from metatune.eval.budget_curves import mean_success
-from metatune.trainers.star import RightTrace, choose, cumulative_progress, regret
+from metatune.trainers.star import RightTrace, choose, regret
 
 # Right traces of one problem, of which a quarter is answered right at once.
 EARLY = RightTrace(ends=[10, 20], values=[0.25, 0.75, 1.0])
@@ -23,7 +24,9 @@ def right_traces(draw):
 
 
 def test_the_plain_sum_of_progress_cannot_tell_right_traces_apart():
-    sums = {cumulative_progress(trace.values) for trace in (EARLY, LATE, DAWDLING, SHORT)}
+    sums = {
+        sum(after - before for before, after in pairwise(trace.values)) for trace in (EARLY, LATE, DAWDLING, SHORT)
+    }
     assert sums == {0.75}, "it telescopes to the outcome less J_0, which all traces of the problem share"
     regrets = [regret(trace.ends, trace.values) for trace in (EARLY, LATE, SHORT)]
     assert len(set(regrets)) == 3

@@ -10,8 +10,8 @@ from trl import GRPOTrainer, RewardTrainer, SFTTrainer
 from trl.generation.vllm_client import VLLMClient
 from trl.generation.vllm_generation import VLLMGeneration
 
-from metatune.trainers import DUMPTrainer, MetaRewardTrainer, MRTTrainer
-from metatune.trainers.whole_checkpoints import WholeCheckpoints
+from metatune.trainers import MetaRewardTrainer, MetaTrainer
+from metatune.trainers.sft_trainer import SFTTrainer as OurSFTTrainer
 
 HOOKED = {
     "_generate_and_score_completions": ["self", "inputs"],
@@ -33,6 +33,10 @@ HOOKED = {
 }
 
 
+# Of `Trainer`, for all of ours.
+CHECKPOINTS = {name: HOOKED[name] for name in ("_save_checkpoint", "_save_rng_state", "_load_optimizer_and_scheduler")}
+
+
 def test_trl_is_the_minor_version_that_was_read():
     assert trl.__version__.startswith("1.16.")
 
@@ -42,14 +46,23 @@ def test_a_hooked_method_has_the_signature_that_was_read(method):
     assert list(inspect.signature(getattr(GRPOTrainer, method)).parameters) == HOOKED[method]
 
 
-def test_only_the_listed_methods_are_overridden():
-    ours = {
+def overridden(trainer: type, theirs: type) -> set[str]:
+    """What the classes of ours that a trainer is made of, wherever they stand, override of TRL's trainer."""
+    ours = [each for each in trainer.__mro__ if each.__module__.startswith("metatune.")]
+    return {
         name
-        for trainer in (DUMPTrainer, MRTTrainer, WholeCheckpoints)
-        for name, value in vars(trainer).items()
-        if callable(value)
+        for each in ours
+        for name, value in vars(each).items()
+        if callable(value) and name != "__init__" and hasattr(theirs, name)
     }
-    assert {name for name in ours if hasattr(GRPOTrainer, name)} == {*HOOKED, "__init__"}
+
+
+def test_only_the_listed_methods_are_overridden():
+    assert overridden(MetaTrainer, GRPOTrainer) == set(HOOKED)  # it is made of all trainers over GRPO
+
+
+def test_nothing_of_the_sft_trainer_is_overridden_but_how_it_saves():
+    assert overridden(OurSFTTrainer, SFTTrainer) == set(CHECKPOINTS)
 
 
 @pytest.mark.parametrize(
@@ -78,6 +91,10 @@ def test_only_the_listed_methods_are_overridden():
         ("training_step", ["self._step += 1"]),
         # The sync's time is taken by wrapping this method of the engine, inside the generation.
         ("_generate_single_turn", ["self.vllm_generation.sync_weights()", "self.vllm_generation.generate("]),
+        # What reward functions log of forced answers is taken back before it is counted with the next rollouts.
+        ("__init__", ["self._pending_extra_logs = defaultdict", "self._pending_metrics = defaultdict"]),
+        # The entropy controller's state, which is saved with the run's own.
+        ("_load_optimizer_and_scheduler", ["self.entropy_coef = state", "self._last_world_entropy = state"]),
         # Evaluation metrics are cleared when they are logged, which is how an evaluation's end is told.
         ("log", ["self._metrics[mode].clear()"]),
     ],
@@ -129,6 +146,25 @@ def test_vllm_rollouts_still_do_what_is_built_on(owner, fragments):
         assert fragment in source
 
 
+HOOKED_IN_VLLM = {
+    VLLMGeneration: {"_init_vllm", "generate", "sync_weights"},
+    VLLMClient: {"init_communicator", "update_named_params", "close_communicator"},
+}
+
+
+@pytest.mark.parametrize("theirs", HOOKED_IN_VLLM)
+def test_what_vllm_rollouts_override_is_there(theirs):
+    assert all(callable(getattr(theirs, method)) for method in HOOKED_IN_VLLM[theirs])
+
+
+def test_vllm_rollouts_override_nothing_else():
+    pytest.importorskip("vllm")
+    from metatune.trainers.vllm_rollouts import GlooVLLMClient, Rollouts
+
+    assert overridden(Rollouts, VLLMGeneration) == HOOKED_IN_VLLM[VLLMGeneration]
+    assert overridden(GlooVLLMClient, VLLMClient) == HOOKED_IN_VLLM[VLLMClient]
+
+
 # ---- the reward trainer ----
 
 HOOKED_IN_REWARD = {
@@ -147,8 +183,13 @@ def test_a_hooked_method_of_the_reward_trainer_has_the_signature_that_was_read(m
 
 
 def test_only_the_listed_methods_of_the_reward_trainer_are_overridden():
-    ours = {name for name, value in vars(MetaRewardTrainer).items() if callable(value)}
-    assert {name for name in ours if hasattr(RewardTrainer, name)} == {*HOOKED_IN_REWARD, "__init__"}
+    assert overridden(MetaRewardTrainer, RewardTrainer) == {*HOOKED_IN_REWARD, *CHECKPOINTS}
+
+
+@pytest.mark.parametrize("trainer", [RewardTrainer, SFTTrainer])
+@pytest.mark.parametrize("method", CHECKPOINTS)
+def test_checkpoints_of_other_trainers_are_saved_by_the_same_methods(trainer, method):
+    assert list(inspect.signature(getattr(trainer, method)).parameters) == CHECKPOINTS[method]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,175 @@
+"""What the trainer makes of rewards: missing, absurd, watched only, or of several functions."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaForSequenceClassification
+
+from metatune.curricula import build_tokenizer
+from metatune.rewards import RewardModelReward
+from metatune.trainers import DUMPTrainer
+
+from .dump_setup import config, digits, make, rows, tiny_model, training_log
+
+
+def test_a_completion_without_a_score_is_left_out_of_what_the_curriculum_learns(tmp_path):
+    def sometimes(completions, **kwargs):
+        return [None if i % 4 == 0 else (math.nan if i % 4 == 1 else float(i % 2)) for i in range(len(completions))]
+
+    trainer = make(tmp_path, reward=sometimes, max_steps=1)
+    sizes = []
+    observe = trainer.curriculum.observe
+    trainer.curriculum.observe = lambda arm, *group: sizes.append([len(x) for x in group]) or observe(arm, *group)
+    trainer.train()
+    assert sizes == [[2, 2, 2]] * 4
+    assert training_log(trainer)[0]["unscorable"] == 0.5
+
+
+@pytest.mark.parametrize("curriculum", ["dump", "dump_plus"])
+def test_a_group_of_one_score_is_no_evidence(tmp_path, curriculum):
+    """Alone it has no advantage and no variance, whatever its distribution has to teach."""
+
+    def failing(completions, **kwargs):
+        return [None] * 3 + [float(row % 2) for row in range(3, len(completions))]
+
+    trainer = make(tmp_path, reward=failing, curriculum=curriculum, max_steps=1)
+    trainer.train()
+    metrics = trainer.curriculum.metrics()
+    assert sum(metrics[f"count/{arm}"] for arm in trainer.curriculum.arms) == 3
+
+
+def test_what_a_reward_model_cannot_score_has_no_reward_at_all(tmp_path):
+    """TRL would add a 0 for it, which no reward model has said."""
+
+    class FakeModel:
+        def score(self, prompts, completions):
+            return np.array([math.nan if i % 4 == 0 else 5.0 for i in range(len(completions))])
+
+    def sparing(completions, **kwargs):
+        return [None if i % 4 == 1 else 1.0 for i in range(len(completions))]
+
+    trainer = make(tmp_path, reward=[RewardModelReward(FakeModel()), sparing], max_steps=1)
+    trainer.train()
+    log = training_log(trainer)[0]
+    assert log["unscorable"] == 0.5 and log["rewards/sparing/mean"] == 1.0
+    assert log["reward"] == 6, "what only one of them scored has none either: its group was scored by both"
+    assert trainer.evaluate(rows())["eval_accuracy"] == 1.0  # of what the other function says of the rows it scores
+
+    passed = {log[key] for key in log if key.startswith("pass_rate/")}
+    assert passed == {1.0}, "of it as well"
+
+    trainer = make(tmp_path, reward=RewardModelReward(FakeModel()), max_steps=1)
+    assert "eval_accuracy" not in trainer.evaluate(rows())
+    trainer.train()
+    assert not any(key.startswith("pass_rate/") for key in training_log(trainer)[0])
+
+
+def test_a_reward_that_is_only_watched_is_no_score(tmp_path):
+    """TRL would make a reward of 0 of a watched gold score where what is paid says nothing."""
+
+    def sparing(completions, **kwargs):
+        return [None if i % 4 == 1 else 1.0 for i in range(len(completions))]
+
+    trainer = make(tmp_path, reward=[sparing, digits], max_steps=1, reward_weights=[1.0, 0.0])
+    trainer.train()
+    log = training_log(trainer)[0]
+    assert log["unscorable"] == 0.25 and log["reward"] == 1.0
+
+
+def test_a_function_may_be_silent_on_a_whole_distribution(tmp_path):
+    """Its groups are compared by the other functions alone, and none of them is paid less for it."""
+
+    def only_alpha(completions, distribution, **kwargs):
+        return [1.0 if name == "alpha" else None for name in distribution]
+
+    def paid(completions, **kwargs):
+        return [0.5] * len(completions)
+
+    trainer = make(tmp_path, reward=[only_alpha, paid], max_steps=2)
+    trainer.train()
+    log = training_log(trainer)[-1]
+    assert log["unscorable"] == 0 and {log[f"reward/{name}"] for name in ("beta", "gamma") if f"reward/{name}" in log}
+    assert all(log.get(f"reward/{name}", 0.5) == 0.5 for name in ("beta", "gamma"))
+    assert log.get("reward/alpha", 1.5) == 1.5
+
+
+def test_gold_is_correctness_or_the_first_function_that_is_no_opinion_or_the_one_that_is_named(tmp_path):
+    def ones(completions, **kwargs):
+        return [1.0] * len(completions)
+
+    def zeros(completions, **kwargs):
+        return [0.0] * len(completions)
+
+    class FakeModel:
+        def score(self, prompts, completions):
+            return np.ones(len(completions))
+
+    functions = [RewardModelReward(FakeModel()), zeros, ones]
+    for options, accuracy in (({}, 0), ({"gold_reward": "ones"}, 1), ({"gold_reward": "zeros"}, 0)):
+        trainer = make(tmp_path, reward=functions, reward_weights=[1.0, 0.5, 0.5], **options)
+        assert trainer.evaluate(rows())["eval_accuracy"] == accuracy, "whatever its weight"
+    with pytest.raises(
+        ValueError, match=r"gold_reward: no reward function 'one' \(there are reward_model, zeros, ones"
+    ):
+        make(tmp_path, reward=functions, gold_reward="one")
+    with pytest.raises(ValueError, match="curriculum_reward: gold needs"):
+        make(tmp_path, reward=functions[0], curriculum_reward="gold")
+
+
+def test_a_reward_model_as_trl_takes_it_is_no_gold_either(tmp_path):
+    tokenizer = build_tokenizer()
+    model = LlamaForSequenceClassification(tiny_model().config)
+    model.config.num_labels = 1
+    model.score = torch.nn.Linear(model.config.hidden_size, 1)
+    trainer = DUMPTrainer(
+        tiny_model(),
+        reward_funcs=model,
+        args=config(tmp_path, max_steps=1),
+        train_dataset=rows(),
+        processing_class=tokenizer,
+        reward_processing_classes=tokenizer,
+    )
+    trainer.train()
+    assert not any(key.startswith("pass_rate/") for key in training_log(trainer)[0])
+    assert "eval_accuracy" not in trainer.evaluate(rows())
+
+
+def test_the_curriculum_can_see_gold_alone(tmp_path):
+    """What another function pays neither makes a distribution look learnable nor hides that it is."""
+    seen = {}
+    for name, reward in (("alone", digits), ("beside", [digits, noise])):
+        trainer = make(tmp_path, reward=reward, max_steps=1, curriculum_reward="gold")
+        observed, observe = [], trainer.curriculum.observe
+        trainer.curriculum.observe = lambda arm, *group, to=observed, then=observe: (
+            to.append(group) or then(arm, *group)
+        )
+        trainer.train()
+        seen[name] = observed
+        plain = make(tmp_path, reward=reward, max_steps=1)
+        plain.train()
+        same = training_log(plain)[0]["loss"] == training_log(trainer)[0]["loss"]
+        assert same, "what trains the policy is the total"
+    for one, other in zip(seen["alone"], seen["beside"], strict=True):
+        assert one[0] == pytest.approx(other[0], abs=1e-6) and one[1:] == other[1:]
+
+
+def noise(completions, **kwargs):
+    return [float(len(completion) % 7) + 0.1 * row for row, completion in enumerate(completions)]
+
+
+def test_a_batch_that_nothing_could_score_stops_the_run_and_names_the_reward(tmp_path):
+    def broken_grader(completions, **kwargs):
+        return [None] * len(completions)
+
+    with pytest.raises(ValueError, match=r"none of the 16 completions .*broken_grader.*resumed"):
+        make(tmp_path, reward=broken_grader).train()
+
+
+def test_an_infinite_reward_stops_the_run_and_names_the_reward(tmp_path):
+    def overflowing(completions, **kwargs):
+        return [math.inf] * len(completions)
+
+    with pytest.raises(ValueError, match="'overflowing' returned an infinite reward"):
+        make(tmp_path, reward=overflowing).train()
