@@ -38,29 +38,39 @@ class RubricWatch:
         self.window, self.drop = window, drop
         self._recent: deque[float] = deque(maxlen=window)
         self._baseline: float | None = None
-        self._number_since = 0
         self._above_gold = JudgeAlarm(window, drop)
+        self._number_since = 0
+        self._number_scored = 0
+        self.suspicion: str | None = None  # why the rubric should be tried against its parent, said once a window
 
     def observe(self, quality: float | None, total: float | None = None, gold: float | None = None) -> None:
-        """Take in a batch.
+        """Take in a batch; what it has said is then in `suspicion`.
 
         Args:
-            quality (`float`, *optional*): the measure; `None` where the batch says nothing.
+            quality (`float`, *optional*): the measure; `None` where the batch says nothing of it, as where all
+                completions of a prompt are wrong. Their scores are above gold all the same.
             total (`float`, *optional*): mean score of the completions whose gold is known.
             gold (`float`, *optional*): their mean gold.
         """
+        self.suspicion = None
+        if total is not None and gold is not None:
+            self._above_gold.observe(total, gold)
+            self._number_scored += 1
+            if self._number_scored % self.window == 0 and self._above_gold.is_raised:
+                self.suspicion = f"its scores had risen above gold by {self._above_gold.parted:.3f}"
         if quality is not None and np.isfinite(quality):
             self._recent.append(float(quality))
             self._number_since += 1
-            if total is not None and gold is not None:
-                self._above_gold.observe(total, gold)
+            if self._number_since % self.window == 0 and self.fallen is not None and self.fallen > self.drop:
+                self.suspicion = f"the judge had become worse by {self.fallen:.3f}"
 
     def rubric_changed(self) -> None:
         """Begin anew: what came before is what the batches from now on are compared with."""
         self._baseline = float(np.mean(self._recent)) if self._recent else None
         self._recent.clear()
-        self._number_since = 0
         self._above_gold = JudgeAlarm(self.window, self.drop)
+        self._number_since = self._number_scored = 0
+        self.suspicion = None
 
     @property
     def fallen(self) -> float | None:
@@ -69,24 +79,19 @@ class RubricWatch:
             return None
         return self._baseline - float(np.mean(self._recent))
 
-    @property
-    def suspicion(self) -> str | None:
-        """Why the rubric should be tried against its parent; asked at the end of every window since the change."""
-        if self._number_since == 0 or self._number_since % self.window:
-            return None
-        if self.fallen is not None and self.fallen > self.drop:
-            return f"the judge had become worse by {self.fallen:.3f}"
-        if self._above_gold.is_raised:
-            return f"its scores had risen above gold by {self._above_gold.parted:.3f}"
-        return None
-
     def state_dict(self) -> dict[str, Any]:
-        own = {"recent": list(self._recent), "baseline": self._baseline, "number_since": self._number_since}
-        return own | {"above_gold": self._above_gold.state_dict()}
+        return {
+            "recent": list(self._recent),
+            "baseline": self._baseline,
+            "number_since": self._number_since,
+            "number_scored": self._number_scored,
+            "above_gold": self._above_gold.state_dict(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._recent = deque(state["recent"], maxlen=self.window)
-        self._baseline, self._number_since = state["baseline"], state["number_since"]
+        self._baseline = state["baseline"]
+        self._number_since, self._number_scored = state["number_since"], state["number_scored"]
         self._above_gold.load_state_dict(state["above_gold"])
 
 

@@ -2,7 +2,10 @@
 
 from dataclasses import dataclass, field
 
+from accelerate.logging import get_logger
 from trl import GRPOConfig
+
+logger = get_logger(__name__)
 
 
 @dataclass
@@ -92,9 +95,8 @@ class DUMPConfig(GRPOConfig):
         if self.curriculum_reward not in ("total", "gold"):
             raise ValueError(f"curriculum_reward is total or gold, not {self.curriculum_reward!r}")
         if self.sync_ref_model and self.save_strategy != "no":
-            raise ValueError(
-                "sync_ref_model: a checkpoint does not hold the reference model, and a resumed run would go back to "
-                "the first one: set sync_ref_model to false, or save_strategy to no"
+            logger.warning(
+                "sync_ref_model: no checkpoint holds the reference model, so a run that is stopped cannot be resumed"
             )
         if self.length_grouping and (obstacle := self._obstacle_to_length_grouping()):
             raise ValueError(f"{obstacle}, or set length_grouping to false")

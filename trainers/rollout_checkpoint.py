@@ -99,8 +99,8 @@ class ExactResume(WholeCheckpoints):
     """Lets a resumed GRPO trainer be the run that was never stopped; mixed in before `GRPOTrainer`.
 
     Raises:
-        ValueError: on a resume inside a generation block by another number of processes, or with another division of
-            the block.
+        ValueError: on a resume with `sync_ref_model`; on one inside a generation block by another number of processes,
+            or with another division of the block.
     """
 
     args: Any
@@ -134,6 +134,11 @@ class ExactResume(WholeCheckpoints):
             return
         folder = Path(checkpoint)
         state = read_state(folder)
+        if self.args.sync_ref_model:
+            raise ValueError(
+                f"{folder} does not hold the reference model that sync_ref_model moves, and the run would go back to "
+                "the first one: start a new run from its weights with model_name_or_path, or set sync_ref_model to false"
+            )
         world_size = self.accelerator.num_processes
         if state["world_size"] != world_size and state["rollouts_waiting"]:
             raise ValueError(

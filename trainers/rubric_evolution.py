@@ -81,7 +81,7 @@ class RubricEvolution:
             self._log("mpo/rank_accuracy" if self._against_gold else "mpo/spread", quality)
         if self._held_out_judge is not None and self._num_batches % args.held_out_every == 0:
             self._look_on(self._held_out_judge, cases)
-        suspicion = self._watch.suspicion if args.rollback_window and quality is not None else None
+        suspicion = self._watch.suspicion if args.rollback_window else None
         rolled_back = suspicion is not None and self._look_back(suspicion)
         due = args.meta_every and self._num_batches % args.meta_every == 0 and not rolled_back
         if due and self._meta_judge is not None:

@@ -54,6 +54,24 @@ def test_scores_that_rise_above_gold_while_the_order_holds():
     assert watch.suspicion is None, "another rubric is on another scale"
 
 
+def test_scores_above_gold_count_where_all_answers_are_wrong():
+    """A verifier that says wrong of everything orders nothing: that is the exploit at its end."""
+    watch = RubricWatch(window=2)
+    for total in (0.5, 0.5):
+        watch.observe(0.8, total, 0.5)
+    said = []
+    for _ in range(4):
+        watch.observe(None, 0.9, 0.0)
+        said.append(watch.suspicion)
+    assert said == [None, "its scores had risen above gold by 0.900"] * 2
+    resumed = RubricWatch(window=2)
+    resumed.load_state_dict(json.loads(json.dumps(watch.state_dict())))
+    resumed.observe(None, 0.9, 0.0)
+    assert resumed.suspicion is None
+    resumed.observe(None, 0.9, 0.0)
+    assert resumed.suspicion
+
+
 def test_it_asks_once_a_window():
     asked = []
     watch = watched([0.8] * 3, [], window=3)
