@@ -20,21 +20,31 @@ from .checks import (
     scoring_notes,
     server_problems,
 )
-from .config import ConfigError, MissingKeyError, StrictParser, read_recipe
+from .config import ConfigError, MissingHereError, StrictParser, read_recipe
 from .launch import separate
 from .memory import ModelShape, Workload, estimate, shape_of
 from .target import GIB, Hardware, Launch, hardware_of, launch_of, paired
 
 RECIPES = ("grpo", "sft", "reward")
+OTHERS = ("star", "strength", "metarm")
 
 
 def choose_recipe(path: str, kind: str | None) -> str:
-    """Return the name of the recipe that a file is for, `kind` or else the one that knows most of its keys."""
-    recipe = read_recipe(path)
-    hints = {
-        name: import_module(f"{__package__}.{name}").make_parser().hints for name in ([kind] if kind else RECIPES)
+    """Return the name of the recipe that a file is for, `kind` or else the one that knows most of its keys.
+
+    Raises [`ConfigError`] for a recipe of another command.
+    """
+    if kind is not None:
+        return kind
+    keys = read_recipe(path).values.keys()
+    known = {
+        name: len(import_module(f"{__package__}.{name}").make_parser().hints.keys() & keys)
+        for name in (*RECIPES, *OTHERS)  # of equals the first counts
     }
-    return max(hints, key=lambda name: len(hints[name].keys() & recipe.values.keys()))
+    found = max(known, key=lambda name: known[name])
+    if found in OTHERS:
+        raise ConfigError(f"{path}: a recipe of metatune {found}; doctor examines those of {', '.join(RECIPES)}")
+    return found
 
 
 def parser_for(kind: str, processes: int) -> StrictParser:
@@ -47,8 +57,10 @@ def parser_for(kind: str, processes: int) -> StrictParser:
     return StrictParser([targeted(cls) if hasattr(cls, "world_size") else cls for cls in types])
 
 
-def parse(kind: str, args: Sequence[str], processes: int, told: bool) -> tuple[tuple | None, bool, list[str]]:
-    """Parse a recipe for `processes` processes.
+def parse(
+    kind: str, args: Sequence[str], processes: int, told: bool, elsewhere: bool
+) -> tuple[tuple | None, bool, list[str]]:
+    """Parse a recipe for `processes` processes on a machine that was told, or whose files are elsewhere.
 
     Where transformers refuses the machine this runs on (bf16 without a GPU), the recipe is parsed once more as if for
     a CPU: its memory can be told all the same.
@@ -60,8 +72,9 @@ def parse(kind: str, args: Sequence[str], processes: int, told: bool) -> tuple[t
     """
     problems = []
     for forced in ([], ["--use_cpu", "true"]):
+        parser = parser_for(kind, processes)
         try:
-            configs = parser_for(kind, processes).parse_args_and_config([*args, *forced])
+            configs = parser.parse_args_and_config([*args, *forced])
         except ConfigError as error:
             if error.__cause__ is None:
                 raise
@@ -71,10 +84,10 @@ def parse(kind: str, args: Sequence[str], processes: int, told: bool) -> tuple[t
             check = getattr(import_module(f"{__package__}.{kind}"), "check", None)
             if check is not None:
                 check(*configs)
-        except MissingKeyError as error:
-            problems += [] if told else [str(error)]  # another machine may have it
+        except MissingHereError as error:
+            problems += [] if elsewhere else [str(parser.locate(error))]  # another machine may have it
         except ConfigError as error:
-            problems.append(str(error))
+            problems.append(str(parser.locate(error)))
         if forced and told:  # the refusal was of this machine
             problems = problems[1:]
         elif forced:
@@ -168,7 +181,8 @@ def examine(args, recipe_args: Sequence[str], found: dict[str, Any], packages: l
     hardware = hardware_of(args, found)
     in_recipe = bool(read_recipe(path).values.get("use_cpu"))
     launch = launch_of(args.num_processes, args.accelerate_config, values, 0 if in_recipe else hardware.gpus)
-    configs, use_cpu, problems = parse(kind, recipe_args, launch.processes, hardware.told)
+    elsewhere = hardware.told or args.model is not None
+    configs, use_cpu, problems = parse(kind, recipe_args, launch.processes, hardware.told, elsewhere)
     result: dict[str, Any] = {
         "file": path,
         "recipe": kind,

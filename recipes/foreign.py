@@ -17,6 +17,8 @@ PACKAGE = Path(__file__).resolve().parent.parent
 OURS = ("recipes", "trainers", "rewards", "curricula", "eval")
 LIBRARIES = tuple({Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "purelib", "platlib")})
 LONGEST = 400  # characters of a library's message
+GENERATED = "generated code"
+REFUSED = "raised where options are turned into a trainer"  # a note on an error
 
 
 def foreign_error(error: BaseException, options: Mapping[str, Any], output_dir: str | None) -> str | None:
@@ -40,7 +42,13 @@ def foreign_error(error: BaseException, options: Mapping[str, Any], output_dir: 
     if output_dir is None:
         return None
     kept = keep_traceback(error, output_dir)
-    return f"{line} ({type(error).__name__} in {library_of(files[-1])}; {kept})"
+    named_by = [name for name in map(library_of, files) if name != GENERATED] or [GENERATED]
+    return f"{line} ({type(error).__name__} in {named_by[-1]}; {kept})"
+
+
+def exit_code(error: BaseException) -> int:
+    """Return the exit code for an error that a library raised: 2 as for every refusal of options, else 1."""
+    return 2 if REFUSED in getattr(error, "__notes__", ()) else 1
 
 
 def owner_of(file: Path) -> str:
@@ -56,7 +64,7 @@ def library_of(file: Path) -> str:
     for folder in sorted(LIBRARIES, key=lambda folder: -len(folder.parts)):
         if file.is_relative_to(folder):
             return file.relative_to(folder).parts[0].removesuffix(".py")
-    return "generated code"
+    return GENERATED
 
 
 def spoken_of(error: BaseException, options: Mapping[str, Any], owners: Sequence[str]) -> list[str]:
@@ -77,7 +85,9 @@ def spoken_of(error: BaseException, options: Mapping[str, Any], owners: Sequence
         cause = cause.__cause__ or cause.__context__
     values = {name: value.lower() for name, value in options.items() if isinstance(value, str) and value}
     named = named or [
-        name for name, value in values.items() if any(f"'{value}'" in text or f"/{value}/" in text for text in texts)
+        name
+        for name, value in values.items()
+        if any(f"'{value}'" in text or ("/" in value and f"/{value}/" in text) for text in texts)
     ]
     return named or [name for name in ("dataset_name", "distributions") if name in options and "datasets" in owners]
 

@@ -30,9 +30,9 @@ training that was stopped from its newest checkpoint.
 import os
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from metatune.recipes.config import ConfigError, StrictParser, launch_options, run
+from metatune.recipes.config import ConfigError, StrictParser, run
 from metatune.recipes.metarm_blocks import check
 from metatune.recipes.own_code import HELP, import_own
 from metatune.recipes.run_folder import effective_recipe, settle_folder
@@ -231,25 +231,14 @@ def main(args: MetaRMScriptArguments) -> None:
 class MetaRMParser(StrictParser):
     """A parser that refuses several processes and tells where the launcher's options go."""
 
-    def refuse_unknown_options(self, args) -> None:
-        """Raise [`ConfigError`] for the first option in `args` that this parser does not have."""
-        for arg in args:
-            option = arg.split("=")[0]
-            known = not option.startswith("--") or option in self._option_string_actions
-            if not known and option.removeprefix("--") in launch_options():
-                self._refuse_launch(option)
-        super().refuse_unknown_options(args)
-
     def parse_args_and_config(self, args=None) -> tuple[Any, ...]:
         """Parse the command line and the recipe; see [`StrictParser`]."""
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ConfigError("metarm launches its trainings itself: start it with metatune metarm, in one process")
-        configs = super().parse_args_and_config(args)
-        for key in self.launch_values:
-            self._refuse_launch(key)
-        return configs
+        return super().parse_args_and_config(args)
 
-    def _refuse_launch(self, name: str) -> None:
+    def refuse_launch(self, name: str) -> NoReturn:
+        """Raise [`ConfigError`] that says where an option of the launcher goes."""
         raise ConfigError(f"{name} is the launcher's: write it into the blocks reward and grpo, which are launched")
 
 

@@ -28,7 +28,6 @@ from trl import GRPOConfig, ModelConfig
 from ..eval.files import read_rows, write_atomically, write_json, write_rows
 from ..rewards.importance import effective_sample_size, relative_importance
 from ..rewards.reward_model import RewardModel
-from ..trainers.rollout_checkpoint import last_complete_checkpoint
 from . import grpo, reward
 from .adapters import STARTER, base_of, is_adapter
 from .config import ConfigError
@@ -203,7 +202,7 @@ class Round:
     def _train_policy(self) -> None:
         self._tell("training the policy")
         training = self.folder / "grpo_training"
-        resume = last_complete_checkpoint(training) is not None
+        resume = last_whole_checkpoint(training) is not None
         seed = self.loop.seed(self.number, "grpo")
         recipe = grpo_recipe(self.loop.args, self.source, self.reward_model, training, seed, resume)
         self._launch(grpo, recipe, training, self.policy)

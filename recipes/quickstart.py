@@ -72,9 +72,14 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the quickstart."""
-    parser = _Parser(prog="metatune quickstart", description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--output_dir", type=Path, default=Path("runs/quickstart"))
-    parser.add_argument("--samples", type=int, default=4, help="completions of each held-out problem")
+    parser = _Parser(
+        prog="metatune quickstart",
+        description=__doc__.splitlines()[0],
+        epilog="Any option of `metatune grpo` overrides the recipe, --max_steps 20 say.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/quickstart"), help="default: %(default)s")
+    parser.add_argument("--samples", type=int, default=4, help="of each held-out problem (default: %(default)s)")
     args, overrides = parser.parse_known_args(argv)
     if args.samples < 1:
         parser.error(f"--samples must be at least 1, got {args.samples}")
@@ -90,11 +95,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     from metatune.eval.files import write_atomically
     from metatune.eval.report import write_report
     from metatune.recipes import grpo
+    from metatune.recipes.run_folder import check_output_dir
 
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
     folder = args.output_dir
-    script_args, training_args, model_args = grpo.make_parser().parse_args_and_config(
+    check_output_dir(str(folder))
+    script_args, training_args, model_args = grpo.make_parser("metatune quickstart").parse_args_and_config(
         ["--config", str(RECIPE), "--output_dir", str(folder), *overrides]
     )
     keep_earlier_run(folder)

@@ -1,8 +1,9 @@
 """What every training recipe does around its trainer: the model's options, the run's folder, resuming, the end."""
 
 import json
+import os
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import MISSING, fields
 from fnmatch import fnmatch
 from pathlib import Path
@@ -14,7 +15,8 @@ from transformers import Trainer, TrainingArguments
 from trl import ModelConfig
 
 from metatune.recipes.adapters import STARTER
-from metatune.recipes.config import ConfigError
+from metatune.recipes.config import ConfigError, MissingHereError
+from metatune.recipes.data import is_path, need_path
 from metatune.recipes.sharding import ShardingReport
 from metatune.trainers.whole_checkpoints import MARK
 
@@ -66,15 +68,53 @@ def effective_recipe(*configs) -> str:
     return yaml.safe_dump(values, sort_keys=False)
 
 
-def check_checkpoint(training_args: TrainingArguments) -> None:
-    """Raise [`ConfigError`] if `resume_from_checkpoint` names a folder that is not there."""
+def check_here(training_args: TrainingArguments, model_args: ModelConfig, dataset_name: str | None = None) -> None:
+    """Look for what a run needs of this machine; the last of a recipe's checks, since another may have it.
+
+    Raises:
+        MissingHereError: `output_dir` cannot be written, or `dataset_name`, `resume_from_checkpoint` or
+            `model_name_or_path` is a path that is not there, or not what it should be.
+    """
+    check_output_dir(str(training_args.output_dir))
     asked = training_args.resume_from_checkpoint
-    if asked and asked is not True and not Path(asked).is_dir():
-        raise ConfigError(f"resume_from_checkpoint: no such folder: {asked}")
+    if asked and asked is not True:
+        if not Path(asked).is_dir():
+            raise MissingHereError(f"resume_from_checkpoint: no such folder: {asked}")
+        if not _has_mark(Path(asked)):
+            raise MissingHereError(
+                f"resume_from_checkpoint: {asked} is no checkpoint that was saved to its end (no {MARK}): name "
+                "another, or write true for the last one in output_dir"
+            )
+    need_model(model_args.model_name_or_path)
+    if dataset_name is not None:
+        need_path(dataset_name, "dataset_name")
+
+
+def need_model(name: str | None, option: str = "model_name_or_path") -> None:
+    """Raise [`MissingHereError`] for a model whose name can only be a folder, and that is not there."""
+    if name is None or name == "starter":
+        return
+    if is_path(name) and not Path(name).is_dir():
+        raise MissingHereError(f"{option}: no such folder: {name}")
+    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
+        raise MissingHereError(f"{option}: {name} holds no model (no config.json)")
+
+
+def check_output_dir(output_dir: str) -> None:
+    """Raise [`MissingHereError`] for a folder that cannot be made or written, as far as looking tells."""
+    folder = Path(output_dir).absolute()
+    try:
+        place = next(place for place in (folder, *folder.parents) if place.exists())
+    except OSError as error:
+        raise MissingHereError(f"output_dir: {output_dir}: {error.strerror}") from error
+    if not place.is_dir():
+        raise MissingHereError(f"output_dir: {place} is a file: name a folder")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise MissingHereError(f"output_dir: {place} cannot be written: name another folder, or mend its rights")
 
 
 def last_whole_checkpoint(output_dir: Path) -> Path | None:
-    """Return a run's newest checkpoint that `Trainer` wrote to its end, or `None`; its own search takes torn ones."""
+    """Return a run's newest checkpoint that was saved to its end, or `None`; `Trainer` would take a torn one."""
     folders = {
         int(step): folder
         for folder in output_dir.glob("checkpoint-*")
@@ -83,22 +123,14 @@ def last_whole_checkpoint(output_dir: Path) -> Path | None:
     return next((folders[step] for step in sorted(folders, reverse=True) if _has_mark(folders[step])), None)
 
 
-def checkpoint_to_resume(
-    training_args: TrainingArguments, find_last: Callable[[Path], Path | None] = last_whole_checkpoint
-) -> str | None:
-    """Resolve `resume_from_checkpoint`: a folder, or true for the run's last whole checkpoint.
-
-    Args:
-        training_args (`TrainingArguments`): `resume_from_checkpoint` and `output_dir` are read.
-        find_last (`Callable`, *optional*): finds the last whole checkpoint of a folder, for trainers that know more
-            about their checkpoints than `Trainer` does.
-    """
+def checkpoint_to_resume(training_args: TrainingArguments) -> str | None:
+    """Resolve `resume_from_checkpoint`: a folder, or true for the run's last whole checkpoint."""
     asked = training_args.resume_from_checkpoint
     if not asked:
         return None
     if asked is not True:
         return asked
-    found = find_last(Path(training_args.output_dir))
+    found = last_whole_checkpoint(Path(training_args.output_dir))
     if found is None:
         print(f"No complete checkpoint in {training_args.output_dir} yet: starting from the beginning.")
     return None if found is None else str(found)

@@ -29,7 +29,7 @@ from metatune.recipes.config import ConfigError, StrictParser, run
 from metatune.recipes.evaluate import show, show_number
 from metatune.recipes.launch import as_options, plan, resolve_accelerate_config, separate
 from metatune.recipes.own_code import HELP, import_own
-from metatune.recipes.run_folder import effective_recipe, model_to_load, settle_folder
+from metatune.recipes.run_folder import check_here, effective_recipe, model_to_load, settle_folder
 from metatune.rewards import EpisodeRule
 from metatune.trainers.star import SELECT
 
@@ -159,6 +159,7 @@ def check(args: StarScriptArguments, training_args: SFTConfig, model_args: Model
         raise ConfigError("`start_from: last` needs whole models and use_peft makes adapters; use start_from: base")
     if model_args.use_peft and args.engine == "vllm" and args.rounds > 1:
         raise ConfigError("the engine vllm samples whole models and use_peft makes adapters; use another engine")
+    check_here(training_args, model_args)
 
 
 def load_problems(args: StarScriptArguments) -> list[dict[str, Any]]:

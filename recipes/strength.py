@@ -32,7 +32,7 @@ from trl import ModelConfig, RewardConfig, ScriptArguments
 from metatune.recipes.adapters import check_adapter_options
 from metatune.recipes.config import ConfigError, StrictParser, run
 from metatune.recipes.pairs import load_data, load_splits
-from metatune.recipes.run_folder import effective_recipe, settle_folder, settle_max_length
+from metatune.recipes.run_folder import check_here, effective_recipe, settle_folder, settle_max_length
 
 # what a run may go on with otherwise than it began; that the pairs are the same is seen from themselves
 MAY_CHANGE = {"num_models", "output_dir", "resume_from_checkpoint", "dataset_name", "per_device_eval_batch_size"}
@@ -80,6 +80,7 @@ def check(args: StrengthScriptArguments, training_args: RewardConfig, model_args
     if training_args.resume_from_checkpoint not in (None, False, True):
         raise ConfigError("resume_from_checkpoint is true or nothing here: a run goes on after its last vote")
     check_adapter_options(model_args)
+    check_here(training_args, model_args, args.dataset_name)
 
 
 def load_pairs(args: StrengthScriptArguments):

@@ -230,7 +230,9 @@ def test_without_the_model_nothing_is_estimated(sft, grpo, tmp_path):
         f"model_name_or_path: {tmp_path}/none\ndataset_name: nowhere\noutput_dir: {tmp_path}\nbf16: false\n"
     )
     found = doctor(sft)
-    assert not found["ready"] and "nothing is estimated" in found["problems"][0] and "bytes" not in found
+    assert not found["ready"] and "bytes" not in found
+    gone, unknown = found["problems"]
+    assert f":1: model_name_or_path: no such folder: {tmp_path}/none" in gone and "nothing is estimated" in unknown
     found = doctor(sft, "--model", tmp_path / "model")
     assert found["problems"] == [] and found["bytes"]["peak"] > 0
 
