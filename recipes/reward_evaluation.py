@@ -142,8 +142,6 @@ def evaluate_reward_models(args: Any) -> dict[str, Any]:
     from metatune.eval.response_files import load_responses
     from metatune.eval.reward_plots import plot_reward_models
 
-    if args.limit is not None and args.limit < 1:
-        raise ConfigError(f"`limit` must be at least 1, got {args.limit}")
     started, names = time.perf_counter(), model_names(args.reward_model)
     summary: dict[str, Any] = {}
     pairs = responses = None

@@ -14,7 +14,7 @@ import yaml
 from transformers import Trainer, TrainingArguments
 from trl import ModelConfig
 
-from metatune.recipes.adapters import STARTER
+from metatune.recipes.adapters import STARTER, is_adapter
 from metatune.recipes.config import ConfigError, MissingHereError
 from metatune.recipes.data import is_path, need_path
 from metatune.recipes.sharding import ShardingReport
@@ -96,7 +96,7 @@ def need_model(name: str | None, option: str = "model_name_or_path") -> None:
         return
     if is_path(name) and not Path(name).is_dir():
         raise MissingHereError(f"{option}: no such folder: {name}")
-    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
+    if Path(name).is_dir() and not (Path(name) / "config.json").is_file() and not is_adapter(name):
         raise MissingHereError(f"{option}: {name} holds no model (no config.json)")
 
 

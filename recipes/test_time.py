@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from metatune.recipes.config import ConfigError
+from metatune.rewards.episodes import EpisodeRule
 
 
 @dataclass
@@ -72,9 +73,12 @@ class TestTimeArguments:
                 self.episodes = None
             if not isinstance(self.episodes, dict):
                 raise ValueError("`episodes` is a mapping, such as '{by: delimiter}'")
+        if self.episodes is not None:
+            EpisodeRule.from_options(self.episodes)
         if not self.budgets:
-            for name in ("forcing_suffix", "extrapolate", "extend_with", "episodes"):
-                if getattr(self, name):
+            of_budgets = {"num_answers": 8, "answer_tokens": 32, "extrapolate": []}
+            for name in (*of_budgets, "forcing_suffix", "extend_with", "episodes"):
+                if getattr(self, name) != of_budgets.get(name):
                     raise ValueError(f"`{name}` belongs to `budgets`, and none are given")
 
 
@@ -88,7 +92,6 @@ def evaluate_budgets(
     """
     from metatune.eval.test_time import evaluate_at_budgets
     from metatune.eval.test_time_plots import plot_budgets, plot_episodes
-    from metatune.rewards.episodes import EpisodeRule
     from metatune.rewards.forcing import Forcing
 
     measured = evaluate_at_budgets(

@@ -259,8 +259,9 @@ def test_names_tell_models_apart():
         (["--pairs", "p"], "`pairs` belongs to `reward_model`, and none is given"),
         (["--best_of_n", "f", "--model", "starter"], "`best_of_n` belongs to `reward_model`"),
         (["--reward_model", "a", "--best_of_n", "f", "--pairs_split", "s"], "`pairs_split` belongs to `pairs`"),
-        (["--reward_model", "a", "--pairs", "p", "--model", "starter"], "give no model and tasks with it"),
-        (["--reward_model", "a", "--pairs", "p", "--compare", "x", "y"], "give no model and tasks with it"),
+        (["--reward_model", "a", "--pairs", "p", "--model", "starter"], "give it without `model`"),
+        (["--reward_model", "a", "--pairs", "p", "--num_samples", "4"], "give it without `num_samples`"),
+        (["--reward_model", "a", "--pairs", "p", "--compare", "x", "y"], "give it without `compare`"),
         (["--reward_models", "a"], "did you mean '--reward_model'"),
     ],
 )
@@ -274,6 +275,8 @@ def test_mistakes_in_values_show_before_a_model_is_loaded(tmp_path, capsys):
     command = ["eval", "--reward_model", "runs/none", "--best_of_n", str(tmp_path / "none.jsonl")]
     assert cli.main(command) == 2
     assert "none.jsonl: no such file" in capsys.readouterr().err
+    assert cli.main(["eval", "--reward_model", "/no/where", "--pairs", "p"]) == 2
+    assert "reward_model: no such folder: /no/where" in capsys.readouterr().err
     assert cli.main([*command, "--limit", "0"]) == 2
     assert "`limit` must be at least 1, got 0" in capsys.readouterr().err
 

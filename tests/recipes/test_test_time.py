@@ -68,6 +68,7 @@ def test_numbers_with_commas_or_as_a_list(recipe):
         (["--budgets", "8", "--episodes", "lines"], "`episodes` is a mapping"),
         (["--extrapolate", "2"], "`extrapolate` belongs to `budgets`"),
         (["--forcing_suffix", "answer"], "`forcing_suffix` belongs to `budgets`"),
+        (["--num_answers", "4"], "`num_answers` belongs to `budgets`"),
         (["--compare", "a", "b"], "`compare` reads saved evaluations"),
     ],
 )
