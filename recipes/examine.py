@@ -15,6 +15,7 @@ from .checks import (
     device_problems,
     disk_report,
     engine_problems,
+    estimate_notes,
     judge_problems,
     package_problems,
     scoring_notes,
@@ -103,7 +104,7 @@ def workload_of(
 
     Args:
         kind (`str`): `grpo`, `sft` or `reward`.
-        training (`GRPOConfig`, `SFTConfig` or `RewardConfig`): its training arguments.
+        training (`MetaConfig`, `SFTConfig` or `MetaRewardConfig`): its training arguments.
         dtype (`str`): the type the weights are loaded in.
         launch (`Launch`): the processes.
         prompt_length (`int`): tokens of a prompt (`grpo`), or of a sequence that nothing else limits.
@@ -128,7 +129,8 @@ def workload_of(
         length = training.max_length or prompt_length
         return Workload(**shared, length=length, loss_positions=length)
     if kind == "reward":  # a pair is two sequences; its head is one number a sequence
-        pairs = shared | {"batch": 2 * training.per_device_train_batch_size}
+        views = 1 if training.contrastive == "none" else 2  # every row is in the batch twice
+        pairs = shared | {"batch": 2 * views * training.per_device_train_batch_size}
         return Workload(**pairs, length=training.max_length or prompt_length, loss_positions=0)
     length = prompt_length + training.max_completion_length
     colocate = training.use_vllm and training.vllm_mode == "colocate"
@@ -224,6 +226,7 @@ def examine(args, recipe_args: Sequence[str], found: dict[str, Any], packages: l
         )
         return result
     shape = shape_of(config, adapters)
+    result["notes"] += estimate_notes(kind, training, model)
     work = workload_of(kind, training, model.dtype, launch, args.prompt_length, hardware, on_gpu)
     if adapters is not None:
         work = replace(work, reference_model=False)  # the model itself, adapters off, is the reference

@@ -29,13 +29,15 @@ def foreign_error(error: BaseException, options: Mapping[str, Any], output_dir: 
         options (`Mapping[str, Any]`): the options that the recipe sets; those that the error speaks of are named.
         output_dir (`str`, *optional*): where the traceback is written.
     """
-    files = [Path(frame.f_code.co_filename).resolve() for frame, _ in traceback.walk_tb(error.__traceback__)]
+    codes = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
+    files = [Path(code.co_filename).resolve() for code in codes]
     owners = [owner_of(file) for file in files]
     if "user" in owners or not owners or (owners[-1] == "metatune" and not isinstance(error, ValueError)):
         return None
     text = " ".join(str(error).split()) or "no reason given"
     text = text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
-    named = [f"`{name}`" for name in spoken_of(error, options, [*map(library_of, files)]) if name not in text]
+    spoken = spoken_of(error, options, [*map(library_of, files)], [code.co_name for code in codes])
+    named = [f"`{name}`" for name in spoken if name not in text]
     line = f"{', '.join(named)}: {text}" if named else text
     if owners[-1] == "metatune":
         return line
@@ -67,7 +69,9 @@ def library_of(file: Path) -> str:
     return GENERATED
 
 
-def spoken_of(error: BaseException, options: Mapping[str, Any], owners: Sequence[str]) -> list[str]:
+def spoken_of(
+    error: BaseException, options: Mapping[str, Any], owners: Sequence[str], functions: Sequence[str]
+) -> list[str]:
     """Return the options that an error is about, as far as its text or place tell.
 
     Args:
@@ -75,6 +79,7 @@ def spoken_of(error: BaseException, options: Mapping[str, Any], owners: Sequence
             are none, the texts that options have as their values.
         options (`Mapping[str, Any]`): the recipe's.
         owners (`Sequence[str]`): names of the libraries that it came through.
+        functions (`Sequence[str]`): names of the functions.
     """
     words = f" {' '.join(re.findall('[a-z0-9]+', str(error).lower()))} "
     named = [name for name in options if f" {name.replace('_', ' ')} " in words]
@@ -89,6 +94,8 @@ def spoken_of(error: BaseException, options: Mapping[str, Any], owners: Sequence
         for name, value in values.items()
         if any(f"'{value}'" in text or ("/" in value and f"/{value}/" in text) for text in texts)
     ]
+    if not named and "from_pretrained" in functions:
+        named = [name for name in ("model_name_or_path", "chat_template_path") if name in options]
     return named or [name for name in ("dataset_name", "distributions") if name in options and "datasets" in owners]
 
 

@@ -20,12 +20,11 @@ rollouts and losses as a run that was never stopped.
 """
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from trl import ModelConfig, ScriptArguments
 
 from metatune.recipes.adapters import STARTER, check_adapter_options, record_base, refusals_in_one_line  # noqa: F401
-from metatune.recipes.config import ConfigError, StrictParser, check_world_size, nearest, run
+from metatune.recipes.config import ConfigError, StrictParser, check_world_size, run
 from metatune.recipes.data import (
     check_messages,
     check_source,
@@ -34,6 +33,7 @@ from metatune.recipes.data import (
     need_columns,
     split_of,
 )
+from metatune.recipes.grpo_checks import check_curriculum, check_episodes, check_words
 from metatune.recipes.judges import check_judges, load_judges, read_judges
 from metatune.recipes.own_code import HELP, import_own
 from metatune.recipes.reward_functions import check_reward_columns, check_rewards, load_rewards
@@ -47,7 +47,6 @@ from metatune.recipes.run_folder import (
     train_and_save,
 )
 from metatune.recipes.sharding import shard_small_parameters
-from metatune.rewards import EpisodeRule
 from metatune.trainers.meta_config import MetaConfig
 
 
@@ -127,35 +126,6 @@ def load_data(script_args: GRPOScriptArguments, with_evaluation: bool):
     )
 
 
-def check_curriculum(script_args: GRPOScriptArguments, training_args: MetaConfig) -> None:
-    """Raise [`ConfigError`] for a curriculum that is not there, or whose options are wrong."""
-    from metatune.curricula import CURRICULA, make_curriculum
-
-    name = training_args.curriculum
-    if name not in CURRICULA:
-        known = f"; there are {', '.join(CURRICULA)}; a module of your own that brings one stands in imports"
-        raise ConfigError(f"curriculum: unknown '{name}'{nearest(name, CURRICULA) or known}")
-    entries = script_args.distributions or []
-    arms = [entry["name"] for entry in entries if isinstance(entry.get("name"), str)]
-    named = len(set(arms)) == len(entries) > 0 and not any(entry.get("split_by") for entry in entries)
-    if not named and not CURRICULA[name].__module__.startswith("metatune."):
-        return  # it may ask for the arms' names, which the data tells
-    options: Any = training_args.curriculum_options or {}  # transformers has read a text as JSON
-    try:
-        make_curriculum(name, arms if named else ["all"], **{"seed": training_args.seed, **options})
-    except (ValueError, TypeError) as error:  # TypeError: a key that is no text
-        raise ConfigError(f"curriculum_options: {error}") from error
-
-
-def check_progress(training_args: MetaConfig) -> None:
-    """Raise [`ConfigError`] for episodes that cannot be cut so; the other options are checked as they are parsed."""
-    options: Any = training_args.episodes
-    try:
-        EpisodeRule.from_options(options)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-
-
 def check(script_args: GRPOScriptArguments, training_args: MetaConfig, model_args: ModelConfig) -> None:
     """Raise [`ConfigError`] for what can be told before any process is launched."""
     if model_args.model_name_or_path is None:
@@ -165,8 +135,9 @@ def check(script_args: GRPOScriptArguments, training_args: MetaConfig, model_arg
     check_adapter_options(model_args)
     if training_args.eval_on_start and training_args.eval_strategy == "no":
         raise ConfigError("eval_on_start needs held-out items, which eval_strategy: no leaves out: set one of the two")
-    check_curriculum(script_args, training_args)
-    check_progress(training_args)
+    check_words(training_args)
+    check_curriculum(script_args.distributions or [], training_args)
+    check_episodes(training_args)
     check_rewards(script_args, training_args)
     check_judges(script_args, training_args)
     check_here(training_args, model_args, script_args.dataset_name)

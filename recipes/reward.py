@@ -133,9 +133,9 @@ def main(script_args: RewardScriptArguments, training_args: MetaRewardConfig, mo
     training_args.model_init_kwargs = model_init_kwargs(training_args, model_args)
     model_args.lora_task_type = "SEQ_CLS"  # PEFT then trains and saves the new head beside the adapter
     train_dataset, eval_dataset, notes = load_usable_data(script_args, training_args)
-    notes += settle_max_length(training_args, model_args)
     meta_dataset = load_meta_set(script_args)
     with refusals_in_one_line():
+        notes += settle_max_length(training_args, model_args)
         trainer = MetaRewardTrainer(
             model=model_to_load(model_args),
             args=training_args,

@@ -137,11 +137,14 @@ def build_config(fields: dict[str, Any]):
 
 
 def load_tokenizer(name: str):
-    """Load a tokenizer by path or name; `starter` is the built-in one."""
+    """Load a tokenizer by path or name; `starter` is the built-in one. Raises [`ConfigError`] if it cannot be."""
     from transformers import AutoTokenizer
 
     if name != "starter":
-        return AutoTokenizer.from_pretrained(name)
+        try:
+            return AutoTokenizer.from_pretrained(name)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"tokenizer: {name} cannot be loaded: {' '.join(str(error).split())}") from error
     from metatune.curricula.tokenizer import build_tokenizer
 
     return build_tokenizer()

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 from trl import ModelConfig, RewardConfig, ScriptArguments
 
-from metatune.recipes.adapters import check_adapter_options
+from metatune.recipes.adapters import check_adapter_options, refusals_in_one_line
 from metatune.recipes.config import ConfigError, StrictParser, run
 from metatune.recipes.pairs import load_data, load_splits
 from metatune.recipes.run_folder import check_here, effective_recipe, settle_folder, settle_max_length
@@ -140,8 +140,9 @@ def main(args: StrengthScriptArguments, training_args: RewardConfig, model_args:
     folder = Path(training_args.output_dir)
     recipe, resume = effective_recipe(args, training_args, model_args), bool(training_args.resume_from_checkpoint)
     settle_folder(folder, recipe, resume, parts="votes/*.json", may_change=MAY_CHANGE)
-    for line in settle_max_length(training_args, model_args):
-        print(line)
+    with refusals_in_one_line():
+        for line in settle_max_length(training_args, model_args):
+            print(line)
     if args.num_folds == 1:
         print(
             "num_folds is 1: every model votes on the pairs it was trained on, wrong labels learnt by heart included"

@@ -1,15 +1,20 @@
 """What a recipe asks for and cannot have is told before any process is launched, with file, line and the mend."""
 
+import inspect
 import os
+import re
 import stat
 import sys
 from pathlib import Path
 
 import pytest
+from trl import GRPOTrainer
+from trl.generation.vllm_generation import VLLMGeneration
 
 from metatune.curricula import CURRICULA
 from metatune.recipes import cli, launch
 from metatune.recipes.config import read_recipe
+from metatune.recipes.grpo_checks import WORDS
 from metatune.recipes.reward_functions import load_reward
 
 from .launches import GRPO, REWARD, last_line, write_pairs, write_recipe
@@ -98,6 +103,9 @@ def refused(tmp_path, started, capsys):
         ({"reward_funcs": ["json.decoder"]}, "reward_funcs", "'json.decoder' is no function"),
         ({"reward_weights": [1.0, 2.0]}, "reward_weights", "has 2 weights for 1 reward_funcs"),
         ({"progress": "episode", "reward_weights": [0.0]}, "progress", "correctness has the weight 0: give it one"),
+        ({"loss_type": "dappo"}, "loss_type", "'dappo' is not one of grpo, dr_grpo, bnpo,"),
+        ({"scale_rewards": "bath"}, "scale_rewards", "did you mean 'batch'?"),
+        ({"vllm_mode": "serve"}, "vllm_mode", "did you mean 'server'?"),
         ({"model_name_or_path": "/no/where"}, "model_name_or_path", "no such folder: /no/where"),
         ({"model_name_or_path": str(Path(__file__).parent)}, "model_name_or_path", "holds no model (no config.json)"),
         (
@@ -174,6 +182,15 @@ def test_an_output_dir_without_rights(refused, tmp_path):
     (tmp_path / "closed").chmod(stat.S_IRUSR | stat.S_IXUSR)
     error, _ = refused("grpo", GRPO, output_dir=str(tmp_path / "closed" / "run"))
     assert "output_dir: " in error and "cannot be written" in error
+
+
+def test_the_words_are_those_that_trl_knows():
+    source = inspect.getsource(GRPOTrainer) + inspect.getsource(VLLMGeneration)
+    for words in WORDS.values():
+        for word in words:
+            assert f'"{word}"' in source or f"'{word}'" in source
+    compared = set(re.findall(r'self\.loss_type (?:==|in) \[?((?:"\w+"(?:, )?)+)', source))
+    assert {word for group in compared for word in re.findall(r"\w+", group)} == set(WORDS["loss_type"])
 
 
 @pytest.mark.parametrize("name", ["accuracy_reward", "reasoning_accuracy_reward", "think_format_reward"])
