@@ -16,7 +16,7 @@ from .config import ConfigError, refusal
 from .data import is_path
 from .foreign import REFUSED
 
-STARTER = Path(__file__).parent / "starter"
+STARTER = Path(__file__).parent / "starter"  # this package's own checkpoint
 CONFIG_NAME = "adapter_config.json"
 
 
@@ -25,6 +25,11 @@ class Base(NamedTuple):
 
     name: str
     revision: str | None
+
+
+def folder_of(model: str) -> str:
+    """Return the folder or hub name of a model as a recipe names it; `starter` is this package's own checkpoint."""
+    return str(STARTER) if model == "starter" else model
 
 
 def is_adapter(model: str | Path) -> bool:
@@ -56,6 +61,11 @@ def base_of(adapter: str | Path) -> Base:
             f"base_model_name_or_path in {path}"
         )
     return Base(name, revision)
+
+
+def base_and_adapter(model: str) -> tuple[Base, str | None]:
+    """Return the whole model to load, and the adapter's folder if `model` is one."""
+    return (base_of(model), model) if is_adapter(model) else (Base(model, None), None)
 
 
 def check_adapter_options(model_args: Any) -> None:

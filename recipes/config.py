@@ -22,7 +22,7 @@ from typing import Any, NoReturn, get_type_hints
 import yaml
 from trl.scripts.utils import TrlParser
 
-from .conform import conform, describe, nearest
+from .conform import choose, conform, describe, nearest
 from .failures import known_cause, leave, record, tell
 from .foreign import exit_code, foreign_error
 from .limits import refused
@@ -140,6 +140,7 @@ class StrictParser(TrlParser):
 
     Args:
         dataclass_types (`DataClassType` or `Iterable[DataClassType]`): as for [`~trl.TrlParser`].
+        alone (`str`, *optional*): what to say where one of several `{processes}` parses, which is then refused.
         **kwargs: as for `argparse.ArgumentParser`; abbreviated options are off.
 
     After parsing, `launch_values` holds the keys of the recipe that are the launcher's (`num_processes`,
@@ -147,9 +148,10 @@ class StrictParser(TrlParser):
     other means ignores them but for `num_processes`, which [`check_world_size`] compares with the truth.
     """
 
-    def __init__(self, dataclass_types, **kwargs):
+    def __init__(self, dataclass_types, alone: str | None = None, **kwargs):
         super().__init__(dataclass_types, **{"allow_abbrev": False, **kwargs})
         self.add_argument("--config", metavar="FILE.yaml", help="The recipe; any option given here wins over it.")
+        self.alone = alone
         self.recipe: Recipe | None = None
         self.values: dict[str, Any] = {}
         self.launch_values: dict[str, Any] = {}
@@ -185,6 +187,9 @@ class StrictParser(TrlParser):
         missing file or required key, an unknown option, and whatever a dataclass refuses in its `__post_init__`.
         """
         args = list(args) if args is not None else sys.argv[1:]
+        processes = int(os.environ.get("WORLD_SIZE", "1"))
+        if self.alone is not None and processes > 1:
+            raise ConfigError(self.alone.format(processes=processes))
         self.refuse_unknown_options(args)
         path = config_path(args)
         return self.parse_recipe(read_recipe(path) if path is not None else None, args)
@@ -280,8 +285,11 @@ class StrictParser(TrlParser):
             target = checked if key in hints else self.launch_values
             if key not in hints and key not in launch_options():
                 raise recipe.error(key, f"unknown key '{key}'{nearest(key, [*hints, *launch_options()])}")
+            action = self._option_string_actions.get(f"--{key}")
             try:
                 target[key] = conform(value, hints.get(key) or launcher_hints.get(key, Any))
+                if action is not None and action.choices and isinstance(target[key], str):
+                    choose(target[key], list(action.choices))  # argparse looks at the command line alone
             except ValueError as error:
                 raise recipe.error(key, f"`{key}`: {error}") from None
         return checked

@@ -20,18 +20,17 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from metatune.recipes.adapters import STARTER, Base, base_of, is_adapter
+from metatune.recipes.adapters import base_and_adapter, folder_of
 from metatune.recipes.config import ConfigError, StrictParser, run
 from metatune.recipes.own_code import HELP, import_own
 from metatune.recipes.reward_evaluation import RewardEvaluationArguments, evaluate_reward_models, show_reward_models
+from metatune.recipes.tables import show, show_number
 from metatune.recipes.test_time import (
     TestTimeArguments,
     compare_saved,
     evaluate_budgets,
-    show,
     show_budgets,
     show_comparison,
-    show_number,
 )
 
 MAX_NEW_TOKENS = 1024
@@ -157,8 +156,7 @@ class EvaluateArguments(TestTimeArguments, RewardEvaluationArguments):
         too_many = [k for k in self.k or [] if not 1 <= k <= self.num_samples]
         if too_many:
             raise ValueError(f"`k` {too_many[0]} must be between 1 and `num_samples`, {self.num_samples}")
-        if self.model == "starter":
-            self.model = str(STARTER)
+        self.model = folder_of(self.model)
 
     def _refuse(self, names: Collection[str], why: str) -> None:
         """Raise `ValueError` for the first of these options that is given; `why` has a place for its name."""
@@ -176,11 +174,6 @@ def load_items(args: EvaluateArguments) -> list[dict[str, Any]]:
     else:
         items = load_benchmark(str(args.benchmark), args.data, instruction=args.instruction)
     return limited(items, args.limit)
-
-
-def base_and_adapter(model: str) -> tuple[Base, str | None]:
-    """Return the whole model to load, and the adapter's folder if `model` is one."""
-    return (base_of(model), model) if is_adapter(model) else (Base(model, None), None)
 
 
 def evaluate_items(args: EvaluateArguments) -> dict[str, Any]:

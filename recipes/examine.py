@@ -8,9 +8,9 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
+from .adapters import folder_of
 from .checks import (
     device_problems,
     disk_report,
@@ -158,9 +158,8 @@ def read_model(script, model, folder: str | None):
         from .sft import build_config, load_tokenizer
 
         return build_config({"vocab_size": len(load_tokenizer(script.tokenizer)), **script.init_config})
-    name = folder or model.model_name_or_path
-    path = Path(__file__).with_name("starter") if name == "starter" else name
-    return AutoConfig.from_pretrained(path, revision=None if folder else model.model_revision)
+    name = folder_of(folder or model.model_name_or_path)
+    return AutoConfig.from_pretrained(name, revision=None if folder else model.model_revision)
 
 
 def examine(args, recipe_args: Sequence[str], found: dict[str, Any], packages: list[dict]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 
 from trl import ModelConfig, ScriptArguments
 
-from metatune.recipes.adapters import STARTER, check_adapter_options, record_base, refusals_in_one_line  # noqa: F401
+from metatune.recipes.adapters import check_adapter_options, record_base, refusals_in_one_line
 from metatune.recipes.config import ConfigError, StrictParser, check_world_size, run
 from metatune.recipes.data import (
     check_messages,

@@ -22,13 +22,13 @@ from metatune.recipes.config import ConfigError
 RECIPE = Path(__file__).parent / "dump" / "quickstart.yaml"
 
 
-def evaluate_checkpoint(model: Path, items, samples: int, max_new_tokens: int, seed: int, folder: Path):
+def evaluate_checkpoint(model: Path, items, samples: int, max_new_tokens: int, folder: Path):
     """Sample every held-out problem `samples` times, print one line, and save the evaluation in `folder`."""
     from transformers import AutoTokenizer
 
     from metatune.eval import evaluate
     from metatune.eval.engines import load_engine
-    from metatune.recipes.evaluate import base_and_adapter
+    from metatune.recipes.adapters import base_and_adapter
 
     tokenizer = AutoTokenizer.from_pretrained(model)
     base, adapter = base_and_adapter(str(model))
@@ -48,7 +48,6 @@ def evaluate_checkpoint(model: Path, items, samples: int, max_new_tokens: int, s
         items,
         num_samples=samples,
         max_new_tokens=max_new_tokens,
-        seed=seed,
         settings={"model": "starter" if folder.name == "before" else "trained"},
     )
     summary = evaluation.save(folder)
@@ -95,6 +94,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from metatune.eval.files import write_atomically
     from metatune.eval.report import write_report
     from metatune.recipes import grpo
+    from metatune.recipes.adapters import STARTER
     from metatune.recipes.run_folder import check_output_dir
 
     datasets.disable_progress_bars()
@@ -109,11 +109,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     length = training_args.max_completion_length
 
     print(f"1/4 Evaluating the starter on {len(held_out)} held-out problems, {args.samples} samples each")
-    before = evaluate_checkpoint(grpo.STARTER, held_out, args.samples, length, 0, folder / "before")
+    before = evaluate_checkpoint(STARTER, held_out, args.samples, length, folder / "before")
     print(f"2/4 Training with the curriculum '{training_args.curriculum}' for {training_args.max_steps} steps")
     grpo.main(script_args, training_args, model_args)
     print("3/4 Evaluating the trained checkpoint on the same problems")
-    after = evaluate_checkpoint(folder, held_out, args.samples, length, 0, folder / "after")
+    after = evaluate_checkpoint(folder, held_out, args.samples, length, folder / "after")
 
     log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     comparison = compare(before, after)

@@ -23,7 +23,8 @@ from trl import ModelConfig, ScriptArguments
 
 from metatune.recipes.adapters import check_adapter_options, record_base, refusals_in_one_line
 from metatune.recipes.config import ConfigError, StrictParser, check_world_size, run
-from metatune.recipes.pairs import load_data, load_splits, usable
+from metatune.recipes.data import load_splits
+from metatune.recipes.pairs import load_data, usable
 from metatune.recipes.run_folder import (
     check_here,
     checkpoint_to_resume,

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from metatune.recipes.config import ConfigError
-from metatune.recipes.evaluate import show as show_table
+from metatune.recipes.tables import show as show_table
 from metatune.rewards import RubricHistory
 from metatune.rewards.rubric import Rubric, diff_rubrics
 from metatune.rewards.rubric_history import event_name

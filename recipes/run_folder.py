@@ -14,7 +14,7 @@ import yaml
 from transformers import Trainer, TrainingArguments
 from trl import ModelConfig
 
-from metatune.recipes.adapters import STARTER, is_adapter
+from metatune.recipes.adapters import folder_of, is_adapter
 from metatune.recipes.config import ConfigError, MissingHereError
 from metatune.recipes.data import is_path, need_path
 from metatune.recipes.sharding import ShardingReport
@@ -27,8 +27,8 @@ RESUME_FILES = (  # what a checkpoint holds beside the model
 
 
 def model_to_load(model_args: ModelConfig) -> str:
-    """Return the folder or hub name of the model to train; `starter` is this package's own checkpoint."""
-    return str(STARTER) if model_args.model_name_or_path == "starter" else model_args.model_name_or_path
+    """Return the folder or hub name of the model to train."""
+    return folder_of(model_args.model_name_or_path)
 
 
 def model_init_kwargs(training_args: TrainingArguments, model_args: ModelConfig) -> dict[str, Any]:

@@ -21,7 +21,6 @@ on after its last vote with `resume_from_checkpoint: true`; `num_models` may the
 """
 
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,8 @@ from trl import ModelConfig, RewardConfig, ScriptArguments
 
 from metatune.recipes.adapters import check_adapter_options, refusals_in_one_line
 from metatune.recipes.config import ConfigError, StrictParser, run
-from metatune.recipes.pairs import load_data, load_splits
+from metatune.recipes.data import load_splits
+from metatune.recipes.pairs import load_data
 from metatune.recipes.run_folder import check_here, effective_recipe, settle_folder, settle_max_length
 
 # what a run may go on with otherwise than it began; that the pairs are the same is seen from themselves
@@ -178,19 +178,10 @@ def main(args: StrengthScriptArguments, training_args: RewardConfig, model_args:
     print(f"Saved to {folder}: give it to metatune reward as dataset_name")
 
 
-class StrengthParser(StrictParser):
-    """A parser that refuses several processes: each would train the whole ensemble."""
-
-    def parse_args_and_config(self, args=None) -> tuple[Any, ...]:
-        """Parse the command line and the recipe; see [`StrictParser`]."""
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise ConfigError("strength runs in one process: start it with metatune strength, not accelerate launch")
-        return super().parse_args_and_config(args)
-
-
-def make_parser(prog: str | None = None) -> StrengthParser:
-    """Return the parser of this recipe's options."""
-    return StrengthParser((StrengthScriptArguments, RewardConfig, ModelConfig), prog=prog)
+def make_parser(prog: str | None = None) -> StrictParser:
+    """Return the parser of this recipe's options; each of several processes would train the whole ensemble."""
+    alone = "strength runs in one process: start it with metatune strength, not accelerate launch"
+    return StrictParser((StrengthScriptArguments, RewardConfig, ModelConfig), alone=alone, prog=prog)
 
 
 if __name__ == "__main__":

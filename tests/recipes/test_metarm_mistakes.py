@@ -18,7 +18,7 @@ from .metarm_setup import METARM, run
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"correction": "meta"}, "`correction` is one of metarm, ocrm, none, not 'meta'"),
+        ({"correction": "meta"}, "`correction`: 'meta' is not one of metarm, ocrm, none"),
         ({"num_responses": 1}, "`num_responses` is 1; responses to one prompt are compared, so give at least 2"),
         ({"rounds": 0}, "`rounds` is 0; it must be at least 1"),
         ({"num_respones": 4}, "unknown key 'num_respones'; did you mean 'num_responses'?"),

@@ -13,7 +13,8 @@ from metatune.curricula import build_tokenizer
 from metatune.eval.best_of_n import best_of_n
 from metatune.recipes import cli, evaluate
 from metatune.recipes.config import ConfigError
-from metatune.recipes.reward_evaluation import load_pairs, model_names
+from metatune.recipes.reward_evaluation import load_pairs
+from metatune.recipes.tables import names_of
 from metatune.rewards.reward_model import RewardModel
 
 POSITIONS = 32
@@ -243,10 +244,10 @@ def test_no_pairs(tmp_path):
 
 
 def test_names_tell_models_apart():
-    assert model_names(["runs/a", "runs/b/"]) == ["a", "b"]
-    assert model_names(["one/rm", "two/rm"]) == ["one/rm", "two/rm"]
-    with pytest.raises(ConfigError, match="names a model twice"):
-        model_names(["one/rm", "one/rm/"])
+    assert names_of(["runs/a", "runs/b/"], "reward_model") == ["a", "b"]
+    assert names_of(["one/rm", "two/rm"], "reward_model") == ["one/rm", "two/rm"]
+    with pytest.raises(ConfigError, match="`reward_model` names the same twice: one/rm, one/rm/"):
+        names_of(["one/rm", "one/rm/"], "reward_model")
 
 
 # Mistakes on the command line

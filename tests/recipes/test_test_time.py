@@ -104,4 +104,4 @@ def test_a_comparison_names_the_folder_that_is_none(tmp_path, capsys):
     assert cli.main(["eval", "--compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 2
     assert f"{Path(tmp_path / 'a' / 'test_time.json')}: no such file" in capsys.readouterr().err
     assert cli.main(["eval", "--compare", str(tmp_path), str(tmp_path)]) == 2
-    assert "names a folder twice" in capsys.readouterr().err
+    assert "`compare` names the same twice" in capsys.readouterr().err

@@ -54,7 +54,7 @@ from transformers import AutoModelForCausalLM
 from vllm import LLM, SamplingParams
 
 from metatune.recipes.failures import leave
-from metatune.recipes.run_folder import STARTER
+from metatune.recipes.adapters import STARTER
 from metatune.trainers.prompt_logprobs import scored_prompt_logprobs
 from metatune.trainers.vllm_cpu import engine_options
 
