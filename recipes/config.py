@@ -8,12 +8,12 @@ sets environment variables, and relative paths are relative to the working direc
 Everything at import time here is free of torch, so that a missing file is reported in a fraction of a second.
 """
 
+import argparse
 import dataclasses
 import os
 import re
 import sys
 import traceback
-from argparse import Namespace
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -135,6 +135,14 @@ def launch_options() -> dict[str, bool]:
     return options
 
 
+class PlainParser(argparse.ArgumentParser):
+    """The parser of a command without a recipe: its mistakes are told as those of a recipe are."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise [`ConfigError`] where argparse would print its usage and exit."""
+        raise ConfigError(f"{message}; see {self.prog} --help")
+
+
 class StrictParser(TrlParser):
     """A [`~trl.TrlParser`] that accepts nothing it does not understand.
 
@@ -229,7 +237,7 @@ class StrictParser(TrlParser):
         """Parse over the recipe's values: they have their types, and argparse would read a text default once more."""
         for action in self._actions:
             action.required = action.required and action.dest not in self.values
-        return super().parse_known_args(args, Namespace(**self.values) if namespace is None else namespace)
+        return super().parse_known_args(args, argparse.Namespace(**self.values) if namespace is None else namespace)
 
     def key_of(self, message: str) -> str | None:
         """Return the key of the recipe that a message begins with, unless the command line gave that option."""

@@ -177,11 +177,11 @@ def examine(args, recipe_args: Sequence[str], found: dict[str, Any], packages: l
     kind = choose_recipe(path, args.recipe)
     parser = parser_for(kind, 1)
     recipe_args, options = separate(recipe_args, parser)
-    parser.check_recipe(read_recipe(path))
+    given = parser.check_recipe(read_recipe(path)) | paired(recipe_args)
     values = parser.launch_values | paired(options)
     hardware = hardware_of(args, found)
-    in_recipe = bool(read_recipe(path).values.get("use_cpu"))
-    launch = launch_of(args.num_processes, args.accelerate_config, values, 0 if in_recipe else hardware.gpus)
+    wants_cpu = str(given.get("use_cpu", False)).lower() == "true"
+    launch = launch_of(args.num_processes, args.accelerate_config, values, 0 if wants_cpu else hardware.gpus)
     elsewhere = hardware.told or args.model is not None
     configs, use_cpu, problems = parse(kind, recipe_args, launch.processes, hardware.told, elsewhere)
     result: dict[str, Any] = {
@@ -198,6 +198,8 @@ def examine(args, recipe_args: Sequence[str], found: dict[str, Any], packages: l
     script, training, model = configs[:3]
     on_gpu = hardware.gpus > 0 and not use_cpu
     result["on_gpu"] = on_gpu
+    if not on_gpu and hardware.memory is None:
+        raise ConfigError(f"{path} trains on a CPU (use_cpu): say by --host_memory GiB what the machine has")
     problems += device_problems(launch, hardware, on_gpu, use_cpu)
     lacking = package_problems(script, training, model, launch, packages, on_gpu)
     if hardware.told:

@@ -165,7 +165,7 @@ def load_accelerate_config(args: argparse.Namespace) -> Any:
         return None
     try:
         return load_config_from_file(path)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # of an empty file, a list
         raise ConfigError(f"{path}: not a configuration of accelerate: {' '.join(str(error).split())}") from None
 
 

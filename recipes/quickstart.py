@@ -8,16 +8,14 @@ same problems, and writes `summary.json`, the pictures and `report.html`. Option
 `--samples` override the training recipe. A folder that an earlier run left is kept under another name.
 """
 
-import argparse
 import json
 import os
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
-from metatune.recipes.config import ConfigError
+from metatune.recipes.config import ConfigError, PlainParser
 
 RECIPE = Path(__file__).parent / "dump" / "quickstart.yaml"
 
@@ -64,14 +62,9 @@ def keep_earlier_run(folder: Path) -> None:
         print(f"An earlier run is kept in {kept}")
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; see metatune quickstart --help")
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the quickstart."""
-    parser = _Parser(
+    parser = PlainParser(
         prog="metatune quickstart",
         description=__doc__.splitlines()[0],
         epilog="Any option of `metatune grpo` overrides the recipe, --max_steps 20 say.",

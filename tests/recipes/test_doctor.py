@@ -270,6 +270,32 @@ def test_a_recipe_that_doctor_does_not_examine_is_called_by_its_name(name, comma
         doctor(path)
 
 
+def test_a_recipe_for_a_cpu_is_compared_with_the_memory_that_was_told(grpo):
+    with pytest.raises(ConfigError, match="say by --host_memory GiB what the machine has"):
+        doctor(grpo(), "--gpus", 8, "--gpu_memory", 79)
+    assert doctor(grpo(), "--gpus", 8, "--gpu_memory", 79, "--host_memory", 64)["available"] == 64 * GIB
+    assert doctor(grpo("use_cpu: false"), "--gpus", 8, "--gpu_memory", 79)["launch"]["processes"] == 8
+    there = doctor(grpo("use_cpu: false"), "--use_cpu", "true", "--gpus", 8, "--gpu_memory", 79, "--host_memory", 64)
+    assert there["launch"]["processes"] == 1  # one a GPU, and it trains on none
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is null"),
+        ("[1]", "is a list"),
+        (
+            "distributed_type: DEEPSPEED\ndeepspeed_config: {deepspeed_config_file: nowhere.json}",
+            "nowhere.json: No such",
+        ),
+    ],
+)
+def test_an_accelerate_configuration_that_is_none(grpo, tmp_path, text, message):
+    (tmp_path / "accelerate.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        doctor(grpo(), "--accelerate_config", tmp_path / "accelerate.yaml")
+
+
 def test_options_about_a_recipe_need_one():
     with pytest.raises(ConfigError, match="--gpus is about a recipe: name it by --config"):
         make_parser().parse_args_and_config(["--gpus", "8", "--gpu_memory", "79"])
@@ -282,7 +308,7 @@ def test_what_is_on_another_machine_is_no_problem_of_this_one(grpo, tmp_path):
     assert f"{path}:" in curriculum and "unknown 'dmup'; did you mean 'dump'?" in curriculum
     path = grpo(f"resume_from_checkpoint: {tmp_path}/none")
     assert "no such folder" in doctor(path)["problems"][0]
-    assert doctor(path, "--gpus", 1, "--gpu_memory", 40)["problems"] == []
+    assert doctor(path, "--gpus", 1, "--gpu_memory", 40, "--host_memory", 64)["problems"] == []
 
 
 def test_a_recipe_for_gpus_on_a_machine_without_one(grpo, monkeypatch):
@@ -395,7 +421,9 @@ def test_checkpoints_are_held_against_the_disk(grpo, monkeypatch, tmp_path):
     path = grpo(f"save_strategy: steps\nsave_steps: 10\nmax_steps: 100\noutput_dir: {tmp_path}/not/yet")
     problem = doctor(path)["problems"][0]
     assert "10 checkpoint(s)" in problem and "save_total_limit" in problem and f"{tmp_path}/not/yet" in problem
-    assert doctor(path, "--gpus", 1, "--gpu_memory", 79)["problems"] == []  # another machine's disk is not this one
+    assert (
+        doctor(path, "--gpus", 1, "--gpu_memory", 79, "--host_memory", 64)["problems"] == []
+    )  # another machine's disk is not this one
 
 
 def test_checkpoint_sizes(tmp_path):
