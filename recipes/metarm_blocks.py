@@ -106,10 +106,11 @@ def check(args: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     for option in ("model_name_or_path", "reward_model_name_or_path"):
         need_model(getattr(args, option), option)
     folder = Path(args.output_dir) / "round-1"
-    of_reward = reward_recipe(args, folder, folder / "reward_training", args.seed, False)
+    resume = args.resume_from_checkpoint
+    of_reward = reward_recipe(args, folder, folder / "reward_training", args.seed, resume)
     reward = parse_block("reward", args.reward, of_reward)
     of_grpo = grpo_recipe(
-        args, args.model_name_or_path, folder / "reward_model", folder / "grpo_training", args.seed, False
+        args, args.model_name_or_path, folder / "reward_model", folder / "grpo_training", args.seed, resume
     )
     grpo = parse_block("grpo", args.grpo, of_grpo)
     if args.correction == "metarm" and args.num_prompts is not None:

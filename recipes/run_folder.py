@@ -12,6 +12,7 @@ from typing import Any
 import torch.distributed as dist
 import yaml
 from transformers import Trainer, TrainingArguments
+from transformers.trainer_pt_utils import AcceleratorConfig
 from trl import ModelConfig
 
 from metatune.recipes.adapters import folder_of, is_adapter
@@ -55,15 +56,20 @@ def settle_max_length(training_args: TrainingArguments, model_args: ModelConfig)
 
 
 def effective_recipe(*configs) -> str:
-    """Write the options that differ from their defaults as a recipe, wherever they came from."""
+    """Write the options that differ from their defaults as a recipe, wherever they came from, but for secrets."""
     derived = {"generation_batch_size", "model_init_kwargs", "trust_remote_code"}  # settled from other options
     values = {}
     for config in configs:
         for option in fields(config):
             value = getattr(config, option.name, None)
             default = option.default_factory() if option.default_factory is not MISSING else option.default
-            plain = isinstance(value, bool | int | float | str | list | dict)
-            if option.init and plain and value != default and option.name not in derived:
+            if isinstance(value, AcceleratorConfig):
+                usual, default = AcceleratorConfig().to_dict(), {}
+                value = {name: given for name, given in value.to_dict().items() if given != usual[name]}
+            if value is None and option.name == "pad_to_multiple_of":  # what auto finds without a GPU
+                continue
+            plain = isinstance(value, bool | int | float | str | list | dict | None)
+            if option.init and plain and value != default and option.name not in derived | {"hub_token"}:
                 values[option.name] = getattr(value, "value", value)
     return yaml.safe_dump(values, sort_keys=False)
 
@@ -72,11 +78,16 @@ def check_here(training_args: TrainingArguments, model_args: ModelConfig, datase
     """Look for what a run needs of this machine; the last of a recipe's checks, since another may have it.
 
     Raises:
-        MissingHereError: `output_dir` cannot be written, or `dataset_name`, `resume_from_checkpoint` or
-            `model_name_or_path` is a path that is not there, or not what it should be.
+        MissingHereError: `output_dir` cannot be written or holds another run, or `dataset_name`,
+            `resume_from_checkpoint` or `model_name_or_path` is a path that is not there, or not what it should be.
     """
     check_output_dir(str(training_args.output_dir))
     asked = training_args.resume_from_checkpoint
+    if not asked and (last := last_whole_checkpoint(Path(str(training_args.output_dir)))) is not None:
+        raise MissingHereError(  # whose checkpoints would stand among this run's, and the last of all be gone on with
+            f"output_dir: {training_args.output_dir} holds a run already ({last.name}): go on with it by "
+            "resume_from_checkpoint: true, or give another output_dir"
+        )
     if asked and asked is not True:
         if not Path(asked).is_dir():
             raise MissingHereError(f"resume_from_checkpoint: no such folder: {asked}")
@@ -160,10 +171,12 @@ def _has_mark(folder: Path) -> bool:
     return True
 
 
-def is_finished(checkpoint: str) -> bool:
-    """Tell whether a checkpoint is its run's last; `Trainer` would train one step more from there."""
-    state = json.loads((Path(checkpoint) / "trainer_state.json").read_text())
-    return state["global_step"] >= state["max_steps"]
+def is_finished(checkpoint: str, training_args: TrainingArguments) -> bool:
+    """Tell whether a checkpoint has trained as long as is asked for; `Trainer` would train one step more."""
+    state = json.loads((Path(checkpoint) / MARK).read_text())
+    if training_args.max_steps > 0:
+        return state["global_step"] >= training_args.max_steps
+    return (state["epoch"] or 0) >= training_args.num_train_epochs
 
 
 def save_finished(checkpoint: Path, output_dir: Path) -> None:
@@ -213,7 +226,7 @@ def settle_folder(folder: Path, recipe: str, resume: bool, *, parts: str, may_ch
                 "output_dir"
             )
         began, now = yaml.safe_load(path.read_text()) or {}, yaml.safe_load(recipe) or {}
-        changed = [key for key in sorted(began.keys() | now.keys()) if began.get(key) != now.get(key)]
+        changed = [key for key in sorted(began.keys() | now.keys()) if began.get(key, ...) != now.get(key, ...)]
         changed = [key for key in changed if key not in may_change]
         if changed:
             raise ConfigError(
@@ -246,7 +259,7 @@ def train_and_save(trainer: Trainer, recipe: str, checkpoint: str | None, datase
     kept = None if checkpoint is None else Path(checkpoint)
     if kept is not None and trainer.args.load_best_model_at_end:
         kept = best_checkpoint(kept)  # also looks whether it is there: `Trainer` would end with the last one
-    if checkpoint is not None and kept is not None and is_finished(checkpoint):
+    if checkpoint is not None and kept is not None and is_finished(checkpoint, trainer.args):
         best = "" if kept == Path(checkpoint) else f" of {kept.name}, the best one,"
         trainer.accelerator.print(f"{checkpoint} is the end of its run: saving the model{best} training nothing")
         if trainer.is_world_process_zero():

@@ -94,6 +94,11 @@ def run(tmp_path, *options, **values):
 # A round and its files
 
 
+def test_null_reaches_the_fine_tuning(tmp_path, trained):
+    assert run(tmp_path, max_length=None, select="correct") == 0
+    assert trained[0].training.max_length is None  # its default would cut traces
+
+
 def test_a_round_keeps_the_right_trace_of_least_regret(tmp_path, trained, capsys):
     assert run(tmp_path, "--num_processes", "2") == 0
     folder = tmp_path / "run" / "round-1"
