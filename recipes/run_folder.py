@@ -82,20 +82,24 @@ def check_here(training_args: TrainingArguments, model_args: ModelConfig, datase
             `resume_from_checkpoint` or `model_name_or_path` is a path that is not there, or not what it should be.
     """
     check_output_dir(str(training_args.output_dir))
-    asked = training_args.resume_from_checkpoint
-    if not asked and (last := last_whole_checkpoint(Path(str(training_args.output_dir)))) is not None:
+    asked, last = training_args.resume_from_checkpoint, last_whole_checkpoint(Path(str(training_args.output_dir)))
+    if not asked and last is not None:
         raise MissingHereError(  # whose checkpoints would stand among this run's, and the last of all be gone on with
             f"output_dir: {training_args.output_dir} holds a run already ({last.name}): go on with it by "
             "resume_from_checkpoint: true, or give another output_dir"
         )
     if asked and asked is not True:
-        if not Path(asked).is_dir():
+        last = Path(asked)
+        if not last.is_dir():
             raise MissingHereError(f"resume_from_checkpoint: no such folder: {asked}")
-        if not _has_mark(Path(asked)):
+        if not _has_mark(last):
             raise MissingHereError(
                 f"resume_from_checkpoint: {asked} is no checkpoint that was saved to its end (no {MARK}): name "
                 "another, or write true for the last one in output_dir"
             )
+    if last is not None and is_adapter(last) != model_args.use_peft:
+        held = "an adapter" if is_adapter(last) else "a whole model"
+        raise MissingHereError(f"resume_from_checkpoint: {last} holds {held}: set use_peft as its run did")
     need_model(model_args.model_name_or_path)
     if dataset_name is not None:
         need_path(dataset_name, "dataset_name")

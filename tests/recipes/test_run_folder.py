@@ -91,9 +91,9 @@ def test_a_run_that_is_over_is_over_for_what_is_asked_now(tmp_path):
 
 
 def test_another_run_s_checkpoints_are_not_mixed_with_this_one_s(tmp_path):
-    def check(resume=None):
+    def check(resume=None, use_peft=False):
         training_args = SFTConfig(output_dir=str(tmp_path / "run"), bf16=False, resume_from_checkpoint=resume)
-        check_here(training_args, ModelConfig(model_name_or_path="starter"))
+        check_here(training_args, ModelConfig(model_name_or_path="starter", use_peft=use_peft))
 
     check()
     (tmp_path / "run" / "checkpoint-3").mkdir(parents=True)
@@ -103,3 +103,9 @@ def test_another_run_s_checkpoints_are_not_mixed_with_this_one_s(tmp_path):
         check()
     check(resume=True)
     check(resume=str(tmp_path / "run" / "checkpoint-2"))
+    with pytest.raises(ConfigError, match=r"checkpoint-2 holds a whole model: set use_peft as its run did"):
+        check(resume=True, use_peft=True)
+    (tmp_path / "run" / "checkpoint-2" / "adapter_config.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"checkpoint-2 holds an adapter: set use_peft as its run did"):
+        check(resume=True)
+    check(resume=True, use_peft=True)
