@@ -241,7 +241,7 @@ class StrictParser(TrlParser):
 
     def key_of(self, message: str) -> str | None:
         """Return the key of the recipe that a message begins with, unless the command line gave that option."""
-        begins = re.match(r"`?(\w+)", message)
+        begins = re.match(r"`?(\w+)(?![\w./-])", message)  # no path that begins like a key
         key = begins[1] if begins and self.recipe is not None else None
         if key in self.launch_values or (key in self.values and self._given.get(key, ...) is self.values[key]):
             return key
