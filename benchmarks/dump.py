@@ -96,7 +96,7 @@ def run_one(mixture: str, method: str, seed: int, budget: int) -> dict:
 
     from metatune.curricula import load_distributions
     from metatune.eval import CompactEngine, evaluate
-    from metatune.recipes.grpo import STARTER
+    from metatune.recipes.adapters import STARTER
     from metatune.rewards import correctness_reward
     from metatune.trainers import DUMPConfig, DUMPTrainer
 

@@ -57,7 +57,7 @@ def make_generator(engine: str, server: str | None):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, ContinuousBatchingConfig, GenerationConfig
 
-    from metatune.recipes.run_folder import STARTER
+    from metatune.recipes.adapters import STARTER
 
     torch.set_num_threads(1)
     tokenizer = AutoTokenizer.from_pretrained(STARTER)
@@ -123,7 +123,7 @@ def measure_rollouts(engine: str, repeats: int, server: str | None) -> None:
     """Print tokens a second of each round as the last line."""
     from transformers import AutoTokenizer
 
-    from metatune.recipes.run_folder import STARTER
+    from metatune.recipes.adapters import STARTER
 
     complete = make_generator(engine, server)
     prompts = prompt_ids(AutoTokenizer.from_pretrained(STARTER))
@@ -146,7 +146,7 @@ def measure_steps(steps: int) -> None:
     from trl import GRPOTrainer
 
     from metatune.curricula import load_distributions
-    from metatune.recipes.run_folder import STARTER
+    from metatune.recipes.adapters import STARTER
     from metatune.rewards import correctness_reward
     from metatune.trainers import DUMPConfig, DUMPTrainer
 

@@ -108,7 +108,7 @@ def train_policy(name, folder, half, on_gpu, options, judges, scored_by) -> str:
     """Train the starter and return what is to be said; raises if it did not train."""
     from peft import LoraConfig
 
-    from metatune.recipes.run_folder import STARTER
+    from metatune.recipes.adapters import STARTER
     from metatune.rewards import RewardModel, RewardModelReward, correctness_reward
     from metatune.trainers import MetaConfig, MetaTrainer
 
@@ -151,7 +151,7 @@ def train_policy(name, folder, half, on_gpu, options, judges, scored_by) -> str:
 
 def train_reward_model(folder, half, on_gpu, options) -> str:
     """Train a small reward model from the starter, save it, and return what is to be said."""
-    from metatune.recipes.run_folder import STARTER
+    from metatune.recipes.adapters import STARTER
     from metatune.trainers import MetaRewardConfig, MetaRewardTrainer
 
     args = MetaRewardConfig(
@@ -251,7 +251,7 @@ def record(trainer_class, folder: Path, half: bool, on_gpu: bool) -> tuple[list,
     """Train four steps on one distribution; return the log's numbers and the weights."""
     from trl import GRPOConfig, GRPOTrainer
 
-    from metatune.recipes.run_folder import STARTER
+    from metatune.recipes.adapters import STARTER
     from metatune.rewards import correctness_reward
     from metatune.trainers import MetaConfig
 
@@ -313,7 +313,7 @@ def against_the_cpu(report: Report, reward_model: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from metatune.eval.likelihood import response_log_probabilities
-    from metatune.recipes.run_folder import STARTER
+    from metatune.recipes.adapters import STARTER
     from metatune.rewards import RewardModel
     from metatune.trainers.answer_likelihood import AnswerTrie, Branch, Tree, success_probabilities
     from metatune.trainers.generation import sample_completions

@@ -33,7 +33,7 @@ def measure(fast: bool, rounds: int) -> tuple[dict[str, list[float]], dict[str, 
     from transformers import TrainerCallback
 
     from metatune.curricula import load_distributions
-    from metatune.recipes.run_folder import STARTER
+    from metatune.recipes.adapters import STARTER
     from metatune.rewards import correctness_reward
     from metatune.trainers import MRTConfig, MRTTrainer
 

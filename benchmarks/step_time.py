@@ -57,7 +57,7 @@ def measure(variant: str, steps: int) -> dict[str, float]:
     from trl import GRPOConfig, GRPOTrainer
 
     from metatune.curricula import load_distributions
-    from metatune.recipes.grpo import STARTER
+    from metatune.recipes.adapters import STARTER
     from metatune.rewards import correctness_reward
     from metatune.trainers import DUMPConfig, DUMPTrainer
 

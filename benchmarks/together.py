@@ -129,7 +129,7 @@ def run_one(arm: str, seed: int, budget: int) -> dict:
 
     from metatune.curricula import load_distributions
     from metatune.eval import CompactEngine, evaluate
-    from metatune.recipes.grpo import STARTER
+    from metatune.recipes.adapters import STARTER
     from metatune.rewards import (
         Judge,
         JudgeClient,

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .config import ConfigError, refusal
+from .data import is_path
+from .foreign import REFUSED
 
-STARTER = Path(__file__).parent / "starter"
+STARTER = Path(__file__).parent / "starter"  # this package's own checkpoint
 CONFIG_NAME = "adapter_config.json"
 
 
@@ -23,6 +25,11 @@ class Base(NamedTuple):
 
     name: str
     revision: str | None
+
+
+def folder_of(model: str) -> str:
+    """Return the folder or hub name of a model as a recipe names it; `starter` is this package's own checkpoint."""
+    return str(STARTER) if model == "starter" else model
 
 
 def is_adapter(model: str | Path) -> bool:
@@ -48,13 +55,17 @@ def base_of(adapter: str | Path) -> Base:
         raise ConfigError(f"{path}: base_model_name_or_path is empty; write the base model's folder or hub name there")
     if name == "starter":
         return Base(str(STARTER), None)
-    is_path = Path(name).is_absolute() or name.startswith(".") or name.count("/") != 1
-    if is_path and not Path(name).is_dir():
+    if is_path(name) and not Path(name).is_dir():
         raise ConfigError(
             f"{adapter}: its base model is missing, no such folder: {name}; put it back, or write where it is as "
             f"base_model_name_or_path in {path}"
         )
     return Base(name, revision)
+
+
+def base_and_adapter(model: str) -> tuple[Base, str | None]:
+    """Return the whole model to load, and the adapter's folder if `model` is one."""
+    return (base_of(model), model) if is_adapter(model) else (Base(model, None), None)
 
 
 def check_adapter_options(model_args: Any) -> None:
@@ -111,11 +122,17 @@ def adapter_error(error: ValueError) -> ConfigError | None:
 
 @contextmanager
 def refusals_in_one_line() -> Iterator[None]:
-    """Around a trainer's constructor: what PEFT or metatune refuses there is a [`ConfigError`]."""
+    """Around a trainer's constructor: what PEFT or metatune refuses there is a [`ConfigError`].
+
+    What another library refuses is noted as a refusal, so that its exit code is the same.
+    """
     try:
         yield
-    except ValueError as error:
-        mistake = adapter_error(error) or refusal(error)
+    except ConfigError:
+        raise
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        mistake = adapter_error(error) or refusal(error) if isinstance(error, ValueError) else None
         if mistake is None:
+            error.add_note(REFUSED)
             raise
         raise mistake from error

@@ -1,6 +1,6 @@
 """What would stop a recipe at its launch or during it, each finding a line that names the mend.
 
-Every function returns a list of such lines, empty where all is well; those of `scoring_notes` are for information.
+Every function returns a list of such lines, empty where all is well; those of `…_notes` are for information.
 Nothing is allocated, downloaded or started.
 """
 
@@ -204,6 +204,31 @@ def judge_problems(entries: dict[str, Any], timeout: float = 3.0) -> list[str]:
         except (ValueError, JudgeError) as error:
             found.append(f"{name}: {error}")
     return found
+
+
+def estimate_notes(kind: str, training: Any, model: Any) -> list[str]:
+    """Say which options of a recipe the memory formulas do not know.
+
+    Args:
+        kind (`str`): `grpo`, `sft` or `reward`.
+        training (`MetaConfig`, `SFTConfig` or `MetaRewardConfig`): its training arguments.
+        model (`ModelConfig`): the model's options.
+    """
+    notes, optimizer = [], getattr(training.optim, "value", training.optim)
+    if not optimizer.startswith("adamw_torch"):
+        notes.append(f"optim: {optimizer} is estimated as AdamW is, two moments a weight")
+    for name in ("load_in_4bit", "load_in_8bit"):
+        if getattr(model, name):
+            notes.append(f"{name}: the estimate has the base model in its own precision")
+    forces = kind == "grpo" and training.progress in ("episode", "anytime")
+    if forces and training.success_estimator == "rollouts" and not training.use_vllm:
+        notes.append(
+            f"progress: {training.progress}: the estimate is without its {training.num_forced_answers} forced answers "
+            "at every prefix, which are generated together"
+        )
+    if kind == "reward" and training.meta_step != "none":
+        notes.append("meta_step: the estimate is without its batch of responses and the gradient it moves along")
+    return notes
 
 
 def scoring_notes(judges: dict[str, Any], rewards: Sequence[Any]) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from .config import ConfigError, config_path, nearest, output_dir_of, read_recipe
 from .failures import known_cause, leave, tell
-from .foreign import foreign_error
+from .foreign import exit_code, foreign_error
 
 
 @dataclass(frozen=True)
@@ -109,27 +109,30 @@ def dispatch(argv: list[str]) -> int:
             read_recipe(path)  # a missing or broken file is told before anything heavy is imported
         module = import_module(f".{command.module}", __package__)
         parser = module.make_parser(prog=f"metatune {name}")
+        parser.description = f"{command.summary[0].upper()}{command.summary[1:]}."
         if command.launched:
             from .launch import launch
 
             return launch(module, parser, args)
         configs = parser.parse_args_and_config(args)
-        if parser.launch_values:
-            key = next(iter(parser.launch_values))
-            raise parser.recipe.error(key, f"`{key}` belongs to the launcher, and metatune {name} runs in one process")
+        for key in parser.launch_values:
+            parser.refuse_launch(f"`{key}`")
         module.main(*configs)
         return 0
-    except ConfigError:
+    except ConfigError as error:
+        if parser:
+            parser.locate(error)
         raise
     except Exception as error:
         resumes = any(hasattr(config, "resume_from_checkpoint") for config in configs)
-        options = parser.values if parser else {}
+        options = parser.options if parser else {}
         output_dir = output_dir_of(configs) or options.get("output_dir")
-        message = known_cause(error, output_dir, resumes) or foreign_error(error, options, output_dir)
+        known = known_cause(error, output_dir, resumes)
+        message = known or foreign_error(error, options, output_dir)
         if message is None:
             raise
         tell(message)
-        return 1
+        return 1 if known else exit_code(error)
 
 
 def run() -> NoReturn:

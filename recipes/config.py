@@ -8,12 +8,13 @@ sets environment variables, and relative paths are relative to the working direc
 Everything at import time here is free of torch, so that a missing file is reported in a fraction of a second.
 """
 
+import argparse
 import dataclasses
 import os
+import re
 import sys
 import traceback
-from argparse import Namespace
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn, get_type_hints
@@ -21,20 +22,21 @@ from typing import Any, NoReturn, get_type_hints
 import yaml
 from trl.scripts.utils import TrlParser
 
-from .conform import conform, describe, nearest
+from .conform import choose, conform, describe, nearest
 from .failures import known_cause, leave, record, tell
-from .foreign import foreign_error
+from .foreign import exit_code, foreign_error
 from .limits import refused
 
 EXPECTED_PROCESSES = "METATUNE_EXPECTED_PROCESSES"
+PATHS = ("accelerator_config", "fsdp_config", "deepspeed")  # these may name a file in place of a mapping
 
 
 class ConfigError(ValueError):
     """A mistake of the user's: reported as one line on stderr with exit code 2, never as a traceback."""
 
 
-class MissingKeyError(ConfigError):
-    """The environment variable with a server's key is not set where the recipe is read."""
+class MissingHereError(ConfigError):
+    """What a recipe needs is not where it is read, and may be on another machine: a folder, the key of a server."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,11 +135,20 @@ def launch_options() -> dict[str, bool]:
     return options
 
 
+class PlainParser(argparse.ArgumentParser):
+    """The parser of a command without a recipe: its mistakes are told as those of a recipe are."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise [`ConfigError`] where argparse would print its usage and exit."""
+        raise ConfigError(f"{message}; see {self.prog} --help")
+
+
 class StrictParser(TrlParser):
     """A [`~trl.TrlParser`] that accepts nothing it does not understand.
 
     Args:
         dataclass_types (`DataClassType` or `Iterable[DataClassType]`): as for [`~trl.TrlParser`].
+        alone (`str`, *optional*): what to say where one of several `{processes}` parses, which is then refused.
         **kwargs: as for `argparse.ArgumentParser`; abbreviated options are off.
 
     After parsing, `launch_values` holds the keys of the recipe that are the launcher's (`num_processes`,
@@ -145,12 +156,14 @@ class StrictParser(TrlParser):
     other means ignores them but for `num_processes`, which [`check_world_size`] compares with the truth.
     """
 
-    def __init__(self, dataclass_types, **kwargs):
+    def __init__(self, dataclass_types, alone: str | None = None, **kwargs):
         super().__init__(dataclass_types, **{"allow_abbrev": False, **kwargs})
         self.add_argument("--config", metavar="FILE.yaml", help="The recipe; any option given here wins over it.")
+        self.alone = alone
         self.recipe: Recipe | None = None
         self.values: dict[str, Any] = {}
         self.launch_values: dict[str, Any] = {}
+        self._given: Mapping[str, Any] = {}  # every option's value, by whichever side won
 
     @property
     def hints(self) -> dict[str, Any]:
@@ -162,6 +175,12 @@ class StrictParser(TrlParser):
         if "resume_from_checkpoint" in hints:  # annotated `str | None`, but `Trainer` takes true as well
             hints["resume_from_checkpoint"] = str | bool | None
         return hints
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the recipe and the command line set."""
+        changed = {name: value for name, value in self._given.items() if value != self.get_default(name)}
+        return {**self.values, **{name: changed[name] for name in changed.keys() & self.hints.keys()}}
 
     def error(self, message: str) -> NoReturn:
         """Raise [`ConfigError`] where argparse would print its usage, some hundred lines here, and exit."""
@@ -176,6 +195,9 @@ class StrictParser(TrlParser):
         missing file or required key, an unknown option, and whatever a dataclass refuses in its `__post_init__`.
         """
         args = list(args) if args is not None else sys.argv[1:]
+        processes = int(os.environ.get("WORLD_SIZE", "1"))
+        if self.alone is not None and processes > 1:
+            raise ConfigError(self.alone.format(processes=processes))
         self.refuse_unknown_options(args)
         path = config_path(args)
         return self.parse_recipe(read_recipe(path) if path is not None else None, args)
@@ -192,7 +214,8 @@ class StrictParser(TrlParser):
         if extra:
             advice = f"; did you mean --config {extra[0]}?" if extra[0].endswith((".yaml", ".yml")) else ""
             raise ConfigError(f"unexpected argument '{extra[0]}'{advice}")
-        self.refuse_numbers(recipe, vars(namespace))
+        self._given = vars(namespace)
+        self.refuse_numbers()
         try:
             *configs, _namespace = self.parse_args_into_dataclasses(args, look_for_args_file=False)
         except ConfigError:
@@ -201,8 +224,10 @@ class StrictParser(TrlParser):
             message = " ".join(str(error).split()) or type(error).__name__
             if not isinstance(error, ValueError):
                 message = f"{type(error).__name__}: {message}"
-            raise ConfigError(f"{recipe.path}: {message}" if recipe else message) from error
-        refuse_texts(configs, recipe)
+            if self.key_of(message) is None and recipe is not None:
+                message = f"{recipe.path}: {message}"
+            raise self.locate(ConfigError(message)) from error
+        self.refuse_texts(configs)
         for config in configs:  # on the command line, true (the last checkpoint) can only be said as text
             if str(getattr(config, "resume_from_checkpoint", None)).lower() == "true":
                 config.resume_from_checkpoint = True
@@ -212,16 +237,37 @@ class StrictParser(TrlParser):
         """Parse over the recipe's values: they have their types, and argparse would read a text default once more."""
         for action in self._actions:
             action.required = action.required and action.dest not in self.values
-        return super().parse_known_args(args, Namespace(**self.values) if namespace is None else namespace)
+        return super().parse_known_args(args, argparse.Namespace(**self.values) if namespace is None else namespace)
 
-    def refuse_numbers(self, recipe: Recipe | None, values: dict[str, Any]) -> None:
-        """Raise [`ConfigError`] for the first number in `values` that its option cannot be."""
-        mistake = refused({name: value for name, value in values.items() if name in self.hints})
+    def key_of(self, message: str) -> str | None:
+        """Return the key of the recipe that a message begins with, unless the command line gave that option."""
+        begins = re.match(r"`?(\w+)(?![\w./-])", message)  # no path that begins like a key
+        key = begins[1] if begins and self.recipe is not None else None
+        if key in self.launch_values or (key in self.values and self._given.get(key, ...) is self.values[key]):
+            return key
+        return None
+
+    def locate(self, error: ConfigError) -> ConfigError:
+        """Put file and line before an error's text if that begins with a key of the recipe, and return the error."""
+        key = self.key_of(str(error))
+        if key is not None and self.recipe is not None:
+            error.args = self.recipe.error(key, str(error)).args
+        return error
+
+    def refuse_numbers(self) -> None:
+        """Raise [`ConfigError`] for the first number that its option cannot be."""
+        mistake = refused({name: value for name, value in self._given.items() if name in self.hints})
         if mistake is not None:
-            name, message = mistake
-            if recipe is not None and values[name] is self.values.get(name, ...):
-                raise recipe.error(name, message)
-            raise ConfigError(message)
+            raise self.locate(ConfigError(mistake[1]))
+
+    def refuse_texts(self, configs: Iterable[Any]) -> None:
+        """Raise [`ConfigError`] where a mapping was given as a text that is not JSON: it is unpacked as one later."""
+        for config in configs:
+            for name in getattr(config, "_VALID_DICT_FIELDS", ()):
+                if isinstance(getattr(config, name), str) and name not in PATHS:
+                    raise self.locate(
+                        ConfigError(f"`{name}`: expected a mapping, got {describe(getattr(config, name))}")
+                    )
 
     def refuse_unknown_options(self, args: Sequence[str]) -> None:
         """Raise [`ConfigError`] for the first option in `args` that this parser does not have."""
@@ -229,8 +275,14 @@ class StrictParser(TrlParser):
             option = arg.split("=")[0]
             if option.startswith("--") and option not in self._option_string_actions:
                 if option.removeprefix("--") in launch_options():
-                    raise ConfigError(f"{option} is the launcher's: put it before the script's name, or use metatune")
+                    self.refuse_launch(option)
                 raise ConfigError(f"unknown option {option}{nearest(option, self._option_string_actions)}")
+
+    def refuse_launch(self, name: str) -> NoReturn:
+        """Raise [`ConfigError`] for an option of the launcher where there is none to take it."""
+        if self.prog.startswith("metatune "):
+            raise ConfigError(f"{name} belongs to the launcher, and {self.prog} runs in one process")
+        raise ConfigError(f"{name} is the launcher's: put it before the script's name, or use metatune")
 
     def check_recipe(self, recipe: Recipe) -> dict[str, Any]:
         """Return the values of `recipe` that belong to the dataclasses, each of its field's type."""
@@ -241,23 +293,14 @@ class StrictParser(TrlParser):
             target = checked if key in hints else self.launch_values
             if key not in hints and key not in launch_options():
                 raise recipe.error(key, f"unknown key '{key}'{nearest(key, [*hints, *launch_options()])}")
+            action = self._option_string_actions.get(f"--{key}")
             try:
                 target[key] = conform(value, hints.get(key) or launcher_hints.get(key, Any))
+                if action is not None and action.choices and isinstance(target[key], str):
+                    choose(target[key], list(action.choices))  # argparse looks at the command line alone
             except ValueError as error:
                 raise recipe.error(key, f"`{key}`: {error}") from None
         return checked
-
-
-PATHS = ("accelerator_config", "fsdp_config", "deepspeed")  # these may name a file in place of a mapping
-
-
-def refuse_texts(configs: Iterable[Any], recipe: Recipe | None) -> None:
-    """Raise [`ConfigError`] where a mapping was given as a text that is not JSON: it is unpacked as one later."""
-    for config in configs:
-        for name in getattr(config, "_VALID_DICT_FIELDS", ()):
-            if isinstance(getattr(config, name), str) and name not in PATHS:
-                message = f"`{name}`: expected a mapping, got {describe(getattr(config, name))}"
-                raise recipe.error(name, message) if recipe else ConfigError(message)
 
 
 def refusal(error: ValueError) -> ConfigError | None:
@@ -316,11 +359,12 @@ def _check_number(name: str, found: int) -> None:
 def run(make_parser: Callable[[], StrictParser], main: Callable[..., None]) -> None:
     """Run a recipe that was launched as a script.
 
-    A [`ConfigError`] becomes one line and exit code 2, a write that failed (a full disk) or a lost vLLM server one
-    line and exit code 1; any other error keeps its traceback. Under `metatune` the launcher prints the line, once for
-    all processes.
+    A [`ConfigError`], or what a library refuses to make a trainer of, becomes one line and exit code 2; a write that
+    failed (a full disk), a lost server, or what a library raises later, one line and exit code 1; a mistake in
+    metatune or in a user's own code keeps its traceback. Under `metatune` the launcher prints the line, once for all
+    processes.
     """
-    configs = ()
+    configs, parser = (), None
     try:
         if "WORLD_SIZE" in os.environ:  # before the processes meet: who ends early would leave the others waiting
             _check_number(EXPECTED_PROCESSES, int(os.environ["WORLD_SIZE"]))
@@ -328,15 +372,16 @@ def run(make_parser: Callable[[], StrictParser], main: Callable[..., None]) -> N
         configs = parser.parse_args_and_config()
         main(*configs)
     except ConfigError as error:
-        end(str(error), 2)
+        end(str(parser.locate(error) if parser else error), 2)
     except Exception as error:
         output_dir = output_dir_of(configs)
-        message = known_cause(error, output_dir) or foreign_error(error, parser.values, output_dir)
+        known = known_cause(error, output_dir)
+        message = known or foreign_error(error, parser.options if parser else {}, output_dir)
         if message is None:
             record(f"{type(error).__name__}: {error}")
             sys.excepthook(*sys.exc_info())
             leave(1)
-        end(message, 1)
+        end(message, 1 if known else exit_code(error))
     leave(0)
 
 

@@ -6,15 +6,42 @@ somewhere inside of it. Here every row is looked at once, and the first one that
 
 import json
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from .config import ConfigError
+from trl import ScriptArguments
+
+from .config import ConfigError, MissingHereError
 from .conform import describe, nearest
 
 FILE_FORMATS = {".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 TEXT, CONVERSATION = "a text", "a conversation"
 MESSAGES = ("prompt", "completion", "messages", "chosen", "rejected")
+
+
+def is_path(name: str) -> bool:
+    """Tell whether the name of a dataset or a model is a path, and cannot be a name of the hub, owner/name."""
+    return Path(name).is_absolute() or name.startswith((".", "~")) or len(Path(name).parts) > 2
+
+
+def need_path(name: str, option: str) -> None:
+    """Raise [`MissingHereError`] for a dataset whose name can only be a path, and that is not there."""
+    if not Path(name).exists() and (is_path(name) or Path(name).suffix in FILE_FORMATS):
+        raise MissingHereError(f"{option}: {name}: no such file or folder")
+
+
+def check_source(script_args: Any) -> None:
+    """Raise `ValueError` unless either `distributions` or `dataset_name` is given, and nothing of the other.
+
+    Args:
+        script_args ([`~trl.ScriptArguments`]): TRL's with one more field, `distributions`.
+    """
+    if (script_args.distributions is None) == (script_args.dataset_name is None):
+        raise ValueError("give either `distributions` or `dataset_name`")
+    for option in fields(ScriptArguments) if script_args.dataset_name is None else ():
+        if option.name.startswith("dataset_") and getattr(script_args, option.name) != option.default:
+            raise ValueError(f"`{option.name}` goes with `dataset_name`; what `distributions` load, their entries say")
 
 
 def load_splits(name: str, option: str, split: str, config: str | None = None, streaming: bool = False):
@@ -25,8 +52,7 @@ def load_splits(name: str, option: str, split: str, config: str | None = None, s
     import datasets
 
     path = Path(name)
-    if not path.exists() and (path.suffix in FILE_FORMATS or len(path.parts) > 2):  # a hub name is owner/name
-        raise ConfigError(f"{option}: {name}: no such file or folder")
+    need_path(name, option)
     for file in [path] if path.is_file() else sorted(path.rglob("*.json*")) if path.is_dir() else []:
         if file.suffix in (".json", ".jsonl"):
             check_json(file, option)

@@ -9,6 +9,7 @@ With `--config` the exit code is 0 when the recipe fits and nothing is missing, 
 """
 
 import json
+import math
 import os
 import platform
 import sys
@@ -18,10 +19,9 @@ from importlib.metadata import version
 from typing import Any
 
 from metatune.recipes.config import ConfigError, StrictParser, config_path, run
+from metatune.recipes.examine import RECIPES, examine
 from metatune.recipes.machine import devices, engines, package_versions
 from metatune.recipes.target import GIB, readable
-
-RECIPES = ("grpo", "sft", "reward")
 
 
 @dataclass
@@ -65,10 +65,10 @@ class DoctorArguments:
     def __post_init__(self):
         if self.recipe not in (None, *RECIPES):
             raise ValueError(f"--recipe is one of {', '.join(RECIPES)}, not {self.recipe}")
-        for name in ("num_processes", "gpus", "gpu_memory", "host_memory"):
+        for name in ("num_processes", "gpus", "gpu_memory", "host_memory", "prompt_length"):
             value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ValueError(f"--{name} must be above 0, got {value}")
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"--{name} must be above 0, and finite, got {value}")
 
 
 class DoctorParser(StrictParser):
@@ -84,6 +84,9 @@ class DoctorParser(StrictParser):
         if others and path is None:
             raise ConfigError(f"unexpected argument '{others[0]}'; did you mean --config {others[0]}?")
         values = {name: value for name, value in vars(namespace).items() if name != "config"}
+        for name, value in values.items():
+            if path is None and name != "json" and value != self.get_default(name):
+                raise ConfigError(f"--{name} is about a recipe: name it by --config FILE.yaml")
         try:
             doctor = DoctorArguments(**values)
         except ValueError as error:
@@ -116,8 +119,6 @@ def diagnose(args: DoctorArguments, recipe_args: list[str] | None = None) -> dic
     }
     if not recipe_args:
         return report
-    from metatune.recipes.examine import examine
-
     return report | {"recipe": examine(args, recipe_args, found, rows)}
 
 

@@ -15,26 +15,29 @@ place of a language model, see `reward_evaluation.py`.
 """
 
 import json
-from dataclasses import dataclass, field
+from collections.abc import Collection
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from metatune.recipes.adapters import STARTER, Base, base_of, is_adapter
+from metatune.recipes.adapters import base_and_adapter, folder_of
 from metatune.recipes.config import ConfigError, StrictParser, run
 from metatune.recipes.own_code import HELP, import_own
 from metatune.recipes.reward_evaluation import RewardEvaluationArguments, evaluate_reward_models, show_reward_models
+from metatune.recipes.tables import show, show_number
 from metatune.recipes.test_time import (
     TestTimeArguments,
     compare_saved,
     evaluate_budgets,
-    show,
     show_budgets,
     show_comparison,
-    show_number,
 )
 
 MAX_NEW_TOKENS = 1024
 BATCH_SIZE, REWARD_BATCH_SIZE = 128, 16
+OF_BENCHMARK = {"data", "instruction"}
+TASKS = {"model", "benchmark", "distributions", "lm_eval_tasks", "budgets", "compare"} | OF_BENCHMARK
+SAMPLING = {"engine", "num_samples", "k", "temperature", "top_p", "top_k", "max_new_tokens", "attn_implementation"}
 
 
 @dataclass
@@ -135,21 +138,10 @@ class EvaluateArguments(TestTimeArguments, RewardEvaluationArguments):
         if self.batch_size is None:
             self.batch_size = REWARD_BATCH_SIZE if self.reward_model else BATCH_SIZE
         if self.reward_model:
-            if (
-                self.compare
-                or self.model
-                or self.benchmark
-                or self.distributions
-                or self.lm_eval_tasks
-                or self.budgets
-            ):
-                raise ValueError(
-                    "`reward_model` is evaluated on `pairs` and `best_of_n`: give no model and tasks with it"
-                )
+            self._refuse(TASKS | SAMPLING, "`reward_model` has `pairs` and `best_of_n`: give it without `{}`")
             return
         if self.compare:
-            if self.model or self.benchmark or self.distributions or self.lm_eval_tasks or self.budgets:
-                raise ValueError("`compare` reads saved evaluations: give it without a model and what to evaluate on")
+            self._refuse((TASKS | SAMPLING) - {"compare"}, "`compare` reads saved evaluations: give it without `{}`")
             return
         if self.model is None:
             raise ValueError("`model` is required: a folder, a hub name or starter")
@@ -157,13 +149,20 @@ class EvaluateArguments(TestTimeArguments, RewardEvaluationArguments):
             raise ValueError("`budgets` need a `benchmark` or `distributions` to evaluate on")
         if not (self.benchmark or self.distributions or self.lm_eval_tasks):
             raise ValueError("give what to evaluate on: `benchmark`, `distributions` or `lm_eval_tasks`")
-        if self.benchmark is None and (self.data is not None or self.instruction is not None):
-            raise ValueError("`data` and `instruction` belong to a `benchmark`, and none is given")
+        if self.benchmark is None:
+            self._refuse(OF_BENCHMARK, "`{}` belongs to a `benchmark`, and none is given")
+            if self.distributions is None:
+                self._refuse(SAMPLING - {"engine"}, "tasks of lm-eval say themselves how they sample: remove `{}`")
         too_many = [k for k in self.k or [] if not 1 <= k <= self.num_samples]
         if too_many:
             raise ValueError(f"`k` {too_many[0]} must be between 1 and `num_samples`, {self.num_samples}")
-        if self.model == "starter":
-            self.model = str(STARTER)
+        self.model = folder_of(self.model)
+
+    def _refuse(self, names: Collection[str], why: str) -> None:
+        """Raise `ValueError` for the first of these options that is given; `why` has a place for its name."""
+        for option in fields(self):
+            if option.name in names and getattr(self, option.name) not in (option.default, []):
+                raise ValueError(why.format(option.name))
 
 
 def load_items(args: EvaluateArguments) -> list[dict[str, Any]]:
@@ -175,11 +174,6 @@ def load_items(args: EvaluateArguments) -> list[dict[str, Any]]:
     else:
         items = load_benchmark(str(args.benchmark), args.data, instruction=args.instruction)
     return limited(items, args.limit)
-
-
-def base_and_adapter(model: str) -> tuple[Base, str | None]:
-    """Return the whole model to load, and the adapter's folder if `model` is one."""
-    return (base_of(model), model) if is_adapter(model) else (Base(model, None), None)
 
 
 def evaluate_items(args: EvaluateArguments) -> dict[str, Any]:
@@ -304,8 +298,27 @@ def show_lm_eval(results: dict[str, dict[str, Any]]) -> None:
     show(table)
 
 
+def check(args: EvaluateArguments) -> None:
+    """Raise [`ConfigError`] for what this machine lacks: told before anything is loaded, and not after hours."""
+    import torch
+
+    from metatune.recipes.run_folder import check_output_dir, need_model
+
+    if args.output_dir is not None:
+        check_output_dir(args.output_dir)
+    need_model(args.model, "model")
+    for name in args.reward_model or []:
+        need_model(name, "reward_model")
+    if args.device is not None:
+        try:
+            torch.empty(0, device=args.device)
+        except (RuntimeError, AssertionError) as error:
+            raise ConfigError(f"device: '{args.device}' is not here: {str(error).splitlines()[0]}") from error
+
+
 def main(args: EvaluateArguments) -> None:
     """Evaluate, print a table, and keep the results where `output_dir` says."""
+    check(args)
     if args.reward_model:
         show_reward_models(evaluate_reward_models(args))
     if args.compare:

@@ -8,33 +8,44 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
+from .adapters import folder_of
 from .checks import (
     device_problems,
     disk_report,
     engine_problems,
+    estimate_notes,
     judge_problems,
     package_problems,
     scoring_notes,
     server_problems,
 )
-from .config import ConfigError, MissingKeyError, StrictParser, read_recipe
+from .config import ConfigError, MissingHereError, StrictParser, read_recipe
 from .launch import separate
 from .memory import ModelShape, Workload, estimate, shape_of
 from .target import GIB, Hardware, Launch, hardware_of, launch_of, paired
 
 RECIPES = ("grpo", "sft", "reward")
+OTHERS = ("star", "strength", "metarm")
 
 
 def choose_recipe(path: str, kind: str | None) -> str:
-    """Return the name of the recipe that a file is for, `kind` or else the one that knows most of its keys."""
-    recipe = read_recipe(path)
-    hints = {
-        name: import_module(f"{__package__}.{name}").make_parser().hints for name in ([kind] if kind else RECIPES)
+    """Return the name of the recipe that a file is for, `kind` or else the one that knows most of its keys.
+
+    Raises [`ConfigError`] for a recipe of another command.
+    """
+    if kind is not None:
+        return kind
+    keys = read_recipe(path).values.keys()
+    known = {
+        name: len(import_module(f"{__package__}.{name}").make_parser().hints.keys() & keys)
+        for name in (*RECIPES, *OTHERS)  # of equals the first counts
     }
-    return max(hints, key=lambda name: len(hints[name].keys() & recipe.values.keys()))
+    found = max(known, key=lambda name: known[name])
+    if found in OTHERS:
+        raise ConfigError(f"{path}: a recipe of metatune {found}; doctor examines those of {', '.join(RECIPES)}")
+    return found
 
 
 def parser_for(kind: str, processes: int) -> StrictParser:
@@ -47,8 +58,10 @@ def parser_for(kind: str, processes: int) -> StrictParser:
     return StrictParser([targeted(cls) if hasattr(cls, "world_size") else cls for cls in types])
 
 
-def parse(kind: str, args: Sequence[str], processes: int, told: bool) -> tuple[tuple | None, bool, list[str]]:
-    """Parse a recipe for `processes` processes.
+def parse(
+    kind: str, args: Sequence[str], processes: int, told: bool, elsewhere: bool
+) -> tuple[tuple | None, bool, list[str]]:
+    """Parse a recipe for `processes` processes on a machine that was told, or whose files are elsewhere.
 
     Where transformers refuses the machine this runs on (bf16 without a GPU), the recipe is parsed once more as if for
     a CPU: its memory can be told all the same.
@@ -60,8 +73,9 @@ def parse(kind: str, args: Sequence[str], processes: int, told: bool) -> tuple[t
     """
     problems = []
     for forced in ([], ["--use_cpu", "true"]):
+        parser = parser_for(kind, processes)
         try:
-            configs = parser_for(kind, processes).parse_args_and_config([*args, *forced])
+            configs = parser.parse_args_and_config([*args, *forced])
         except ConfigError as error:
             if error.__cause__ is None:
                 raise
@@ -71,10 +85,10 @@ def parse(kind: str, args: Sequence[str], processes: int, told: bool) -> tuple[t
             check = getattr(import_module(f"{__package__}.{kind}"), "check", None)
             if check is not None:
                 check(*configs)
-        except MissingKeyError as error:
-            problems += [] if told else [str(error)]  # another machine may have it
+        except MissingHereError as error:
+            problems += [] if elsewhere else [str(parser.locate(error))]  # another machine may have it
         except ConfigError as error:
-            problems.append(str(error))
+            problems.append(str(parser.locate(error)))
         if forced and told:  # the refusal was of this machine
             problems = problems[1:]
         elif forced:
@@ -90,7 +104,7 @@ def workload_of(
 
     Args:
         kind (`str`): `grpo`, `sft` or `reward`.
-        training (`GRPOConfig`, `SFTConfig` or `RewardConfig`): its training arguments.
+        training (`MetaConfig`, `SFTConfig` or `MetaRewardConfig`): its training arguments.
         dtype (`str`): the type the weights are loaded in.
         launch (`Launch`): the processes.
         prompt_length (`int`): tokens of a prompt (`grpo`), or of a sequence that nothing else limits.
@@ -115,7 +129,8 @@ def workload_of(
         length = training.max_length or prompt_length
         return Workload(**shared, length=length, loss_positions=length)
     if kind == "reward":  # a pair is two sequences; its head is one number a sequence
-        pairs = shared | {"batch": 2 * training.per_device_train_batch_size}
+        views = 1 if training.contrastive == "none" else 2  # every row is in the batch twice
+        pairs = shared | {"batch": 2 * views * training.per_device_train_batch_size}
         return Workload(**pairs, length=training.max_length or prompt_length, loss_positions=0)
     length = prompt_length + training.max_completion_length
     colocate = training.use_vllm and training.vllm_mode == "colocate"
@@ -143,9 +158,8 @@ def read_model(script, model, folder: str | None):
         from .sft import build_config, load_tokenizer
 
         return build_config({"vocab_size": len(load_tokenizer(script.tokenizer)), **script.init_config})
-    name = folder or model.model_name_or_path
-    path = Path(__file__).with_name("starter") if name == "starter" else name
-    return AutoConfig.from_pretrained(path, revision=None if folder else model.model_revision)
+    name = folder_of(folder or model.model_name_or_path)
+    return AutoConfig.from_pretrained(name, revision=None if folder else model.model_revision)
 
 
 def examine(args, recipe_args: Sequence[str], found: dict[str, Any], packages: list[dict]) -> dict[str, Any]:
@@ -163,12 +177,13 @@ def examine(args, recipe_args: Sequence[str], found: dict[str, Any], packages: l
     kind = choose_recipe(path, args.recipe)
     parser = parser_for(kind, 1)
     recipe_args, options = separate(recipe_args, parser)
-    parser.check_recipe(read_recipe(path))
+    given = parser.check_recipe(read_recipe(path)) | paired(recipe_args)
     values = parser.launch_values | paired(options)
     hardware = hardware_of(args, found)
-    in_recipe = bool(read_recipe(path).values.get("use_cpu"))
-    launch = launch_of(args.num_processes, args.accelerate_config, values, 0 if in_recipe else hardware.gpus)
-    configs, use_cpu, problems = parse(kind, recipe_args, launch.processes, hardware.told)
+    wants_cpu = str(given.get("use_cpu", False)).lower() == "true"
+    launch = launch_of(args.num_processes, args.accelerate_config, values, 0 if wants_cpu else hardware.gpus)
+    elsewhere = hardware.told or args.model is not None
+    configs, use_cpu, problems = parse(kind, recipe_args, launch.processes, hardware.told, elsewhere)
     result: dict[str, Any] = {
         "file": path,
         "recipe": kind,
@@ -183,6 +198,8 @@ def examine(args, recipe_args: Sequence[str], found: dict[str, Any], packages: l
     script, training, model = configs[:3]
     on_gpu = hardware.gpus > 0 and not use_cpu
     result["on_gpu"] = on_gpu
+    if not on_gpu and hardware.memory is None:
+        raise ConfigError(f"{path} trains on a CPU (use_cpu): say by --host_memory GiB what the machine has")
     problems += device_problems(launch, hardware, on_gpu, use_cpu)
     lacking = package_problems(script, training, model, launch, packages, on_gpu)
     if hardware.told:
@@ -210,6 +227,7 @@ def examine(args, recipe_args: Sequence[str], found: dict[str, Any], packages: l
         )
         return result
     shape = shape_of(config, adapters)
+    result["notes"] += estimate_notes(kind, training, model)
     work = workload_of(kind, training, model.dtype, launch, args.prompt_length, hardware, on_gpu)
     if adapters is not None:
         work = replace(work, reference_model=False)  # the model itself, adapters off, is the reference

@@ -23,15 +23,23 @@ from dataclasses import dataclass, field
 
 from trl import ModelConfig, ScriptArguments
 
-from metatune.recipes.adapters import STARTER, check_adapter_options, record_base, refusals_in_one_line  # noqa: F401
+from metatune.recipes.adapters import check_adapter_options, record_base, refusals_in_one_line
 from metatune.recipes.config import ConfigError, StrictParser, check_world_size, run
-from metatune.recipes.data import check_messages, check_template_columns, load_splits, need_columns, split_of
+from metatune.recipes.data import (
+    check_messages,
+    check_source,
+    check_template_columns,
+    load_splits,
+    need_columns,
+    split_of,
+)
+from metatune.recipes.grpo_checks import check_curriculum, check_episodes, check_words
 from metatune.recipes.judges import check_judges, load_judges, read_judges
 from metatune.recipes.own_code import HELP, import_own
 from metatune.recipes.reward_functions import check_reward_columns, check_rewards, load_rewards
 from metatune.recipes.reward_models import read_entries
 from metatune.recipes.run_folder import (
-    check_checkpoint,
+    check_here,
     checkpoint_to_resume,
     effective_recipe,
     model_init_kwargs,
@@ -53,9 +61,9 @@ class GRPOScriptArguments(ScriptArguments):
         imports (`list[str]`, *optional*):
             Modules of your own that register tasks, verifiers or curricula; see `metatune.recipes.own_code`.
         reward_funcs (`list[str]`, *optional*):
-            Reward functions: `correctness` (each item's own verifier), any function of `trl.rewards`, or an import
-            path such as `my_package.rewards.brevity`. `reward_weights` are theirs. Without them, without
-            `reward_models` and without `judge` it is `correctness`.
+            Reward functions: `correctness` (each item's own verifier), one of `trl.rewards` (but for `get_…`, which
+            make one), or an import path such as `my_package.rewards.brevity`. `reward_weights` are theirs. Without
+            them, without `reward_models` and without `judge` it is `correctness`.
         reward_models (`list[dict]`, *optional*):
             Trained reward models, each with its own `weight`; see [`RewardModelEntry`].
         judge (`dict`, *optional*):
@@ -71,7 +79,7 @@ class GRPOScriptArguments(ScriptArguments):
     )
     imports: list[str] | None = field(default=None, metadata={"help": HELP})
     reward_funcs: list[str] | None = field(
-        default=None, metadata={"help": "correctness (the default), a function of trl.rewards, or an import path."}
+        default=None, metadata={"help": "correctness (the default), a reward of trl.rewards, or an import path."}
     )
     reward_models: list[dict] | None = field(
         default=None, metadata={"help": "Reward models: {path | paths | url, weight, combine, …}. YAML only."}
@@ -83,8 +91,7 @@ class GRPOScriptArguments(ScriptArguments):
     )
 
     def __post_init__(self):
-        if (self.distributions is None) == (self.dataset_name is None):
-            raise ValueError("give either `distributions` or `dataset_name`")
+        check_source(self)
         import_own(self.imports)
         read_entries(self.reward_models or [])
         read_judges(self)
@@ -123,12 +130,17 @@ def check(script_args: GRPOScriptArguments, training_args: MetaConfig, model_arg
     """Raise [`ConfigError`] for what can be told before any process is launched."""
     if model_args.model_name_or_path is None:
         raise ConfigError("give `model_name_or_path`: a folder, a hub name, or starter")
+    if script_args.dataset_streaming:
+        raise ConfigError("dataset_streaming: a curriculum draws from all rows, so set it to false")
     check_adapter_options(model_args)
-    check_checkpoint(training_args)
     if training_args.eval_on_start and training_args.eval_strategy == "no":
         raise ConfigError("eval_on_start needs held-out items, which eval_strategy: no leaves out: set one of the two")
-    check_judges(script_args, training_args)
+    check_words(training_args)
+    check_curriculum(script_args.distributions or [], training_args)
+    check_episodes(training_args)
     check_rewards(script_args, training_args)
+    check_judges(script_args, training_args)
+    check_here(training_args, model_args, script_args.dataset_name)
 
 
 def trainer_of(script_args: GRPOScriptArguments, training_args: MetaConfig) -> type:
@@ -145,7 +157,6 @@ def main(script_args: GRPOScriptArguments, training_args: MetaConfig, model_args
     from trl import get_peft_config, get_quantization_config
 
     from metatune.recipes.callbacks import MetricsLog, ProgressLine
-    from metatune.trainers.rollout_checkpoint import last_complete_checkpoint
 
     check(script_args, training_args, model_args)
     check_world_size()
@@ -173,8 +184,7 @@ def main(script_args: GRPOScriptArguments, training_args: MetaConfig, model_args
         )
     record_base(trainer.model, model_args)
     ProgressLine.replace_default(trainer)
-    checkpoint = checkpoint_to_resume(training_args, last_complete_checkpoint)
-    train_and_save(trainer, recipe, checkpoint, script_args.dataset_name)
+    train_and_save(trainer, recipe, checkpoint_to_resume(training_args), script_args.dataset_name)
 
 
 def make_parser(prog: str | None = None) -> StrictParser:

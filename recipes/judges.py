@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 from urllib.parse import urlsplit
 
-from metatune.recipes.config import ConfigError, MissingKeyError
+from metatune.recipes.config import ConfigError, MissingHereError
 from metatune.recipes.conform import conform
 from metatune.rewards import Judge, JudgeClient, JudgeError, JudgeReward, MetaJudge, RubricBounds, read_rubric
 from metatune.rewards.judge import MODES
@@ -213,7 +213,7 @@ def check_judges(script_args: Any, training_args: MPOConfig) -> None:
 
     Raises:
         ConfigError: options of a rubric that would do nothing, or a rubric or templates that cannot be used.
-        MissingKeyError: only a key is not set here.
+        MissingHereError: only a key is not set here.
     """
     if script_args.judge is None:
         for option in fields(MPOConfig):
@@ -231,7 +231,7 @@ def check_judges(script_args: Any, training_args: MPOConfig) -> None:
         _load(f"{name}: `templates`", PromptTemplates, entry.templates)
     for name, entry in entries.items():  # last: on another machine it may be set
         if entry.lacks_key:
-            raise MissingKeyError(
+            raise MissingHereError(
                 f"{name}: `api_key_variable`: the environment variable {entry.api_key_variable} is not set"
             )
 

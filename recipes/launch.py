@@ -127,6 +127,8 @@ def plan(launch_args: Sequence[str], module: str, recipe_args: Sequence[str], us
     if args.num_processes is None:
         written = getattr(defaults, "num_processes", -1)  # -1: accelerate's mark for a file that does not say
         args.num_processes = written if written > 0 else max(1, 0 if on_cpu else accelerators)
+    if args.num_processes < 1:
+        raise ConfigError(f"num_processes must be at least 1, got {args.num_processes}")
     per_machine = args.num_processes // args.num_machines
     if not on_cpu and per_machine > accelerators:
         raise ConfigError(f"{per_machine} processes are asked for, this machine has {accelerators} GPU(s)")
@@ -163,7 +165,7 @@ def load_accelerate_config(args: argparse.Namespace) -> Any:
         return None
     try:
         return load_config_from_file(path)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # of an empty file, a list
         raise ConfigError(f"{path}: not a configuration of accelerate: {' '.join(str(error).split())}") from None
 
 

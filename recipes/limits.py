@@ -32,6 +32,12 @@ AT_LEAST_1 = [
     "dataloader_prefetch_factor",
     "pad_to_multiple_of",
     "vllm_tensor_parallel_size",
+    "num_samples",
+    "max_new_tokens",
+    "batch_size",
+    "limit",
+    "num_answers",
+    "answer_tokens",
 ]
 AT_LEAST_0 = [
     "temperature",

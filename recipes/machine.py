@@ -10,12 +10,12 @@ from packaging.requirements import Requirement
 
 
 def package_versions() -> list[dict[str, Any]]:
-    """Return every package that metatune names, its installed version and whether it is within the pin."""
+    """Return every package that metatune may run with, its installed version and whether it is within the pin."""
     rows = []
     for line in requires("metatune") or []:
         requirement = Requirement(line)
         extra = str(requirement.marker).split('"')[1] if requirement.marker else None
-        if extra == "dev":
+        if extra in ("dev", "docs"):  # of metatune's own development
             continue
         try:
             installed = version(requirement.name)

@@ -27,12 +27,11 @@ is `round-N/policy`. `resume_from_checkpoint: true` goes on after the last phase
 training that was stopped from its newest checkpoint.
 """
 
-import os
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from metatune.recipes.config import ConfigError, StrictParser, launch_options, run
+from metatune.recipes.config import ConfigError, StrictParser, run
 from metatune.recipes.metarm_blocks import check
 from metatune.recipes.own_code import HELP, import_own
 from metatune.recipes.run_folder import effective_recipe, settle_folder
@@ -160,10 +159,6 @@ class MetaRMScriptArguments:
         for name in ("rounds", "num_prompts", "num_pairs", "sampling_batch_size"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"`{name}` is {getattr(self, name)}; it must be at least 1")
-        for option in fields(self):  # on the command line argparse sees to it, in YAML nobody
-            choices = option.metadata.get("choices")
-            if choices and getattr(self, option.name) not in (*choices, option.default):
-                raise ValueError(f"`{option.name}` is one of {', '.join(choices)}, not {getattr(self, option.name)!r}")
         if self.num_responses < 2:
             raise ValueError(
                 f"`num_responses` is {self.num_responses}; responses to one prompt are compared, so give at least 2"
@@ -186,7 +181,7 @@ def begin(loop: Any) -> None:
     """Sample what comes before the first round, unless it is there: held-out responses, and pairs to be made."""
     from metatune.recipes.metarm_pairs import make_pairs
     from metatune.recipes.metarm_round import HELD_OUT
-    from metatune.recipes.star_sampler import empty_accelerator_cache
+    from metatune.recipes.rounds import empty_accelerator_cache
 
     start, pairs = loop.folder / "start", loop.folder / "pairs"
     wants_pairs = loop.args.dataset_name is None and not (pairs / "train.jsonl").exists()
@@ -229,33 +224,17 @@ def main(args: MetaRMScriptArguments) -> None:
 
 
 class MetaRMParser(StrictParser):
-    """A parser that refuses several processes and tells where the launcher's options go."""
+    """A parser that tells where the launcher's options go."""
 
-    def refuse_unknown_options(self, args) -> None:
-        """Raise [`ConfigError`] for the first option in `args` that this parser does not have."""
-        for arg in args:
-            option = arg.split("=")[0]
-            known = not option.startswith("--") or option in self._option_string_actions
-            if not known and option.removeprefix("--") in launch_options():
-                self._refuse_launch(option)
-        super().refuse_unknown_options(args)
-
-    def parse_args_and_config(self, args=None) -> tuple[Any, ...]:
-        """Parse the command line and the recipe; see [`StrictParser`]."""
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise ConfigError("metarm launches its trainings itself: start it with metatune metarm, in one process")
-        configs = super().parse_args_and_config(args)
-        for key in self.launch_values:
-            self._refuse_launch(key)
-        return configs
-
-    def _refuse_launch(self, name: str) -> None:
+    def refuse_launch(self, name: str) -> NoReturn:
+        """Raise [`ConfigError`] that says where an option of the launcher goes."""
         raise ConfigError(f"{name} is the launcher's: write it into the blocks reward and grpo, which are launched")
 
 
 def make_parser(prog: str | None = None) -> MetaRMParser:
     """Return the parser of this recipe's options."""
-    return MetaRMParser(MetaRMScriptArguments, prog=prog)
+    alone = "metarm launches its trainings itself: start it with metatune metarm, in one process"
+    return MetaRMParser(MetaRMScriptArguments, alone=alone, prog=prog)
 
 
 if __name__ == "__main__":

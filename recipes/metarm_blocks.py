@@ -4,8 +4,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from .config import ConfigError, Recipe
+from .config import ConfigError, MissingHereError, Recipe
 from .launch import as_options, plan, resolve_accelerate_config
+from .run_folder import check_output_dir, need_model
 
 SET_BY_LOOP = {
     "reward": {"dataset_name", "meta_dataset_name", "pair_weights"},
@@ -86,6 +87,9 @@ def parse_block(name: str, block: dict[str, Any], recipe: dict[str, Any]) -> tup
     try:
         plan(resolve_accelerate_config(as_options(parser.launch_values)), module.__name__, [], configs[1].use_cpu)
         module.check(*configs)
+    except MissingHereError as error:
+        if not str(error).startswith("dataset_name"):  # which the loop may have to make first
+            raise ConfigError(f"block `{name}`: {error}") from error
     except ConfigError as error:
         raise ConfigError(f"block `{name}`: {error}") from error
     return configs
@@ -98,11 +102,15 @@ def check(args: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     step = args.reward.get("meta_step")
     if (step == "none") if args.correction == "metarm" else (step not in (None, "none")):
         raise ConfigError(f"block `reward`: meta_step: {step} does not go with correction: {args.correction}")
+    check_output_dir(args.output_dir)
+    for option in ("model_name_or_path", "reward_model_name_or_path"):
+        need_model(getattr(args, option), option)
     folder = Path(args.output_dir) / "round-1"
-    of_reward = reward_recipe(args, folder, folder / "reward_training", args.seed, False)
+    resume = args.resume_from_checkpoint
+    of_reward = reward_recipe(args, folder, folder / "reward_training", args.seed, resume)
     reward = parse_block("reward", args.reward, of_reward)
     of_grpo = grpo_recipe(
-        args, args.model_name_or_path, folder / "reward_model", folder / "grpo_training", args.seed, False
+        args, args.model_name_or_path, folder / "reward_model", folder / "grpo_training", args.seed, resume
     )
     grpo = parse_block("grpo", args.grpo, of_grpo)
     if args.correction == "metarm" and args.num_prompts is not None:

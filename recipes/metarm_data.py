@@ -6,7 +6,8 @@ from typing import Any
 from datasets import Dataset
 
 from .config import ConfigError
-from .pairs import check_pairs, load_splits, usable
+from .data import load_splits
+from .pairs import check_pairs, usable
 
 
 def load_prompts(args: Any, script_args: Any, uniform: bool) -> tuple[list[dict], list[dict]]:

@@ -11,7 +11,7 @@ from datasets import Dataset
 from ..eval.files import write_rows
 from .config import ConfigError
 from .metarm_policy import Policy, as_completion
-from .star_sampler import Row
+from .rounds import Row
 
 PROBLEMS_PER_CALL = 256  # of the engine, while pairs are still wanting
 

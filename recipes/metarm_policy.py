@@ -10,7 +10,7 @@ from ..eval.engines import Sampling
 from ..eval.scoring import render
 from ..rewards import correctness_reward
 from .config import ConfigError
-from .star_sampler import Row, load_policy
+from .rounds import Row, load_policy
 
 
 class Policy:

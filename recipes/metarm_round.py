@@ -17,28 +17,24 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
-import yaml
 from datasets import Dataset
 from trl import GRPOConfig, ModelConfig
 
-from ..eval.files import read_rows, write_atomically, write_json, write_rows
+from ..eval.files import read_rows, write_json, write_rows
 from ..rewards.importance import effective_sample_size, relative_importance
 from ..rewards.reward_model import RewardModel
-from ..trainers.rollout_checkpoint import last_complete_checkpoint
 from . import grpo, reward
-from .adapters import STARTER, base_of, is_adapter
+from .adapters import base_of, folder_of, is_adapter
 from .config import ConfigError
-from .launch import launch
 from .metarm_blocks import grpo_recipe, reward_recipe
 from .metarm_pairs import prompts_and_answers, weighted
 from .metarm_policy import Policy, as_completion, log_probabilities
 from .metarm_summary import margin_accuracy, policy_numbers, score_numbers
+from .rounds import Row, empty_accelerator_cache, seed_of, train
 from .run_folder import last_whole_checkpoint
-from .star_sampler import Row, empty_accelerator_cache
 from .strength_pairs import write_dataset
 
 HELD_OUT = "heldout.jsonl"
@@ -68,11 +64,11 @@ class Loop:
 
     def seed(self, number: int, what: str) -> int:
         """Return the seed of one part of a round; 0 is before the first."""
-        return random.Random(f"{self.args.seed}/{number}/{what}").randrange(2**31)
+        return seed_of(self.args.seed, number, what)
 
     def policy(self, model: str) -> Policy:
         """Load a policy for sampling."""
-        return Policy(_folder(model), self.args, self.training_args, self.model_args)
+        return Policy(folder_of(model), self.args, self.training_args, self.model_args)
 
     def sample_heldout(self, folder: Path, policy: Policy) -> None:
         """Let a policy respond to the held-out prompts, every policy with the same seed."""
@@ -83,7 +79,7 @@ class Loop:
         """Return the log-probabilities that a policy gives both answers of each pair together, of shape (N,)."""
         prompts, chosen, rejected = prompts_and_answers(self.pairs)
         both = (prompts * 2, chosen + rejected)
-        values_2N = log_probabilities(_folder(model), self.training_args, self.model_args, *both)
+        values_2N = log_probabilities(folder_of(model), self.training_args, self.model_args, *both)
         return values_2N[: len(prompts)] + values_2N[len(prompts) :]
 
 
@@ -198,24 +194,15 @@ class Round:
         resume = last_whole_checkpoint(training) is not None
         seed = self.loop.seed(1, "reward")  # in every round: models of two rounds differ by the correction alone
         recipe = reward_recipe(self.loop.args, self.folder, training, seed, resume)
-        self._launch(reward, recipe, training, self.folder / "reward_model")
+        train(reward, recipe, self.folder / "reward_model")
 
     def _train_policy(self) -> None:
         self._tell("training the policy")
         training = self.folder / "grpo_training"
-        resume = last_complete_checkpoint(training) is not None
+        resume = last_whole_checkpoint(training) is not None
         seed = self.loop.seed(self.number, "grpo")
         recipe = grpo_recipe(self.loop.args, self.source, self.reward_model, training, seed, resume)
-        self._launch(grpo, recipe, training, self.policy)
-
-    def _launch(self, command: ModuleType, recipe: dict[str, Any], training: Path, result: Path) -> None:
-        path = self.folder / f"{command.__name__.rpartition('.')[2]}.yaml"
-        text = yaml.safe_dump(recipe, sort_keys=False)
-        write_atomically(path, lambda temporary: temporary.write_text(text))
-        code = launch(command, command.make_parser(), ["--config", str(path)])
-        if code != 0:
-            raise SystemExit(code)
-        training.rename(result)
+        train(grpo, recipe, self.policy)
 
     # The round's numbers
 
@@ -248,10 +235,6 @@ class Round:
 
     def _tell(self, what: str) -> None:
         print(f"Round {self.number}: {what}", flush=True)
-
-
-def _folder(model: str) -> str:
-    return str(STARTER) if model == "starter" else model
 
 
 def load_reward_model(path: Path, use_cpu: bool) -> RewardModel:

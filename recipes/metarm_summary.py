@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from ..eval.statistics import bootstrap_mean
-from .evaluate import show, show_number
-from .star_sampler import Row
+from .rounds import Row
+from .tables import show, show_number
 
 
 def policy_numbers(rows: Sequence[Row]) -> dict[str, Any]:

@@ -9,29 +9,25 @@ same problems, and writes `summary.json`, the pictures and `report.html`. Option
 left is kept under another name.
 """
 
-import argparse
 import json
 import os
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
-from metatune.recipes.config import ConfigError
+from metatune.recipes.config import ConfigError, PlainParser
 
 RECIPE = Path(__file__).parent / "dump" / "quickstart.yaml"
 
 
-def evaluate_checkpoint(
-    model: Path, items, samples: int, max_new_tokens: int, seed: int, folder: Path, use_cpu: bool = True
-):
+def evaluate_checkpoint(model: Path, items, samples: int, max_new_tokens: int, folder: Path, use_cpu: bool):
     """Sample every held-out problem `samples` times, print one line, and save the evaluation in `folder`."""
     from transformers import AutoTokenizer
 
     from metatune.eval import evaluate
     from metatune.eval.engines import load_engine
-    from metatune.recipes.evaluate import base_and_adapter
+    from metatune.recipes.adapters import base_and_adapter
 
     tokenizer = AutoTokenizer.from_pretrained(model)
     base, adapter = base_and_adapter(str(model))
@@ -51,7 +47,6 @@ def evaluate_checkpoint(
         items,
         num_samples=samples,
         max_new_tokens=max_new_tokens,
-        seed=seed,
         settings={"model": "starter" if folder.name == "before" else "trained"},
     )
     summary = evaluation.save(folder)
@@ -68,16 +63,16 @@ def keep_earlier_run(folder: Path) -> None:
         print(f"An earlier run is kept in {kept}")
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; see metatune quickstart --help")
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the quickstart."""
-    parser = _Parser(prog="metatune quickstart", description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--output_dir", type=Path, default=Path("runs/quickstart"))
-    parser.add_argument("--samples", type=int, default=4, help="completions of each held-out problem")
+    parser = PlainParser(
+        prog="metatune quickstart",
+        description=__doc__.splitlines()[0],
+        epilog="Any option of `metatune grpo` overrides the recipe, --max_steps 20 say.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/quickstart"), help="default: %(default)s")
+    parser.add_argument("--samples", type=int, default=4, help="of each held-out problem (default: %(default)s)")
     args, overrides = parser.parse_known_args(argv)
     if args.samples < 1:
         parser.error(f"--samples must be at least 1, got {args.samples}")
@@ -93,11 +88,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     from metatune.eval.files import write_atomically
     from metatune.eval.report import write_report
     from metatune.recipes import grpo
+    from metatune.recipes.adapters import STARTER
+    from metatune.recipes.run_folder import check_output_dir
 
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
     folder = args.output_dir
-    script_args, training_args, model_args = grpo.make_parser().parse_args_and_config(
+    check_output_dir(str(folder))
+    script_args, training_args, model_args = grpo.make_parser("metatune quickstart").parse_args_and_config(
         ["--config", str(RECIPE), "--output_dir", str(folder), *overrides]
     )
     keep_earlier_run(folder)
@@ -105,11 +103,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     length, use_cpu = training_args.max_completion_length, training_args.use_cpu
 
     print(f"1/4 Evaluating the starter on {len(held_out)} held-out problems, {args.samples} samples each")
-    before = evaluate_checkpoint(grpo.STARTER, held_out, args.samples, length, 0, folder / "before", use_cpu)
+    before = evaluate_checkpoint(STARTER, held_out, args.samples, length, folder / "before", use_cpu)
     print(f"2/4 Training with the curriculum '{training_args.curriculum}' for {training_args.max_steps} steps")
     grpo.main(script_args, training_args, model_args)
     print("3/4 Evaluating the trained checkpoint on the same problems")
-    after = evaluate_checkpoint(folder, held_out, args.samples, length, 0, folder / "after", use_cpu)
+    after = evaluate_checkpoint(folder, held_out, args.samples, length, folder / "after", use_cpu)
 
     log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     comparison = compare(before, after)

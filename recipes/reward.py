@@ -23,9 +23,10 @@ from trl import ModelConfig, ScriptArguments
 
 from metatune.recipes.adapters import check_adapter_options, record_base, refusals_in_one_line
 from metatune.recipes.config import ConfigError, StrictParser, check_world_size, run
-from metatune.recipes.pairs import load_data, load_splits, usable
+from metatune.recipes.data import load_splits
+from metatune.recipes.pairs import load_data, usable
 from metatune.recipes.run_folder import (
-    check_checkpoint,
+    check_here,
     checkpoint_to_resume,
     effective_recipe,
     model_init_kwargs,
@@ -112,11 +113,11 @@ def check(script_args: RewardScriptArguments, training_args: MetaRewardConfig, m
     if metric is not None and f"eval_{metric.removeprefix('eval_')}" not in METRICS:
         raise ConfigError(f"metric_for_best_model: '{metric}' is none of {', '.join(METRICS)}")
     check_adapter_options(model_args)
-    check_checkpoint(training_args)
     if Path(script_args.dataset_name).exists():
         load_usable_data(script_args, training_args)
     if script_args.meta_dataset_name is not None and Path(script_args.meta_dataset_name).exists():
         load_meta_set(script_args)
+    check_here(training_args, model_args, script_args.dataset_name)
 
 
 def main(script_args: RewardScriptArguments, training_args: MetaRewardConfig, model_args: ModelConfig) -> None:
@@ -133,9 +134,9 @@ def main(script_args: RewardScriptArguments, training_args: MetaRewardConfig, mo
     training_args.model_init_kwargs = model_init_kwargs(training_args, model_args)
     model_args.lora_task_type = "SEQ_CLS"  # PEFT then trains and saves the new head beside the adapter
     train_dataset, eval_dataset, notes = load_usable_data(script_args, training_args)
-    notes += settle_max_length(training_args, model_args)
     meta_dataset = load_meta_set(script_args)
     with refusals_in_one_line():
+        notes += settle_max_length(training_args, model_args)
         trainer = MetaRewardTrainer(
             model=model_to_load(model_args),
             args=training_args,

@@ -19,7 +19,7 @@ import numpy as np
 
 from metatune.recipes.adapters import base_of, is_adapter
 from metatune.recipes.config import ConfigError, nearest
-from metatune.recipes.test_time import show, show_number
+from metatune.recipes.tables import names_of, show, show_number, table_of
 
 CONFIDENCE = 0.95
 
@@ -67,7 +67,8 @@ def load_pairs(name: str, split: str | None, limit: int | None) -> tuple[Any, di
     Raises [`ConfigError`] for what cannot be read, a split that is not there, and pairs that are not whole.
     """
     from metatune.eval.reward_models import Pairs
-    from metatune.recipes.pairs import check_pairs, load_splits, unusable_pairs
+    from metatune.recipes.data import load_splits
+    from metatune.recipes.pairs import check_pairs, unusable_pairs
     from metatune.recipes.strength_pairs import prompt_groups
 
     splits = load_splits(name, "pairs", "test")
@@ -126,25 +127,13 @@ def _strength(dataset: Any, where: str) -> np.ndarray:
     return strength
 
 
-def model_names(paths: Sequence[str]) -> list[str]:
-    """Name models by the ends of their paths, or by the paths where the ends do not tell them apart."""
-    names = [Path(path).name for path in paths]
-    if len(set(names)) < len(names):
-        names = [str(Path(path)) for path in paths]
-    if len(set(names)) < len(names):
-        raise ConfigError(f"`reward_model` names a model twice: {', '.join(paths)}")
-    return names
-
-
 def evaluate_reward_models(args: Any) -> dict[str, Any]:
     """Evaluate reward models and return the summary; with `output_dir` it is kept there, with a picture."""
     from metatune.eval.files import write_json
     from metatune.eval.response_files import load_responses
     from metatune.eval.reward_plots import plot_reward_models
 
-    if args.limit is not None and args.limit < 1:
-        raise ConfigError(f"`limit` must be at least 1, got {args.limit}")
-    started, names = time.perf_counter(), model_names(args.reward_model)
+    started, names = time.perf_counter(), names_of(args.reward_model, "reward_model")
     summary: dict[str, Any] = {}
     pairs = responses = None
     try:
@@ -260,14 +249,14 @@ def show_reward_models(summary: Mapping[str, Any]) -> None:
 def _show_pairs(summary: Mapping[str, Any]) -> None:
     data = summary["pairs"]
     title = f"{data['num_pairs']} pairs of {data['num_prompts']} prompts, {summary['confidence']:.0%} intervals"
-    table = _table(title, ["accuracy", "all pairs", "against the first", "chosen is shorter", "longer", "left out"])
+    table = table_of(title, ["accuracy", "all pairs", "against the first", "chosen is shorter", "longer", "left out"])
     for name, part in summary["models"].items():
         by_length = [_accuracy(part["length"][kind]) for kind in ("chosen_shorter", "chosen_longer")]
         change = _change(part.get("against_first"))
         table.add_row(name, _accuracy(part), change, *by_length, str(data["num_pairs"] - part["num_pairs"]))
     show(table)
     columns = ["error", "loss", "temperature", "error then", "loss then", "score and length", "within prompts"]
-    table = _table("calibration of the margins, and correlation with length", ["", *columns])
+    table = table_of("calibration of the margins, and correlation with length", ["", *columns])
     for name, part in summary["models"].items():
         fit, length = part["calibration"] or {}, part["length"]
         numbers = [
@@ -293,7 +282,7 @@ def _show_parts(title: str, models: Mapping[str, Mapping[str, Mapping[str, Any]]
     labels = list(dict.fromkeys(label for parts in models.values() for label in parts))
     if not labels:
         return
-    table = _table(title, ["", "pairs", *models])
+    table = table_of(title, ["", "pairs", *models])
     for label in labels:
         rows = [parts.get(label, {}) for parts in models.values()]
         number = rows[0].get("num_pairs")
@@ -305,7 +294,7 @@ def _show_parts(title: str, models: Mapping[str, Mapping[str, Mapping[str, Any]]
 
 def _show_best_of_n(found: Mapping[str, Any], confidence: float) -> None:
     title = f"gold score of the best of n: {found['num_prompts']} prompts, {found['num_responses']} responses"
-    table = _table(f"{title}, {confidence:.0%} intervals", ["n", "prompts", "KL", *found["models"], "by the gold"])
+    table = table_of(f"{title}, {confidence:.0%} intervals", ["n", "prompts", "KL", *found["models"], "by the gold"])
     curves = [{row["n"]: row for row in part["rows"]} for part in found["models"].values()]
     for n in sorted({n for curve in curves for n in curve}):
         rows = [curve.get(n, {}) for curve in curves]
@@ -318,15 +307,6 @@ def _show_best_of_n(found: Mapping[str, Any], confidence: float) -> None:
             print(f"{name}: responses left out, too long or without a finite score: {part['num_unscored']}")
     if found["num_without_gold"]:
         print(f"responses left out, without a gold score: {found['num_without_gold']}")
-
-
-def _table(title: str, columns: Sequence[str]) -> Any:
-    from rich.table import Table
-
-    table = Table(title=title)
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=index == 0)
-    return table
 
 
 def _accuracy(row: Mapping[str, Any], key: str = "accuracy") -> str:

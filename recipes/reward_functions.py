@@ -1,32 +1,41 @@
 """The rewards of a grpo recipe: `reward_funcs`, `reward_models` and `judge`, found, weighed and checked together."""
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 from metatune.recipes.config import ConfigError, nearest
+from metatune.recipes.conform import describe
 from metatune.recipes.data import need_columns
 from metatune.recipes.judges import load_judge_reward, read_judge
 from metatune.recipes.own_code import import_module
 from metatune.recipes.reward_models import load_reward_models, read_entries
 
 
-def load_reward(name: str):
-    """Find a reward function by name or import path."""
+def load_reward(name: str) -> Callable:
+    """Find a reward function by name or import path; raises [`ConfigError`] for what is none."""
     import trl.rewards
 
     from metatune.rewards import correctness_reward
 
     if name == "correctness":
         return correctness_reward
-    if name in trl.rewards.__all__:
+    # its list also has modules, and functions `get_…` that make a reward function of options
+    of_trl = [each for each in trl.rewards.__all__ if each.endswith("_reward") and not each.startswith("get_")]
+    if name in of_trl:
         return getattr(trl.rewards, name)
     module_name, _, function_name = name.rpartition(".")
     if not module_name:
-        raise ConfigError(f"reward_funcs: unknown '{name}'{nearest(name, ['correctness', *trl.rewards.__all__])}")
-    try:
-        return getattr(import_module(module_name, "reward_funcs"), function_name)
-    except AttributeError as error:
-        raise ConfigError(f"reward_funcs: '{name}' cannot be imported: {error}") from error
+        known = ["correctness", *of_trl]
+        advice = nearest(name, known) or f"; there are {', '.join(known)}, or import paths of functions of your own"
+        raise ConfigError(f"reward_funcs: unknown '{name}'{advice}")
+    module = import_module(module_name, "reward_funcs")
+    function = getattr(module, function_name, None)
+    if function is None:
+        raise ConfigError(f"reward_funcs: {module_name} has no '{function_name}'{nearest(function_name, dir(module))}")
+    if not callable(function) or not hasattr(function, "__name__"):  # TRL calls it by that name
+        raise ConfigError(f"reward_funcs: '{name}' is no function: it is {describe(function)[:60]}")
+    return function
 
 
 def load_rewards(script_args: Any, training_args: Any) -> list:
@@ -66,20 +75,22 @@ def check_rewards(script_args: Any, training_args: Any) -> None:
         script_args (`GRPOScriptArguments`): the rewards and the data.
         training_args ([`MetaConfig`]): weights, curriculum and progress.
     """
-    weights, number = training_args.reward_weights, len(script_args.reward_funcs or [])
+    weights, progress = training_args.reward_weights, training_args.progress
+    by_right = progress in ("episode", "anytime", "length_penalty")  # what these pay by
     scored = [name for name in ("reward_models", "judge") if getattr(script_args, name)]
     listed = " and ".join(scored)
-    if scored and weights is not None and len(weights) != number:
+    names = script_args.reward_funcs or ([] if scored else ["correctness"])
+    for name in names:
+        load_reward(name)
+    if weights is not None and len(weights) != len(names):
+        beside = f": those of {listed} are written beside them, as weight" if scored else ""
+        raise ConfigError(f"reward_weights has {len(weights)} weights for {len(names)} reward_funcs{beside}")
+    if by_right and not names:
         raise ConfigError(
-            f"reward_weights has {len(weights)} weights for {number} reward_funcs: those of {listed} are written "
-            "beside them, as weight"
+            f"progress: {progress} pays by what is right, which {listed} cannot tell: add a verifier to reward_funcs "
+            "(correctness), or take prefix or none"
         )
-    if scored and not number and training_args.progress in ("episode", "anytime", "length_penalty"):
-        raise ConfigError(
-            f"progress: {training_args.progress} pays by what is right, which {listed} cannot tell: add a verifier to "
-            "reward_funcs (correctness), or take prefix or none"
-        )
-    if scored and not number and training_args.curriculum_reward == "gold":
+    if not names and training_args.curriculum_reward == "gold":
         raise ConfigError(f"curriculum_reward: gold needs a verifier in reward_funcs (correctness) beside {listed}")
     if training_args.curriculum_reward == "gold" and (unverified := without_verifier(script_args)):
         raise ConfigError(
@@ -87,9 +98,16 @@ def check_rewards(script_args: Any, training_args: Any) -> None:
             "and what is never observed is drawn the most: give them one, or take total"
         )
     check_reward_scale(script_args, training_args)
-    gold, names = training_args.gold_reward, script_args.reward_funcs or ([] if scored else ["correctness"])
+    gold = training_args.gold_reward
     if gold is not None and gold not in names:
         raise ConfigError(f"gold_reward: '{gold}' is none of the reward_funcs{nearest(gold, names)}")
+    if by_right and weights is not None:
+        teller = gold or ("correctness" if "correctness" in names else names[0])
+        if not weights[names.index(teller)]:
+            raise ConfigError(
+                f"progress: {progress} pays by what is right, and {teller} has the weight 0: give it one, or name "
+                "another by gold_reward"
+            )
     check_verifiers(script_args)
 
 
@@ -97,13 +115,9 @@ def check_reward_scale(script_args: Any, training_args: Any) -> None:
     """Raise [`ConfigError`] for a curriculum that needs rewards from 0 to 1 and would be given others."""
     from metatune.curricula import CURRICULA
 
-    curriculum = CURRICULA.get(training_args.curriculum)  # an unknown one is told by the trainer
-    if (
-        training_args.curriculum_reward == "gold"
-        or curriculum is None
-        or not curriculum.unit_rewards
-        or not (script_args.judge or script_args.reward_models)
-    ):
+    unit_rewards = CURRICULA[training_args.curriculum].unit_rewards
+    scored = script_args.judge or script_args.reward_models
+    if training_args.curriculum_reward == "gold" or not unit_rewards or not scored:
         return
     weights = list(training_args.reward_weights or [1.0] * len(script_args.reward_funcs or []))
     weights += [read_judge("judge", script_args.judge).weight] if script_args.judge else []

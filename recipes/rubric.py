@@ -15,10 +15,9 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
-from metatune.recipes.config import ConfigError
-from metatune.recipes.evaluate import show as show_table
+from metatune.recipes.config import ConfigError, PlainParser
+from metatune.recipes.tables import show as show_table
 from metatune.rewards import RubricHistory
 from metatune.rewards.rubric import Rubric, diff_rubrics
 from metatune.rewards.rubric_history import event_name
@@ -38,14 +37,9 @@ def main(args: Sequence[str]) -> int:
     return 0
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; see metatune rubric --help")
-
-
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of this command."""
-    parser = _Parser(prog="metatune rubric", description=__doc__.splitlines()[0])
+    parser = PlainParser(prog="metatune rubric", description=__doc__.splitlines()[0])
     actions = parser.add_subparsers(required=True, metavar="log|diff|show|rollback")
     log = actions.add_parser("log", help="list the versions")
     log.set_defaults(action=print_log)

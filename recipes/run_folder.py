@@ -1,8 +1,9 @@
 """What every training recipe does around its trainer: the model's options, the run's folder, resuming, the end."""
 
 import json
+import os
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import MISSING, fields
 from fnmatch import fnmatch
 from pathlib import Path
@@ -11,10 +12,12 @@ from typing import Any
 import torch.distributed as dist
 import yaml
 from transformers import Trainer, TrainingArguments
+from transformers.trainer_pt_utils import AcceleratorConfig
 from trl import ModelConfig
 
-from metatune.recipes.adapters import STARTER
-from metatune.recipes.config import ConfigError
+from metatune.recipes.adapters import folder_of, is_adapter
+from metatune.recipes.config import ConfigError, MissingHereError
+from metatune.recipes.data import is_path, need_path
 from metatune.recipes.sharding import ShardingReport
 from metatune.trainers.whole_checkpoints import MARK
 
@@ -25,8 +28,8 @@ RESUME_FILES = (  # what a checkpoint holds beside the model
 
 
 def model_to_load(model_args: ModelConfig) -> str:
-    """Return the folder or hub name of the model to train; `starter` is this package's own checkpoint."""
-    return str(STARTER) if model_args.model_name_or_path == "starter" else model_args.model_name_or_path
+    """Return the folder or hub name of the model to train."""
+    return folder_of(model_args.model_name_or_path)
 
 
 def model_init_kwargs(training_args: TrainingArguments, model_args: ModelConfig) -> dict[str, Any]:
@@ -53,28 +56,80 @@ def settle_max_length(training_args: TrainingArguments, model_args: ModelConfig)
 
 
 def effective_recipe(*configs) -> str:
-    """Write the options that differ from their defaults as a recipe, wherever they came from."""
+    """Write the options that differ from their defaults as a recipe, wherever they came from, but for secrets."""
     derived = {"generation_batch_size", "model_init_kwargs", "trust_remote_code"}  # settled from other options
     values = {}
     for config in configs:
         for option in fields(config):
             value = getattr(config, option.name, None)
             default = option.default_factory() if option.default_factory is not MISSING else option.default
-            plain = isinstance(value, bool | int | float | str | list | dict)
-            if option.init and plain and value != default and option.name not in derived:
+            if isinstance(value, AcceleratorConfig):
+                usual, default = AcceleratorConfig().to_dict(), {}
+                value = {name: given for name, given in value.to_dict().items() if given != usual[name]}
+            if value is None and option.name == "pad_to_multiple_of":  # what auto finds without a GPU
+                continue
+            plain = isinstance(value, bool | int | float | str | list | dict | None)
+            if option.init and plain and value != default and option.name not in derived | {"hub_token"}:
                 values[option.name] = getattr(value, "value", value)
     return yaml.safe_dump(values, sort_keys=False)
 
 
-def check_checkpoint(training_args: TrainingArguments) -> None:
-    """Raise [`ConfigError`] if `resume_from_checkpoint` names a folder that is not there."""
-    asked = training_args.resume_from_checkpoint
-    if asked and asked is not True and not Path(asked).is_dir():
-        raise ConfigError(f"resume_from_checkpoint: no such folder: {asked}")
+def check_here(training_args: TrainingArguments, model_args: ModelConfig, dataset_name: str | None = None) -> None:
+    """Look for what a run needs of this machine; the last of a recipe's checks, since another may have it.
+
+    Raises:
+        MissingHereError: `output_dir` cannot be written or holds another run, or `dataset_name`,
+            `resume_from_checkpoint` or `model_name_or_path` is a path that is not there, or not what it should be.
+    """
+    check_output_dir(str(training_args.output_dir))
+    asked, last = training_args.resume_from_checkpoint, last_whole_checkpoint(Path(str(training_args.output_dir)))
+    if not asked and last is not None:
+        raise MissingHereError(  # whose checkpoints would stand among this run's, and the last of all be gone on with
+            f"output_dir: {training_args.output_dir} holds a run already ({last.name}): go on with it by "
+            "resume_from_checkpoint: true, or give another output_dir"
+        )
+    if asked and asked is not True:
+        last = Path(asked)
+        if not last.is_dir():
+            raise MissingHereError(f"resume_from_checkpoint: no such folder: {asked}")
+        if not _has_mark(last):
+            raise MissingHereError(
+                f"resume_from_checkpoint: {asked} is no checkpoint that was saved to its end (no {MARK}): name "
+                "another, or write true for the last one in output_dir"
+            )
+    if last is not None and is_adapter(last) != model_args.use_peft:
+        held = "an adapter" if is_adapter(last) else "a whole model"
+        raise MissingHereError(f"resume_from_checkpoint: {last} holds {held}: set use_peft as its run did")
+    need_model(model_args.model_name_or_path)
+    if dataset_name is not None:
+        need_path(dataset_name, "dataset_name")
+
+
+def need_model(name: str | None, option: str = "model_name_or_path") -> None:
+    """Raise [`MissingHereError`] for a model whose name can only be a folder, and that is not there."""
+    if name is None or name == "starter":
+        return
+    if is_path(name) and not Path(name).is_dir():
+        raise MissingHereError(f"{option}: no such folder: {name}")
+    if Path(name).is_dir() and not (Path(name) / "config.json").is_file() and not is_adapter(name):
+        raise MissingHereError(f"{option}: {name} holds no model (no config.json)")
+
+
+def check_output_dir(output_dir: str) -> None:
+    """Raise [`MissingHereError`] for a folder that cannot be made or written, as far as looking tells."""
+    folder = Path(output_dir).absolute()
+    try:
+        place = next(place for place in (folder, *folder.parents) if place.exists())
+    except OSError as error:
+        raise MissingHereError(f"output_dir: {output_dir}: {error.strerror}") from error
+    if not place.is_dir():
+        raise MissingHereError(f"output_dir: {place} is a file: name a folder")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise MissingHereError(f"output_dir: {place} cannot be written: name another folder, or mend its rights")
 
 
 def last_whole_checkpoint(output_dir: Path) -> Path | None:
-    """Return a run's newest checkpoint that `Trainer` wrote to its end, or `None`; its own search takes torn ones."""
+    """Return a run's newest checkpoint that was saved to its end, or `None`; `Trainer` would take a torn one."""
     folders = {
         int(step): folder
         for folder in output_dir.glob("checkpoint-*")
@@ -83,22 +138,14 @@ def last_whole_checkpoint(output_dir: Path) -> Path | None:
     return next((folders[step] for step in sorted(folders, reverse=True) if _has_mark(folders[step])), None)
 
 
-def checkpoint_to_resume(
-    training_args: TrainingArguments, find_last: Callable[[Path], Path | None] = last_whole_checkpoint
-) -> str | None:
-    """Resolve `resume_from_checkpoint`: a folder, or true for the run's last whole checkpoint.
-
-    Args:
-        training_args (`TrainingArguments`): `resume_from_checkpoint` and `output_dir` are read.
-        find_last (`Callable`, *optional*): finds the last whole checkpoint of a folder, for trainers that know more
-            about their checkpoints than `Trainer` does.
-    """
+def checkpoint_to_resume(training_args: TrainingArguments) -> str | None:
+    """Resolve `resume_from_checkpoint`: a folder, or true for the run's last whole checkpoint."""
     asked = training_args.resume_from_checkpoint
     if not asked:
         return None
     if asked is not True:
         return asked
-    found = find_last(Path(training_args.output_dir))
+    found = last_whole_checkpoint(Path(training_args.output_dir))
     if found is None:
         print(f"No complete checkpoint in {training_args.output_dir} yet: starting from the beginning.")
     return None if found is None else str(found)
@@ -128,10 +175,12 @@ def _has_mark(folder: Path) -> bool:
     return True
 
 
-def is_finished(checkpoint: str) -> bool:
-    """Tell whether a checkpoint is its run's last; `Trainer` would train one step more from there."""
-    state = json.loads((Path(checkpoint) / "trainer_state.json").read_text())
-    return state["global_step"] >= state["max_steps"]
+def is_finished(checkpoint: str, training_args: TrainingArguments) -> bool:
+    """Tell whether a checkpoint has trained as long as is asked for; `Trainer` would train one step more."""
+    state = json.loads((Path(checkpoint) / MARK).read_text())
+    if training_args.max_steps > 0:
+        return state["global_step"] >= training_args.max_steps
+    return (state["epoch"] or 0) >= training_args.num_train_epochs
 
 
 def save_finished(checkpoint: Path, output_dir: Path) -> None:
@@ -181,7 +230,7 @@ def settle_folder(folder: Path, recipe: str, resume: bool, *, parts: str, may_ch
                 "output_dir"
             )
         began, now = yaml.safe_load(path.read_text()) or {}, yaml.safe_load(recipe) or {}
-        changed = [key for key in sorted(began.keys() | now.keys()) if began.get(key) != now.get(key)]
+        changed = [key for key in sorted(began.keys() | now.keys()) if began.get(key, ...) != now.get(key, ...)]
         changed = [key for key in changed if key not in may_change]
         if changed:
             raise ConfigError(
@@ -214,7 +263,7 @@ def train_and_save(trainer: Trainer, recipe: str, checkpoint: str | None, datase
     kept = None if checkpoint is None else Path(checkpoint)
     if kept is not None and trainer.args.load_best_model_at_end:
         kept = best_checkpoint(kept)  # also looks whether it is there: `Trainer` would end with the last one
-    if checkpoint is not None and kept is not None and is_finished(checkpoint):
+    if checkpoint is not None and kept is not None and is_finished(checkpoint, trainer.args):
         best = "" if kept == Path(checkpoint) else f" of {kept.name}, the best one,"
         trainer.accelerator.print(f"{checkpoint} is the end of its run: saving the model{best} training nothing")
         if trainer.is_world_process_zero():

@@ -12,6 +12,8 @@ random. Writes into `output_dir`: the model (safetensors) and its tokenizer, `ch
 
 import json
 import random
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +26,7 @@ from metatune.recipes.data import (
     TEXT,
     check_ids,
     check_messages,
+    check_source,
     check_template_columns,
     load_splits,
     need_columns,
@@ -31,7 +34,7 @@ from metatune.recipes.data import (
 )
 from metatune.recipes.own_code import HELP, import_own
 from metatune.recipes.run_folder import (
-    check_checkpoint,
+    check_here,
     checkpoint_to_resume,
     effective_recipe,
     model_init_kwargs,
@@ -88,13 +91,18 @@ class SFTScriptArguments(ScriptArguments):
     def __post_init__(self):
         import_own(self.imports)
         if isinstance(self.init_config, str):
-            self.init_config = json.loads(self.init_config)
+            with suppress(ValueError):  # what stays a text is refused below
+                self.init_config = json.loads(self.init_config)
         if not isinstance(self.init_config, dict | type(None)):
             raise ValueError("`init_config` is a mapping of a configuration's fields, or the same as JSON")
-        if (self.distributions is None) == (self.dataset_name is None):
-            raise ValueError("give either `distributions` or `dataset_name`")
+        check_source(self)
+        for name, default in (("demonstrations", 10_000), ("demonstration_seed", 0)):
+            if self.distributions is None and getattr(self, name) != default:
+                raise ValueError(f"`{name}` goes with `distributions`, and `dataset_name` is given")
         if self.demonstrations < 1:
             raise ValueError(f"`demonstrations` is {self.demonstrations}; it must be at least 1")
+        if self.length_buckets and self.dataset_streaming:
+            raise ValueError("`length_buckets` sorts all rows: set dataset_streaming to false")
         if self.init_config is not None and "model_type" not in self.init_config:
             raise ValueError("`init_config` needs a `model_type`, for example llama")
         if self.init_config is not None and self.tokenizer is None:
@@ -106,11 +114,11 @@ def check(script_args: SFTScriptArguments, training_args: SFTConfig, model_args:
     if (model_args.model_name_or_path is None) == (script_args.init_config is None):
         raise ConfigError("give either `model_name_or_path` or `init_config`")
     check_adapter_options(model_args)
-    check_checkpoint(training_args)
     if script_args.distributions is not None and training_args.eval_strategy != "no":
         raise ConfigError("`distributions` give no evaluation split; set eval_strategy to 'no' and use metatune eval")
     if script_args.model_fields is not None:
         build_config(script_args.model_fields)
+    check_here(training_args, model_args, script_args.dataset_name)
 
 
 def build_config(fields: dict[str, Any]):
@@ -129,11 +137,14 @@ def build_config(fields: dict[str, Any]):
 
 
 def load_tokenizer(name: str):
-    """Load a tokenizer by path or name; `starter` is the built-in one."""
+    """Load a tokenizer by path or name; `starter` is the built-in one. Raises [`ConfigError`] if it cannot be."""
     from transformers import AutoTokenizer
 
     if name != "starter":
-        return AutoTokenizer.from_pretrained(name)
+        try:
+            return AutoTokenizer.from_pretrained(name)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"tokenizer: {name} cannot be loaded: {' '.join(str(error).split())}") from error
     from metatune.curricula.tokenizer import build_tokenizer
 
     return build_tokenizer()
@@ -151,13 +162,25 @@ def init_model(fields: dict[str, Any], tokenizer, dtype: str | None, seed: int):
     return AutoModelForCausalLM.from_config(config, dtype=None if dtype == "auto" else dtype)
 
 
-def in_length_buckets(traces, batch_size: int, seed: int, batches_per_pool: int = 16):
-    """Reorder traces: within each pool of batches, sorted by length, cut into batches, and the batches shuffled."""
+def length_of(value: Any) -> int:
+    """Return the length of what a row holds: characters of a text or a conversation, or the number of token ids."""
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return sum(len(str(message.get("content", message))) for message in value)
+    return len(value)
+
+
+def in_length_buckets(rows, columns: Sequence[str], batch_size: int, seed: int, batches_per_pool: int = 16):
+    """Reorder rows: within each pool of batches, sorted by length, cut into batches, and the batches shuffled.
+
+    Args:
+        rows (`datasets.Dataset`): the training set.
+        columns (`Sequence[str]`): those of its columns that are trained on.
+        batch_size (`int`): rows of an optimizer's micro-batch, over all processes.
+        seed (`int`): of the shuffle.
+        batches_per_pool (`int`, *optional*, defaults to `16`): batches that are sorted together.
+    """
     rng = random.Random(seed)
-    lengths = [
-        len(p[-1]["content"]) + len(c[-1]["content"])
-        for p, c in zip(traces["prompt"], traces["completion"], strict=True)
-    ]
+    lengths = [sum(map(length_of, values)) for values in zip(*(rows[column] for column in columns), strict=True)]
     order = []
     for first in range(0, len(lengths), batch_size * batches_per_pool):
         pool = range(first, min(first + batch_size * batches_per_pool, len(lengths)))
@@ -166,29 +189,29 @@ def in_length_buckets(traces, batch_size: int, seed: int, batches_per_pool: int 
         partial = [batches.pop()] if len(batches[-1]) < batch_size else []  # only the last batch of all may be partial
         rng.shuffle(batches)
         order += [row for batch in batches + partial for row in batch]
-    return traces.select(order)
+    return rows.select(order)
+
+
+def columns_of(dataset, text_column: str) -> list[str]:
+    """Return the columns that TRL's SFT trainer reads: the first of its kinds of rows that a dataset could be."""
+    kinds = (["conversations"], ["input_ids"], ["prompt", "completion"], ["messages"])
+    return next((columns for columns in kinds if columns[0] in dataset.column_names), [text_column])
 
 
 def check_rows(dataset, where: str, text_column: str) -> None:
-    """Raise [`ConfigError`] unless every row has what TRL's SFT trainer reads.
-
-    That is `prompt` and `completion`, or `messages`, or a text in `text_column`, or `input_ids`.
-    """
-    there = dataset.column_names
-    if there is None or "conversations" in there:  # the latter are what TRL itself makes messages of
+    """Raise [`ConfigError`] unless every row has what TRL's SFT trainer reads."""
+    if dataset.column_names is None:  # a stream
         return
-    if "input_ids" in there:
+    columns = columns_of(dataset, text_column)
+    if columns == ["conversations"]:  # which TRL itself makes messages of
+        return
+    if columns == ["input_ids"]:
         check_ids(dataset, "input_ids", where)
         return
-    if "prompt" in there:
-        need_columns(dataset, ["completion"], where, "a prompt needs what to answer")
-        check_messages(dataset, ["prompt", "completion"], where)
-    elif "messages" in there:
-        check_messages(dataset, ["messages"], where, CONVERSATION)
-    else:
-        need = "a row is `prompt` and `completion`, or `messages`, or a text (dataset_text_field names its column)"
-        need_columns(dataset, [text_column], where, need)
-        check_messages(dataset, [text_column], where, TEXT)
+    need = "a row is `prompt` and `completion`, or `messages`, or a text (dataset_text_field names its column)"
+    need_columns(dataset, columns, where, need)
+    kind = CONVERSATION if columns == ["messages"] else TEXT if columns == [text_column] else None
+    check_messages(dataset, columns, where, kind)
     check_template_columns(dataset, where)
 
 
@@ -242,7 +265,8 @@ def main(script_args: SFTScriptArguments, training_args: SFTConfig, model_args: 
     if script_args.length_buckets:
         split = script_args.dataset_train_split
         batch_size = training_args.train_batch_size * training_args.world_size
-        data[split] = in_length_buckets(data[split], batch_size, training_args.seed)
+        columns = columns_of(data[split], training_args.dataset_text_field)
+        data[split] = in_length_buckets(data[split], columns, batch_size, training_args.seed)
         training_args.train_sampling_strategy = "sequential"
     with refusals_in_one_line():
         trainer = SFTTrainer(

@@ -7,20 +7,15 @@ tells what was sharded.
 
 from transformers import TrainerCallback, TrainingArguments
 
-from .config import ConfigError
-
 
 def shard_small_parameters(training_args: TrainingArguments) -> None:
     """Make ZeRO-3 keep whole only what is as small as a few vectors; call it before the trainer is built.
 
-    A threshold that the launcher's DeepSpeed configuration sets is left alone. Raises [`ConfigError`] for rollouts
-    that would hang: processes that gather layer by layer must take equally many steps.
+    A threshold that the launcher's DeepSpeed configuration sets is left alone.
     """
     plugin = training_args.deepspeed_plugin
     if plugin is None or plugin.zero_stage != 3:
         return
-    if getattr(training_args, "compact_generation", False) and not training_args.ds3_gather_for_generation:
-        raise ConfigError("compact_generation under ZeRO-3 needs ds3_gather_for_generation: true")
     # `Trainer` replaces auto by ten times the hidden size.
     plugin.deepspeed_config["zero_optimization"].setdefault("stage3_param_persistence_threshold", "auto")
 

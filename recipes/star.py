@@ -16,9 +16,8 @@ goes on after the last phase that was finished (sampling, forced answers, fine-t
 was stopped from its newest checkpoint.
 """
 
-import os
 import sys
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +25,10 @@ from trl import ModelConfig, SFTConfig
 
 from metatune.recipes.adapters import check_adapter_options
 from metatune.recipes.config import ConfigError, StrictParser, run
-from metatune.recipes.evaluate import show, show_number
 from metatune.recipes.launch import as_options, plan, resolve_accelerate_config, separate
 from metatune.recipes.own_code import HELP, import_own
-from metatune.recipes.run_folder import effective_recipe, model_to_load, settle_folder
+from metatune.recipes.run_folder import check_here, effective_recipe, model_to_load, settle_folder
+from metatune.recipes.tables import show, show_number
 from metatune.rewards import EpisodeRule
 from metatune.trainers.star import SELECT
 
@@ -135,10 +134,6 @@ class StarScriptArguments:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` is {value}; it must be at least 1")
-        for option in fields(self):  # on the command line argparse sees to it, in YAML nobody
-            choices = option.metadata.get("choices")
-            if choices and getattr(self, option.name) not in (*choices, option.default):
-                raise ValueError(f"`{option.name}` is one of {', '.join(choices)}, not {getattr(self, option.name)!r}")
         if self.temperature <= 0:
             raise ValueError(f"`temperature` is {self.temperature}; greedy traces of a problem are all the same one")
         EpisodeRule.from_options(self.episodes)
@@ -159,6 +154,7 @@ def check(args: StarScriptArguments, training_args: SFTConfig, model_args: Model
         raise ConfigError("`start_from: last` needs whole models and use_peft makes adapters; use start_from: base")
     if model_args.use_peft and args.engine == "vllm" and args.rounds > 1:
         raise ConfigError("the engine vllm samples whole models and use_peft makes adapters; use another engine")
+    check_here(training_args, model_args)
 
 
 def load_problems(args: StarScriptArguments) -> list[dict[str, Any]]:
@@ -226,12 +222,7 @@ class StarParser(StrictParser):
     """A parser that takes the launcher's options as well, for the fine-tuning, and returns them last."""
 
     def parse_args_and_config(self, args=None) -> tuple[StarScriptArguments, SFTConfig, ModelConfig, list[str]]:
-        """Parse the command line and the recipe; see [`StrictParser`]. Refused where several processes would do so."""
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise ConfigError(
-                "star samples in one process and launches the fine-tuning itself: start it with metatune star "
-                f"--num_processes {os.environ['WORLD_SIZE']}, not with accelerate launch"
-            )
+        """Parse the command line and the recipe; see [`StrictParser`]."""
         recipe_args, options = separate(list(sys.argv[1:] if args is None else args), self)
         configs = super().parse_args_and_config(recipe_args)
         launch_args = as_options(self.launch_values) + options
@@ -241,7 +232,11 @@ class StarParser(StrictParser):
 
 def make_parser(prog: str | None = None) -> StarParser:
     """Return the parser of this recipe's options."""
-    return StarParser((StarScriptArguments, SFTConfig, ModelConfig), prog=prog)
+    alone = (
+        "star samples in one process and launches the fine-tuning itself: start it with metatune star --num_processes "
+        "{processes}, not with accelerate launch"
+    )
+    return StarParser((StarScriptArguments, SFTConfig, ModelConfig), alone=alone, prog=prog)
 
 
 if __name__ == "__main__":

@@ -26,9 +26,9 @@ from ..eval.files import read_rows, write_atomically, write_json, write_rows
 from ..trainers.star import RightTrace, choose
 from . import sft
 from .config import ConfigError
-from .launch import launch
+from .rounds import Row, empty_accelerator_cache, seed_of, train
 from .run_folder import effective_recipe, last_whole_checkpoint
-from .star_sampler import Row, Sampler, empty_accelerator_cache, mean
+from .star_sampler import Sampler, mean
 
 PROBLEMS_PER_CALL = 16  # problems whose cut traces go to the engine together: it bounds the rows held in memory
 
@@ -84,7 +84,7 @@ class Round:
         return random.Random(self._seed("problems")).sample(list(problems), number)
 
     def _seed(self, what: str) -> int:
-        return random.Random(f"{self.training_args.seed}/{self.number}/{what}").randrange(2**31)
+        return seed_of(self.training_args.seed, self.number, what)
 
     # Sampling and forced answers
 
@@ -168,12 +168,7 @@ class Round:
         }
         if self.training_args.model_init_kwargs:
             recipe["model_init_kwargs"] = self.training_args.model_init_kwargs
-        path = self.folder / "sft.yaml"
-        write_atomically(path, lambda temporary: temporary.write_text(yaml.safe_dump(recipe, sort_keys=False)))
-        code = launch(sft, sft.make_parser(), ["--config", str(path), *self.launch_args])
-        if code != 0:
-            raise SystemExit(code)
-        training.rename(self.model)
+        train(sft, recipe, self.model, self.launch_args)
 
     # What a finished phase left
 

@@ -1,69 +1,17 @@
 """The model that a round of `metatune star` samples from, and measures the traces of."""
 
-import gc
 import json
 from collections.abc import Iterable, Sequence
 from itertools import chain
-from pathlib import Path
-from typing import Any
 
-from transformers import PreTrainedTokenizerBase
 from trl import ModelConfig, SFTConfig
 
-from ..eval.engines import Engine, Sampling, load_engine
+from ..eval.engines import Sampling
 from ..eval.forced import ForcedAnswers, force_answers
 from ..eval.scoring import render, score
 from ..rewards import EpisodeRule, Forcing, episode_ends, get_verifier, token_texts
 from ..trainers.star import regret
-from .evaluate import base_and_adapter
-
-Row = dict[str, Any]
-
-
-def load_policy(model: str, args, use_cpu: bool, model_args: ModelConfig) -> tuple[PreTrainedTokenizerBase, Engine]:
-    """Load a policy for sampling.
-
-    Args:
-        model (`str`): its folder or hub name; an adapter is loaded onto its base.
-        args: `engine`, `sampling_batch_size` and `sampling_dtype` are read.
-        use_cpu (`bool`): whether it runs on the CPU where there is a GPU.
-        model_args (`ModelConfig`): `model_revision`, `dtype` and `attn_implementation` are read.
-
-    Returns:
-        `tuple`: its tokenizer and the engine.
-
-    Raises:
-        ValueError: if it cannot be loaded.
-    """
-    from transformers import AutoTokenizer
-
-    base, adapter = base_and_adapter(model)
-    revision = None if Path(model).is_dir() else model_args.model_revision
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model, revision=revision)
-        engine = load_engine(
-            args.engine,
-            base.name,
-            tokenizer,
-            revision=base.revision if adapter else revision,
-            adapter=adapter,
-            batch_size=args.sampling_batch_size,
-            dtype=args.sampling_dtype or model_args.dtype,
-            device="cpu" if use_cpu else None,
-            attn_implementation=model_args.attn_implementation,
-        )
-    except OSError as error:
-        raise ValueError(str(error)) from error
-    return tokenizer, engine
-
-
-def empty_accelerator_cache() -> None:
-    """Give the memory of models that are gone to other processes."""
-    import torch
-
-    gc.collect()
-    if torch.accelerator.is_available():
-        torch.accelerator.empty_cache()
+from .rounds import Row, load_policy
 
 
 class Sampler:

@@ -21,7 +21,6 @@ on after its last vote with `resume_from_checkpoint: true`; `num_models` may the
 """
 
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,10 +28,11 @@ from typing import Any
 import numpy as np
 from trl import ModelConfig, RewardConfig, ScriptArguments
 
-from metatune.recipes.adapters import check_adapter_options
+from metatune.recipes.adapters import check_adapter_options, refusals_in_one_line
 from metatune.recipes.config import ConfigError, StrictParser, run
-from metatune.recipes.pairs import load_data, load_splits
-from metatune.recipes.run_folder import effective_recipe, settle_folder, settle_max_length
+from metatune.recipes.data import load_splits
+from metatune.recipes.pairs import load_data
+from metatune.recipes.run_folder import check_here, effective_recipe, settle_folder, settle_max_length
 
 # what a run may go on with otherwise than it began; that the pairs are the same is seen from themselves
 MAY_CHANGE = {"num_models", "output_dir", "resume_from_checkpoint", "dataset_name", "per_device_eval_batch_size"}
@@ -80,6 +80,7 @@ def check(args: StrengthScriptArguments, training_args: RewardConfig, model_args
     if training_args.resume_from_checkpoint not in (None, False, True):
         raise ConfigError("resume_from_checkpoint is true or nothing here: a run goes on after its last vote")
     check_adapter_options(model_args)
+    check_here(training_args, model_args, args.dataset_name)
 
 
 def load_pairs(args: StrengthScriptArguments):
@@ -139,8 +140,9 @@ def main(args: StrengthScriptArguments, training_args: RewardConfig, model_args:
     folder = Path(training_args.output_dir)
     recipe, resume = effective_recipe(args, training_args, model_args), bool(training_args.resume_from_checkpoint)
     settle_folder(folder, recipe, resume, parts="votes/*.json", may_change=MAY_CHANGE)
-    for line in settle_max_length(training_args, model_args):
-        print(line)
+    with refusals_in_one_line():
+        for line in settle_max_length(training_args, model_args):
+            print(line)
     if args.num_folds == 1:
         print(
             "num_folds is 1: every model votes on the pairs it was trained on, wrong labels learnt by heart included"
@@ -176,19 +178,10 @@ def main(args: StrengthScriptArguments, training_args: RewardConfig, model_args:
     print(f"Saved to {folder}: give it to metatune reward as dataset_name")
 
 
-class StrengthParser(StrictParser):
-    """A parser that refuses several processes: each would train the whole ensemble."""
-
-    def parse_args_and_config(self, args=None) -> tuple[Any, ...]:
-        """Parse the command line and the recipe; see [`StrictParser`]."""
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise ConfigError("strength runs in one process: start it with metatune strength, not accelerate launch")
-        return super().parse_args_and_config(args)
-
-
-def make_parser(prog: str | None = None) -> StrengthParser:
-    """Return the parser of this recipe's options."""
-    return StrengthParser((StrengthScriptArguments, RewardConfig, ModelConfig), prog=prog)
+def make_parser(prog: str | None = None) -> StrictParser:
+    """Return the parser of this recipe's options; each of several processes would train the whole ensemble."""
+    alone = "strength runs in one process: start it with metatune strength, not accelerate launch"
+    return StrictParser((StrengthScriptArguments, RewardConfig, ModelConfig), alone=alone, prog=prog)
 
 
 if __name__ == "__main__":

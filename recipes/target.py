@@ -6,9 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from .config import ConfigError
+from .config import ConfigError, read_recipe
 from .launch import resolve_accelerate_config
 
 GIB = 2**30
@@ -61,11 +59,11 @@ def launch_of(num_processes: int | None, accelerate_config: str | None, values: 
     file = {}
     if name is not None:
         _, path = resolve_accelerate_config(["--accelerate_config", name])
-        file = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        file = read_recipe(path).values  # any mapping in YAML
     processes = num_processes or values.get("num_processes") or file.get("num_processes") or max(gpus, 1)
     deepspeed = {**file.get("deepspeed_config", {}), **values}
     if deepspeed.get("deepspeed_config_file"):
-        inner = json.loads(Path(deepspeed["deepspeed_config_file"]).read_text())["zero_optimization"]
+        inner = read_deepspeed(deepspeed["deepspeed_config_file"]).get("zero_optimization", {})
         offload = {part: inner.get(f"offload_{part}", {}).get("device") for part in ("optimizer", "param")}
         deepspeed |= {"zero_stage": inner.get("stage", 0)}
         deepspeed |= {f"offload_{part}_device": device for part, device in offload.items()}
@@ -78,6 +76,17 @@ def launch_of(num_processes: int | None, accelerate_config: str | None, values: 
         offload_optimizer=deepspeed.get("offload_optimizer_device") not in (None, "none"),
         offload_parameters=deepspeed.get("offload_param_device") not in (None, "none"),
     )
+
+
+def read_deepspeed(path: str) -> dict[str, Any]:
+    """Read DeepSpeed's own configuration; raises [`ConfigError`]."""
+    try:
+        config = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"deepspeed_config_file: {path}: {getattr(error, 'strerror', None) or error}") from error
+    if not isinstance(config, dict):
+        raise ConfigError(f"deepspeed_config_file: {path}: not a mapping")
+    return config
 
 
 def hardware_of(args, found: dict[str, Any]) -> Hardware:

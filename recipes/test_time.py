@@ -12,6 +12,8 @@ from typing import Any
 import yaml
 
 from metatune.recipes.config import ConfigError
+from metatune.recipes.tables import names_of, show, show_number, table_of
+from metatune.rewards.episodes import EpisodeRule
 
 
 @dataclass
@@ -72,9 +74,12 @@ class TestTimeArguments:
                 self.episodes = None
             if not isinstance(self.episodes, dict):
                 raise ValueError("`episodes` is a mapping, such as '{by: delimiter}'")
+        if self.episodes is not None:
+            EpisodeRule.from_options(self.episodes)
         if not self.budgets:
-            for name in ("forcing_suffix", "extrapolate", "extend_with", "episodes"):
-                if getattr(self, name):
+            of_budgets = {"num_answers": 8, "answer_tokens": 32, "extrapolate": []}
+            for name in (*of_budgets, "forcing_suffix", "extend_with", "episodes"):
+                if getattr(self, name) != of_budgets.get(name):
                     raise ValueError(f"`{name}` belongs to `budgets`, and none are given")
 
 
@@ -88,7 +93,6 @@ def evaluate_budgets(
     """
     from metatune.eval.test_time import evaluate_at_budgets
     from metatune.eval.test_time_plots import plot_budgets, plot_episodes
-    from metatune.rewards.episodes import EpisodeRule
     from metatune.rewards.forcing import Forcing
 
     measured = evaluate_at_budgets(
@@ -120,11 +124,7 @@ def compare_saved(folders: Sequence[str], output_dir: str | None) -> dict[str, A
     from metatune.eval.budget_comparison import compare_at_budgets, write_comparison
     from metatune.eval.budget_evaluation import BudgetEvaluation
 
-    names = [Path(folder).name for folder in folders]
-    if len(set(names)) < len(names):  # the ends of the paths do not tell them apart
-        names = [str(Path(folder)) for folder in folders]
-    if len(set(names)) < len(names):
-        raise ConfigError(f"`compare` names a folder twice: {', '.join(folders)}")
+    names = names_of(folders, "compare")
     try:
         runs = {name: BudgetEvaluation.load(folder) for name, folder in zip(names, folders, strict=True)}
         comparison = compare_at_budgets(runs)
@@ -143,7 +143,7 @@ def show_budgets(summary: Mapping[str, Any] | None) -> None:
     ks = sorted(int(key.removeprefix("maj@")) for key in summary["budgets"][0] if key.startswith("maj@"))
     what = "mixture" if len(summary["distributions"]) > 1 else next(iter(summary["distributions"]))
     title = f"{what}: {settings['num_answers']} answers a cut, forced by {settings['forcing_suffix']!r}"
-    table = _table(title, ["stopped", "accuracy", "interval", *(f"maj@{k}" for k in ks), "tokens spent", "note"])
+    table = table_of(title, ["stopped", "accuracy", "interval", *(f"maj@{k}" for k in ks), "tokens spent", "note"])
     for row in summary["budgets"]:
         note = f"{_percent(row['ended'])} had ended" if row["budget"] else "no trace at all"
         table.add_row(f"at {row['budget']}", *_numbers_of(row, ks), note)
@@ -166,7 +166,7 @@ def show_comparison(comparison: Mapping[str, Any]) -> None:
     runs = comparison["runs"]
     budgets = sorted({row["budget"] for run in runs.values() for row in run["budgets"]})
     extended = sorted({row["budget"] for run in runs.values() for row in run["extended"]})
-    table = _table(f"against {comparison['reference']}, {comparison['confidence']:.0%} intervals", ["", *runs])
+    table = table_of(f"against {comparison['reference']}, {comparison['confidence']:.0%} intervals", ["", *runs])
     for kind, places in (("budgets", budgets), ("extended", extended)):
         for place in places:
             rows = [next((row for row in run[kind] if row["budget"] == place), None) for run in runs.values()]
@@ -183,28 +183,6 @@ def show_comparison(comparison: Mapping[str, Any]) -> None:
     table.add_row("regret, change", *("" if c is None else _with_interval(c["regret"]) for c in changes))
     table.add_row("times fewer tokens", *("" if c is None else _fewer(c["tokens"]) for c in changes))
     show(table)
-
-
-def show_number(value: float | None) -> str:
-    """Write a number to three digits, and a dash where there is none."""
-    return "–" if value is None else f"{value:.3f}"  # noqa: RUF001
-
-
-def show(table: Any) -> None:
-    """Print a table; into a file or a pipe in its full width."""
-    from rich.console import Console
-
-    console = Console()
-    (console if console.is_terminal else Console(width=160)).print(table)
-
-
-def _table(title: str, columns: Sequence[str]) -> Any:
-    from rich.table import Table
-
-    table = Table(title=title)
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right")
-    return table
 
 
 def _numbers_of(row: Mapping[str, Any], ks: Sequence[int]) -> list[str]:

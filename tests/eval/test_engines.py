@@ -157,7 +157,7 @@ import json, sys
 from transformers import AutoTokenizer
 from metatune.curricula import load_distributions
 from metatune.eval.engines import Sampling, load_engine
-from metatune.recipes.run_folder import STARTER
+from metatune.recipes.adapters import STARTER
 tokenizer = AutoTokenizer.from_pretrained(STARTER)
 entry = {"name": "a", "source": "arithmetic", "config": {"terms": 3}, "train_size": 1, "test_size": 16}
 prompts = load_distributions([entry])[0].test["prompt"]

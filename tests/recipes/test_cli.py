@@ -281,11 +281,11 @@ def test_processes_that_would_train_alone_are_refused(recipe):
 def test_two_processes_see_twice_the_tokens(recipe, tmp_path):
     tokens = []
     for processes in ("1", "2"):
-        done = metatune(
-            "sft", "--config", recipe("use_cpu: true"), "--num_processes", processes, "--save_strategy=steps"
-        )
+        folder = tmp_path / processes
+        options = ("--num_processes", processes, "--save_strategy=steps", "--output_dir", str(folder))
+        done = metatune("sft", "--config", recipe("use_cpu: true"), *options)
         assert done.returncode == 0, done.stderr
-        state = json.loads((tmp_path / "out" / "checkpoint-2" / "trainer_state.json").read_text())
+        state = json.loads((folder / "checkpoint-2" / "trainer_state.json").read_text())
         tokens.append(state["epoch"])
     assert tokens[1] == pytest.approx(2 * tokens[0])
 

@@ -1,6 +1,7 @@
 """Rows that cannot be used are told by file, row and column, before a trainer is made."""
 
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from trl import SFTConfig
 from metatune.recipes.config import ConfigError
 from metatune.recipes.data import CONVERSATION, check_messages, check_template_columns, load_splits, split_of
 from metatune.recipes.reward_functions import check_reward_columns
-from metatune.recipes.sft import SFTScriptArguments, check_rows, load_data
+from metatune.recipes.sft import SFTScriptArguments, check_rows, columns_of, in_length_buckets, load_data
 from metatune.rewards import correctness_reward
 
 
@@ -111,6 +112,26 @@ def test_what_the_chat_template_is_given(column, value, message):
 def test_what_sft_needs(columns, message):
     with pytest.raises(ConfigError, match=message):
         check_rows(Dataset.from_dict(columns), "rows", "text")
+
+
+@pytest.mark.parametrize("kind", ["texts", "conversations", "messages", "ids", "text"])
+def test_length_buckets_know_every_kind_of_row(kind):
+    def message(text):
+        return [{"role": "user", "content": text}]
+
+    sizes = [random.Random(seed).randrange(1, 99) for seed in range(12)]
+    texts = ["a" * size for size in sizes]
+    rows = {
+        "texts": {"prompt": texts, "completion": texts},
+        "conversations": {"prompt": [*map(message, texts)], "completion": [*map(message, texts)]},
+        "messages": {"messages": [*map(message, texts)]},
+        "ids": {"input_ids": [[1] * size for size in sizes]},
+        "text": {"text": texts},
+    }[kind]
+    dataset = Dataset.from_dict({**rows, "size": sizes})
+    found = in_length_buckets(dataset, columns_of(dataset, "text"), batch_size=3, seed=0)["size"]
+    batches = sorted(sorted(found[first : first + 3]) for first in range(0, 12, 3))
+    assert [size for batch in batches for size in batch] == sorted(sizes)  # neighbours in length share a batch
 
 
 def test_sft_reads_a_file(tmp_path):

@@ -12,7 +12,7 @@ from threading import Thread
 
 import pytest
 from transformers import AutoConfig
-from trl import GRPOConfig, RewardConfig, SFTConfig
+from trl import GRPOConfig, SFTConfig
 
 from metatune.recipes import checks, examine, machine
 from metatune.recipes.checks import checkpoint_bytes, engine_problems, server_problems
@@ -22,7 +22,9 @@ from metatune.recipes.examine import workload_of
 from metatune.recipes.machine import engines, package_versions
 from metatune.recipes.memory import ModelShape, Workload
 from metatune.recipes.target import GIB, Hardware, Launch, launch_of
-from metatune.trainers import DUMPConfig
+from metatune.trainers import DUMPConfig, MetaRewardConfig
+
+from .launches import write_pairs
 
 TINY = {
     "hidden_size": 64,
@@ -105,7 +107,7 @@ def test_versions_are_checked_against_the_pins():
     rows = {row["name"]: row for row in package_versions()}
     assert rows["trl"]["required"] == "<1.17,>=1.16.0" and rows["trl"]["within_pin"]
     assert rows["deepspeed"]["extra"] == "deepspeed"
-    assert "pytest" not in rows
+    assert "pytest" not in rows and "mkdocs-material" not in rows
 
 
 def test_engines_say_why_not(monkeypatch):
@@ -155,7 +157,7 @@ def test_workload_of_sft_and_reward(tmp_path):
     training = SFTConfig(output_dir=str(tmp_path), bf16=False, max_length=64)
     work = workload_of("sft", training, "float32", Launch(), 9, CPU, on_gpu=False)
     assert (work.length, work.loss_positions, work.generated) == (64, 64, 0)
-    training = RewardConfig(output_dir=str(tmp_path), bf16=False, max_length=64, per_device_train_batch_size=3)
+    training = MetaRewardConfig(output_dir=str(tmp_path), bf16=False, max_length=64, per_device_train_batch_size=3)
     work = workload_of("reward", training, "float32", Launch(), 9, CPU, on_gpu=False)
     assert (work.batch, work.length, work.loss_positions) == (6, 64, 0)
 
@@ -230,9 +232,83 @@ def test_without_the_model_nothing_is_estimated(sft, grpo, tmp_path):
         f"model_name_or_path: {tmp_path}/none\ndataset_name: nowhere\noutput_dir: {tmp_path}\nbf16: false\n"
     )
     found = doctor(sft)
-    assert not found["ready"] and "nothing is estimated" in found["problems"][0] and "bytes" not in found
+    assert not found["ready"] and "bytes" not in found
+    gone, unknown = found["problems"]
+    assert f":1: model_name_or_path: no such folder: {tmp_path}/none" in gone and "nothing is estimated" in unknown
     found = doctor(sft, "--model", tmp_path / "model")
     assert found["problems"] == [] and found["bytes"]["peak"] > 0
+
+
+def test_what_the_estimate_does_not_know_is_said(grpo, tmp_path):
+    assert [note for note in doctor(grpo())["notes"] if "disk" not in note] == []
+    notes = doctor(grpo("optim: adafactor\nload_in_4bit: true\nprogress: anytime"))["notes"]
+    assert "optim: adafactor is estimated as AdamW is" in notes[0] and notes[1].startswith(
+        "load_in_4bit: the estimate"
+    )
+    assert notes[2].startswith("progress: anytime: the estimate is without its 4 forced answers at every prefix")
+    notes = doctor(grpo("progress: anytime\nsuccess_estimator: likelihood"))["notes"]
+    assert [note for note in notes if "progress" in note] == []
+
+
+def test_contrastive_terms_have_every_row_twice(grpo, tmp_path):
+    grpo()  # writes the model
+    path = tmp_path / "reward.yaml"
+    pairs = write_pairs(tmp_path / "pairs.jsonl")
+    text = f"model_name_or_path: {tmp_path}/model\ndataset_name: {pairs}\noutput_dir: {tmp_path}/run\nuse_cpu: true\n"
+    path.write_text(f"{text}bf16: false\ngradient_checkpointing: false\n")
+    plain = doctor(path, "--recipe", "reward")["bytes"]
+    twice = doctor(path, "--recipe", "reward", "--contrastive", "simcse")["bytes"]
+    assert twice["activations"] == 2 * plain["activations"] and twice["weights"] == plain["weights"]
+
+
+@pytest.mark.parametrize(
+    ("name", "command"), [("mrt/star_starter", "star"), ("reward/strength", "strength"), ("metarm/starter", "metarm")]
+)
+def test_a_recipe_that_doctor_does_not_examine_is_called_by_its_name(name, command):
+    path = Path(examine.__file__).parent / f"{name}.yaml"
+    with pytest.raises(ConfigError, match=f"a recipe of metatune {command}; doctor examines those of grpo, sft, rew"):
+        doctor(path)
+
+
+def test_a_recipe_for_a_cpu_is_compared_with_the_memory_that_was_told(grpo):
+    with pytest.raises(ConfigError, match="say by --host_memory GiB what the machine has"):
+        doctor(grpo(), "--gpus", 8, "--gpu_memory", 79)
+    assert doctor(grpo(), "--gpus", 8, "--gpu_memory", 79, "--host_memory", 64)["available"] == 64 * GIB
+    assert doctor(grpo("use_cpu: false"), "--gpus", 8, "--gpu_memory", 79)["launch"]["processes"] == 8
+    there = doctor(grpo("use_cpu: false"), "--use_cpu", "true", "--gpus", 8, "--gpu_memory", 79, "--host_memory", 64)
+    assert there["launch"]["processes"] == 1  # one a GPU, and it trains on none
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is null"),
+        ("[1]", "is a list"),
+        (
+            "distributed_type: DEEPSPEED\ndeepspeed_config: {deepspeed_config_file: nowhere.json}",
+            "nowhere.json: No such",
+        ),
+    ],
+)
+def test_an_accelerate_configuration_that_is_none(grpo, tmp_path, text, message):
+    (tmp_path / "accelerate.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        doctor(grpo(), "--accelerate_config", tmp_path / "accelerate.yaml")
+
+
+def test_options_about_a_recipe_need_one():
+    with pytest.raises(ConfigError, match="--gpus is about a recipe: name it by --config"):
+        make_parser().parse_args_and_config(["--gpus", "8", "--gpu_memory", "79"])
+    assert make_parser().parse_args_and_config(["--json"])[0].json
+
+
+def test_what_is_on_another_machine_is_no_problem_of_this_one(grpo, tmp_path):
+    path = grpo(f"resume_from_checkpoint: {tmp_path}/none\ncurriculum: dmup")
+    [curriculum] = doctor(path)["problems"]  # the first of the checks
+    assert f"{path}:" in curriculum and "unknown 'dmup'; did you mean 'dump'?" in curriculum
+    path = grpo(f"resume_from_checkpoint: {tmp_path}/none")
+    assert "no such folder" in doctor(path)["problems"][0]
+    assert doctor(path, "--gpus", 1, "--gpu_memory", 40, "--host_memory", 64)["problems"] == []
 
 
 def test_a_recipe_for_gpus_on_a_machine_without_one(grpo, monkeypatch):
@@ -345,7 +421,9 @@ def test_checkpoints_are_held_against_the_disk(grpo, monkeypatch, tmp_path):
     path = grpo(f"save_strategy: steps\nsave_steps: 10\nmax_steps: 100\noutput_dir: {tmp_path}/not/yet")
     problem = doctor(path)["problems"][0]
     assert "10 checkpoint(s)" in problem and "save_total_limit" in problem and f"{tmp_path}/not/yet" in problem
-    assert doctor(path, "--gpus", 1, "--gpu_memory", 79)["problems"] == []  # another machine's disk is not this one
+    assert (
+        doctor(path, "--gpus", 1, "--gpu_memory", 79, "--host_memory", 64)["problems"] == []
+    )  # another machine's disk is not this one
 
 
 def test_checkpoint_sizes(tmp_path):

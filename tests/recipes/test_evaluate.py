@@ -58,7 +58,8 @@ def test_greedy_on_a_local_benchmark(tmp_path, capsys):
     [
         ([], "`benchmark`, `distributions` or `lm_eval_tasks`"),
         (["--data", "x"], "what to evaluate on"),
-        (["--lm_eval_tasks", "a", "--data", "x"], "`data` and `instruction` belong to a `benchmark`"),
+        (["--lm_eval_tasks", "a", "--data", "x"], "`data` belongs to a `benchmark`"),
+        (["--lm_eval_tasks", "a", "--temperature", "0"], "say themselves how they sample: remove `temperature`"),
         (["--benchmark", "gsm8k", "--k", "4", "--num_samples", "2"], "`k` 4 must be between 1 and `num_samples`, 2"),
         (["--benchmark", "gsm8k", "--engine", "vlm"], "engine"),
         (["--benchmark", "gsm8k", "--sample", "2"], "unknown option --sample; did you mean"),
@@ -82,7 +83,11 @@ def test_a_benchmark_and_distributions_exclude_each_other(recipe):
         (["--benchmark", "gsm8k", "--data", "nowhere"], "no such file or folder: nowhere"),
         (["--config", "RECIPE", "--temperature", "0", "--num_samples", "2"], "greedy decoding repeats itself"),
         (["--config", "RECIPE", "--max_new_tokens", "5000"], "512 positions; set max_new_tokens to at most"),
-        (["--config", "RECIPE", "--limit", "0"], "limit must be at least 1"),
+        (["--config", "RECIPE", "--limit", "0"], "`limit` must be at least 1"),
+        (["--config", "RECIPE", "--max_new_tokens", "0"], "`max_new_tokens` must be at least 1"),
+        (["--config", "RECIPE", "--batch_size", "0"], "`batch_size` must be at least 1"),
+        (["--config", "RECIPE", "--device", "gpu"], "device: 'gpu' is not here: "),
+        (["--config", "RECIPE", "--output_dir", __file__], f"output_dir: {__file__} is a file: name a folder"),
         (["--config", "RECIPE", "--model", "no/such/model/folder"], "no/such/model/folder"),
     ],
 )

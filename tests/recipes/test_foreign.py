@@ -7,8 +7,9 @@ import torch
 from trl import GRPOConfig
 
 from metatune.curricula import load_distributions
+from metatune.recipes.adapters import refusals_in_one_line
 from metatune.recipes.data import split_of
-from metatune.recipes.foreign import foreign_error
+from metatune.recipes.foreign import exit_code, foreign_error
 
 
 def caught(function, *args, **kwargs) -> Exception:
@@ -59,6 +60,21 @@ def test_an_option_is_found_by_its_value(tmp_path):
     error = raised_through_libraries(caught(AutoTokenizer.from_pretrained, "a b"))
     line = foreign_error(error, {"chat_template_path": "a b", "bf16": True}, str(tmp_path))
     assert line.startswith("`chat_template_path`: ")
+
+
+def test_a_model_that_cannot_be_loaded_is_named_where_the_error_does_not(tmp_path):
+    from transformers import AutoConfig
+
+    (tmp_path / "config.json").write_text("{}")
+    error = raised_through_libraries(caught(AutoConfig.from_pretrained, str(tmp_path)))
+    line = foreign_error(error, {"model_name_or_path": "some/model", "save_strategy": "no"}, str(tmp_path / "run"))
+    assert line.startswith("`model_name_or_path`: ")
+
+
+def test_a_refusal_before_training_has_the_exit_code_of_one():
+    with pytest.raises(OSError) as refused, refusals_in_one_line():
+        raise OSError("no such model")
+    assert exit_code(refused.value) == 2 and exit_code(OSError("while training")) == 1
 
 
 def test_a_users_own_error_keeps_its_traceback(users_module, tmp_path):

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from metatune.recipes import doctor, grpo
-from metatune.recipes.config import ConfigError
+from metatune.recipes.config import ConfigError, read_recipe
 from metatune.rewards import RubricHistory
 
 from ..rewards.fake_judge_server import FakeJudgeServer
@@ -155,9 +155,11 @@ def test_a_judge_stands_beside_functions_or_in_their_place(tmp_path):
 
 
 def test_a_server_that_is_not_there_is_one_line(tmp_path):
-    code, _, errors = finish(start(metatune("grpo", "--config", judged(tmp_path, NOWHERE))))
-    error = last_line(errors)
-    assert code != 0 and error.startswith("metatune: error: judge: no use of the judge's server at"), errors[-2000:]
+    recipe = judged(tmp_path, NOWHERE)
+    code, _, errors = finish(start(metatune("grpo", "--config", recipe)))
+    error, line = last_line(errors), read_recipe(str(recipe)).lines["judge"]
+    told = f"metatune: error: {recipe}:{line}: judge: no use of the judge's server at"
+    assert code == 2 and error.startswith(told), errors[-2000:]
     assert "vllm serve" in error
 
 

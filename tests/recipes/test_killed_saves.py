@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from metatune.recipes.run_folder import last_whole_checkpoint
-from metatune.trainers.rollout_checkpoint import last_complete_checkpoint
 
 from .forks import SHARDINGS, Run
 from .launches import log_rows, write_recipe
@@ -47,7 +46,6 @@ def test_the_newest_whole_checkpoint_goes_on_whenever_a_save_is_killed(tmp_path,
     whole = Run(recipe, sharding, tmp_path / "whole")
     whole.finish()
     killed = Run(recipe, sharding, tmp_path / "killed", "--save_total_limit", "1")
-    find = last_complete_checkpoint if recipe == "grpo" else last_whole_checkpoint
     duration = max(seconds_of_a_save(whole.folder, step) for step in range(2, last))
     chance = random.Random(0)
     at, torn = 0, 0
@@ -55,7 +53,7 @@ def test_the_newest_whole_checkpoint_goes_on_whenever_a_save_is_killed(tmp_path,
         ends = [step for step in (at + 1, at + 2) if step < last]
         begun = killed.folder / f"checkpoint-{chance.choice(ends)}"
         killed.die(begun, "--resume_from_checkpoint", "true", after=chance.uniform(0, 1.2 * duration))
-        there, newest = steps_of(killed.folder), find(killed.folder)
+        there, newest = steps_of(killed.folder), last_whole_checkpoint(killed.folder)
         if newest is None:
             assert at == 0 and there == {1}, (number, there)
         else:

@@ -207,9 +207,9 @@ def test_a_full_disk_simulated_by_a_small_tmpfs_is_one_line_and_leaves_the_check
     line = last_line(errors)
     assert line.startswith("metatune: error: ") and f"{disk / 'run'}: no space left (0 MiB free" in line, line
 
-    from metatune.trainers.rollout_checkpoint import last_complete_checkpoint
+    from metatune.recipes.run_folder import last_whole_checkpoint
 
-    last = last_complete_checkpoint(kept / "run")
+    last = last_whole_checkpoint(kept / "run")
     torn = kept / "run" / f"checkpoint-{int(last.name.split('-')[1]) + 1}"
     assert torn.is_dir() and not (torn / "trainer_state.json").exists()
     step = json.loads((last / "trainer_state.json").read_text())["global_step"]

@@ -256,6 +256,9 @@ def test_supervised_fine_tuning_leaves_an_adapter_too(tmp_path):
 
 @pytest.mark.slow
 def test_a_module_that_is_not_there_ends_a_launch_with_one_line(tmp_path):
-    output = finish(start("grpo", "--config", recipe(tmp_path / "x", lora_target_modules=["q_prj"])), code=2)
-    assert "error: lora_target_modules: Target modules {'q_prj'} not found in the base model" in output
+    path = recipe(tmp_path / "x", lora_target_modules=["q_prj"])
+    output = finish(start("grpo", "--config", path), code=2)
+    line = path.read_text().splitlines().index("lora_target_modules:") + 1
+    told = "lora_target_modules: Target modules {'q_prj'} not found in the base model"
+    assert f"error: {path}:{line}: {told}" in output
     assert "Traceback" not in output

@@ -6,8 +6,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from metatune.eval.engines import LOCAL_ENGINES, Sampling, load_engine
-from metatune.recipes import cli, evaluate, merge
-from metatune.recipes.adapters import STARTER, base_of
+from metatune.recipes import cli, merge
+from metatune.recipes.adapters import STARTER, base_and_adapter, base_of
 from metatune.recipes.config import ConfigError
 
 from .adapter_setup import save_adapter
@@ -130,7 +130,7 @@ def test_a_base_that_is_missing_is_named_with_the_mend(adapter, tmp_path, capsys
 def test_every_engine_of_this_process_loads_an_adapter(adapter, name):
     folder, model = adapter
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    base, found = evaluate.base_and_adapter(str(folder))
+    base, found = base_and_adapter(str(folder))
     engine = load_engine(name, base.name, tokenizer, dtype="float32", device="cpu", adapter=found)
     greedy = Sampling(max_new_tokens=12, temperature=0.0)
     completions = engine.generate(prompt_ids(tokenizer), greedy)

@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 
-from metatune.recipes import metarm_round, reward
+from metatune.recipes import metarm_round, reward, rounds
 from metatune.recipes.adapters import STARTER
 from metatune.recipes.metarm_policy import Policy
 from metatune.rewards.importance import effective_sample_size
@@ -41,7 +41,7 @@ def fake_trainings(monkeypatch):
         AutoTokenizer.from_pretrained(source).save_pretrained(training.output_dir)
         return 0
 
-    monkeypatch.setattr(metarm_round, "launch", launch)
+    monkeypatch.setattr(rounds, "launch", launch)
     return calls
 
 
@@ -232,7 +232,7 @@ def test_a_run_may_be_made_longer_but_not_another_one(tmp_path, fake_trainings, 
 
 
 def test_a_failed_training_ends_the_run_with_its_code(tmp_path, monkeypatch):
-    monkeypatch.setattr(metarm_round, "launch", lambda *args: 3)
+    monkeypatch.setattr(rounds, "launch", lambda *args: 3)
     with pytest.raises(SystemExit, match="3"):
         run(tmp_path)
     assert not (tmp_path / "run" / "round-1" / "reward_model").exists()

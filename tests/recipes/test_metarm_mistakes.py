@@ -18,7 +18,7 @@ from .metarm_setup import METARM, run
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"correction": "meta"}, "`correction` is one of metarm, ocrm, none, not 'meta'"),
+        ({"correction": "meta"}, "`correction`: 'meta' is not one of metarm, ocrm, none"),
         ({"num_responses": 1}, "`num_responses` is 1; responses to one prompt are compared, so give at least 2"),
         ({"rounds": 0}, "`rounds` is 0; it must be at least 1"),
         ({"num_respones": 4}, "unknown key 'num_respones'; did you mean 'num_responses'?"),
@@ -38,7 +38,7 @@ from .metarm_setup import METARM, run
         ({"grpo": {"use_peft": True}, "rounds": 2}, "block `grpo`: use_peft makes adapters"),
         ({"grpo": {"accelerate_config": "zero22"}}, "block `grpo`: --accelerate_config: no file and no name 'zero22'"),
         ({"grpo": {"top_p": 2.0}}, "`top_p` must be above 0 and at most 1, got 2.0"),
-        ({"num_processes": 2}, "num_processes is the launcher's: write it into the blocks reward and grpo"),
+        ({"num_processes": 2}, "`num_processes` is the launcher's: write it into the blocks reward and grpo"),
         ({"num_prompts": 3}, "num_prompts is 3, and one MetaRM step takes 4"),
         ({"num_prompts": 100}, "num_prompts is 100, and there are 60 prompts"),
         ({"importance_alpha": 1.0}, "`importance_alpha` is 1.0"),
@@ -50,10 +50,10 @@ from .metarm_setup import METARM, run
         ({"label_noise": 1.5}, "`label_noise` is 1.5"),
         ({"reward": None, "grpo": None, "output_dir": None}, "give `output_dir`"),
         ({"model_name_or_path": None}, "give `model_name_or_path`"),
-        (
-            {"reward_model_name_or_path": "nowhere/at/all", "num_pairs": None, "dataset_name": "missing.jsonl"},
-            "missing",
-        ),
+        ({"num_pairs": None, "dataset_name": "missing.jsonl"}, "dataset_name: missing.jsonl: no such file or folder"),
+        ({"reward_model_name_or_path": "nowhere/at/all"}, "reward_model_name_or_path: no such folder: nowhere/at/all"),
+        ({"model_name_or_path": "./nowhere"}, "model_name_or_path: no such folder: ./nowhere"),
+        ({"output_dir": f"{__file__}/run"}, f"output_dir: {__file__} is a file: name a folder"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path, capsys, options, message):

@@ -13,7 +13,8 @@ from metatune.curricula import build_tokenizer
 from metatune.eval.best_of_n import best_of_n
 from metatune.recipes import cli, evaluate
 from metatune.recipes.config import ConfigError
-from metatune.recipes.reward_evaluation import load_pairs, model_names
+from metatune.recipes.reward_evaluation import load_pairs
+from metatune.recipes.tables import names_of
 from metatune.rewards.reward_model import RewardModel
 
 POSITIONS = 32
@@ -243,10 +244,10 @@ def test_no_pairs(tmp_path):
 
 
 def test_names_tell_models_apart():
-    assert model_names(["runs/a", "runs/b/"]) == ["a", "b"]
-    assert model_names(["one/rm", "two/rm"]) == ["one/rm", "two/rm"]
-    with pytest.raises(ConfigError, match="names a model twice"):
-        model_names(["one/rm", "one/rm/"])
+    assert names_of(["runs/a", "runs/b/"], "reward_model") == ["a", "b"]
+    assert names_of(["one/rm", "two/rm"], "reward_model") == ["one/rm", "two/rm"]
+    with pytest.raises(ConfigError, match="`reward_model` names the same twice: one/rm, one/rm/"):
+        names_of(["one/rm", "one/rm/"], "reward_model")
 
 
 # Mistakes on the command line
@@ -259,8 +260,9 @@ def test_names_tell_models_apart():
         (["--pairs", "p"], "`pairs` belongs to `reward_model`, and none is given"),
         (["--best_of_n", "f", "--model", "starter"], "`best_of_n` belongs to `reward_model`"),
         (["--reward_model", "a", "--best_of_n", "f", "--pairs_split", "s"], "`pairs_split` belongs to `pairs`"),
-        (["--reward_model", "a", "--pairs", "p", "--model", "starter"], "give no model and tasks with it"),
-        (["--reward_model", "a", "--pairs", "p", "--compare", "x", "y"], "give no model and tasks with it"),
+        (["--reward_model", "a", "--pairs", "p", "--model", "starter"], "give it without `model`"),
+        (["--reward_model", "a", "--pairs", "p", "--num_samples", "4"], "give it without `num_samples`"),
+        (["--reward_model", "a", "--pairs", "p", "--compare", "x", "y"], "give it without `compare`"),
         (["--reward_models", "a"], "did you mean '--reward_model'"),
     ],
 )
@@ -274,6 +276,8 @@ def test_mistakes_in_values_show_before_a_model_is_loaded(tmp_path, capsys):
     command = ["eval", "--reward_model", "runs/none", "--best_of_n", str(tmp_path / "none.jsonl")]
     assert cli.main(command) == 2
     assert "none.jsonl: no such file" in capsys.readouterr().err
+    assert cli.main(["eval", "--reward_model", "/no/where", "--pairs", "p"]) == 2
+    assert "reward_model: no such folder: /no/where" in capsys.readouterr().err
     assert cli.main([*command, "--limit", "0"]) == 2
     assert "`limit` must be at least 1, got 0" in capsys.readouterr().err
 

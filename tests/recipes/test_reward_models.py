@@ -59,7 +59,7 @@ def test_what_an_entry_may_not_say(entry, message):
 
 def test_a_recipe_is_checked_as_it_is_read(tmp_path):
     path = write_recipe(tmp_path / "recipe.yaml", GRPO, reward_models=[{"paths": ["a", "b"], "combne": "min"}])
-    with pytest.raises(ConfigError, match=r"recipe.yaml: reward_models\[0\]: unknown key 'combne'; .*'combine'"):
+    with pytest.raises(ConfigError, match=r"recipe.yaml:\d+: reward_models\[0\]: unknown key 'combne'; .*'combine'"):
         grpo.make_parser().parse_args_and_config(["--config", str(path)])
     options = {"reward_models": [{"path": "a", "weight": 2}], "reward_weights": [1.0, 2.0]}
     path = write_recipe(tmp_path / "recipe.yaml", GRPO, **options)

@@ -87,7 +87,7 @@ def test_a_rollback_waits_for_the_next_resume(run, capsys):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["log"], "the following arguments are required: RUN; see metatune rubric --help"),
+        (["log"], "the following arguments are required: RUN; see metatune rubric log --help"),
         (["blame", "{run}"], "invalid choice: 'blame'"),
         (["log", "{run}/nowhere"], "nowhere/rubrics/log.jsonl is missing: the run has no rubrics"),
         (["show", "{run}", "7"], "there is no version 7 (there are 0 to 2)"),

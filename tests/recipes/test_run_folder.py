@@ -1,13 +1,20 @@
-"""What a process of several must not free before it ends."""
+"""The recipe that a run keeps and is held to, and what a process of several must not free before it ends."""
 
 import gc
+import json
 import weakref
+from functools import partial
 
+import pytest
 import torch
 import torch.distributed as dist
+import yaml
 from torch.nn.parallel import DistributedDataParallel
+from trl import ModelConfig, SFTConfig
 
 from metatune.recipes import run_folder
+from metatune.recipes.config import ConfigError
+from metatune.recipes.run_folder import check_here, effective_recipe, is_finished, settle_folder
 
 
 class Trained:
@@ -38,3 +45,67 @@ def test_a_trainer_of_one_process_is_freed():
     run_folder.hold_until_exit(trainer)
     del trainer
     assert seen() is None
+
+
+def test_the_recipe_that_a_run_keeps_says_null_where_null_was_meant(tmp_path):
+    kept = yaml.safe_load(effective_recipe(SFTConfig(output_dir=str(tmp_path), bf16=False, max_length=None)))
+    assert kept["max_length"] is None  # without it a reader would take 1024
+    assert "pad_to_multiple_of" not in kept  # of the machine, not of the recipe
+    assert "max_length" not in yaml.safe_load(effective_recipe(SFTConfig(output_dir=str(tmp_path), bf16=False)))
+
+
+def test_the_recipe_that_a_run_keeps_has_every_option_but_secrets(tmp_path):
+    options = {"accelerator_config": {"split_batches": True}, "hub_token": "hf_secret", "learning_rate": 0.5}
+    text = effective_recipe(SFTConfig(output_dir=str(tmp_path), bf16=False, **options))
+    assert "hf_secret" not in text  # the folder may be pushed to the hub
+    assert yaml.safe_load(text)["accelerator_config"]["split_batches"] is True
+    text = effective_recipe(SFTConfig(output_dir=str(tmp_path), bf16=False, gradient_accumulation_steps=2))
+    assert "accelerator_config" not in text and "gradient_accumulation_steps: 2" in text
+
+
+def test_a_run_goes_on_with_no_other_recipe(tmp_path):
+    (tmp_path / "part-1").write_text("")
+    settle = partial(settle_folder, tmp_path, parts="part-*", may_change={"rounds"})
+    settle("rounds: 1\n", False)
+    with pytest.raises(ConfigError, match="holds a run already: go on with it by resume_from_checkpoint: true"):
+        settle("rounds: 1\n", False)
+    settle("rounds: 2\n", True)
+    with pytest.raises(ConfigError, match=r"max_length is not what the run in .* began with"):
+        settle("rounds: 2\nmax_length: null\n", True)
+
+
+def checkpoint(folder, step, **state):
+    (folder / f"checkpoint-{step}").mkdir(parents=True)
+    (folder / f"checkpoint-{step}" / "trainer_state.json").write_text(json.dumps({"global_step": step, **state}))
+    return str(folder / f"checkpoint-{step}")
+
+
+def test_a_run_that_is_over_is_over_for_what_is_asked_now(tmp_path):
+    def asked(**options):
+        return SFTConfig(output_dir=str(tmp_path), bf16=False, **options)
+
+    last = checkpoint(tmp_path, 30, max_steps=30, epoch=1.5)
+    assert is_finished(last, asked(max_steps=30)) and is_finished(last, asked(max_steps=20))
+    assert not is_finished(last, asked(max_steps=31))
+    assert is_finished(last, asked(num_train_epochs=1.5)) and not is_finished(last, asked(num_train_epochs=2))
+
+
+def test_another_run_s_checkpoints_are_not_mixed_with_this_one_s(tmp_path):
+    def check(resume=None, use_peft=False):
+        training_args = SFTConfig(output_dir=str(tmp_path / "run"), bf16=False, resume_from_checkpoint=resume)
+        check_here(training_args, ModelConfig(model_name_or_path="starter", use_peft=use_peft))
+
+    check()
+    (tmp_path / "run" / "checkpoint-3").mkdir(parents=True)
+    check()  # torn: its run was killed while it saved, and holds nothing to lose
+    checkpoint(tmp_path / "run", 2, max_steps=9, epoch=1)
+    with pytest.raises(ConfigError, match=r"run holds a run already \(checkpoint-2\): go on with it by resume_from"):
+        check()
+    check(resume=True)
+    check(resume=str(tmp_path / "run" / "checkpoint-2"))
+    with pytest.raises(ConfigError, match=r"checkpoint-2 holds a whole model: set use_peft as its run did"):
+        check(resume=True, use_peft=True)
+    (tmp_path / "run" / "checkpoint-2" / "adapter_config.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"checkpoint-2 holds an adapter: set use_peft as its run did"):
+        check(resume=True)
+    check(resume=True, use_peft=True)

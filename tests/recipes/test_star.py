@@ -12,7 +12,7 @@ import pytest
 from metatune.eval import evaluate
 from metatune.eval.engines import load_engine
 from metatune.eval.forced import ForcedAnswers
-from metatune.recipes import cli, star, star_round
+from metatune.recipes import cli, rounds, star, star_round
 from metatune.recipes.adapters import STARTER
 from metatune.recipes.config import ConfigError
 from metatune.recipes.star_sampler import Sampler, success_rate
@@ -67,7 +67,7 @@ def trained(monkeypatch):
         AutoTokenizer.from_pretrained(source).save_pretrained(training_args.output_dir)
         return 0
 
-    monkeypatch.setattr(star_round, "launch", launch)
+    monkeypatch.setattr(rounds, "launch", launch)
     return calls
 
 
@@ -92,6 +92,11 @@ def run(tmp_path, *options, **values):
 
 
 # A round and its files
+
+
+def test_null_reaches_the_fine_tuning(tmp_path, trained):
+    assert run(tmp_path, max_length=None, select="correct") == 0
+    assert trained[0].training.max_length is None  # its default would cut traces
 
 
 def test_a_round_keeps_the_right_trace_of_least_regret(tmp_path, trained, capsys):
@@ -260,7 +265,7 @@ def test_a_finished_phase_is_not_repeated(tmp_path, trained, sampled, monkeypatc
 
     assert stopping_before(star_round.Round, "_force") == ["sample"]
     assert stopping_before(star_round.Round, "_fine_tune") == ["measure"]
-    assert stopping_before(star_round, "launch") == []
+    assert stopping_before(rounds, "launch") == []
     assert trained == []
     assert stopping_before(star_round.Round, "_summarise") == []
     assert len(trained) == 1
@@ -287,7 +292,7 @@ def test_a_run_that_never_sampled_can_be_mended(tmp_path, trained, capsys):
 
 
 def test_a_failed_fine_tuning_ends_the_run_with_its_code(tmp_path, monkeypatch):
-    monkeypatch.setattr(star_round, "launch", lambda *args: 3)
+    monkeypatch.setattr(rounds, "launch", lambda *args: 3)
     with pytest.raises(SystemExit, match="3"):
         run(tmp_path, select="correct", num_samples=2)
     assert not (tmp_path / "run" / "round-1" / "model").exists()
@@ -299,8 +304,8 @@ def test_a_failed_fine_tuning_ends_the_run_with_its_code(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"select": "best"}, "`select` is one of progress, shortest, correct, not 'best'"),
-        ({"start_from": "first"}, "`start_from` is one of base, last"),
+        ({"select": "best"}, "`select`: 'best' is not one of progress, shortest, correct"),
+        ({"start_from": "first"}, "`start_from`: 'first' is not one of base, last"),
         ({"rounds": 0}, "`rounds` is 0; it must be at least 1"),
         ({"temperature": 0.0}, "greedy traces"),
         ({"episodes": {"by": "lines"}}, "by is one of phrases, delimiter, regex, tokens"),

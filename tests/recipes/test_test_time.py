@@ -68,6 +68,7 @@ def test_numbers_with_commas_or_as_a_list(recipe):
         (["--budgets", "8", "--episodes", "lines"], "`episodes` is a mapping"),
         (["--extrapolate", "2"], "`extrapolate` belongs to `budgets`"),
         (["--forcing_suffix", "answer"], "`forcing_suffix` belongs to `budgets`"),
+        (["--num_answers", "4"], "`num_answers` belongs to `budgets`"),
         (["--compare", "a", "b"], "`compare` reads saved evaluations"),
     ],
 )
@@ -103,4 +104,4 @@ def test_a_comparison_names_the_folder_that_is_none(tmp_path, capsys):
     assert cli.main(["eval", "--compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 2
     assert f"{Path(tmp_path / 'a' / 'test_time.json')}: no such file" in capsys.readouterr().err
     assert cli.main(["eval", "--compare", str(tmp_path), str(tmp_path)]) == 2
-    assert "names a folder twice" in capsys.readouterr().err
+    assert "`compare` names the same twice" in capsys.readouterr().err

@@ -66,6 +66,15 @@ def test_a_recipe_names_model_port_and_transfer(recipe):
     assert "--config" not in values
 
 
+def test_a_recipe_names_the_server_s_address_and_the_model_s_revision(recipe):
+    path = recipe(
+        "model_name_or_path: org/model\nmodel_revision: v2\nuse_vllm: true\nvllm_mode: server\n"
+        "vllm_server_base_url: http://node-a:8123\n"
+    )
+    values = options(command(["--config", path], on_cpu=False))
+    assert values["--port"] == "8123" and values["--revision"] == "v2"
+
+
 def test_the_starter_is_known_by_name():
     assert options(command(["--model", "starter"], on_cpu=True))["--model"].endswith("starter")
 

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from metatune.curricula import build_tokenizer, load_distributions
-from metatune.recipes.run_folder import STARTER
+from metatune.recipes.adapters import STARTER
 from metatune.rewards import Forcing, get_verifier
 from metatune.trainers import answer_likelihood
 from metatune.trainers.answer_likelihood import (

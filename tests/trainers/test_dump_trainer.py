@@ -226,16 +226,16 @@ def test_waiting_rollouts_of_another_division_are_refused(tmp_path, options):
 
 
 def test_a_moving_reference_model_that_no_checkpoint_holds_is_not_resumed(tmp_path):
-    options = {
-        "sync_ref_model": True,
-        "ref_model_sync_steps": 1,
-        "beta": 0.1,
-        "save_strategy": "steps",
-        "save_steps": 1,
-    }
-    make(tmp_path, max_steps=1, **options).train()
+    tiny_model().save_pretrained(tmp_path / "model")  # TRL loads the reference model by its name
+
+    def trainer(max_steps):
+        options = {"sync_ref_model": True, "beta": 0.1, "save_strategy": "steps", "save_steps": 1}
+        args = config(tmp_path, max_steps=max_steps, **options)
+        return DUMPTrainer(str(tmp_path / "model"), digits, args, rows(), processing_class=build_tokenizer())
+
+    trainer(1).train()
     with pytest.raises(ValueError, match="checkpoint-1 does not hold the reference model that sync_ref_model moves"):
-        make(tmp_path, max_steps=2, **options).train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+        trainer(2).train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
 
 
 def test_the_entropy_controller_is_in_the_run_state(tmp_path):

@@ -7,7 +7,7 @@ from transformers import AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
 
 from metatune.curricula import build_tokenizer, load_distributions
-from metatune.recipes.run_folder import STARTER
+from metatune.recipes.adapters import STARTER
 from metatune.rewards import correctness_reward
 from metatune.trainers import DUMPTrainer, MRTConfig, MRTTrainer
 from metatune.trainers.answer_likelihood import AcceptedAnswers, Tree, success_probabilities
