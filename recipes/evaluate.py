@@ -1,13 +1,15 @@
 """Evaluation: accuracy, pass@k and maj@k with bootstrap intervals; accuracy at token budgets.
 
+    metatune eval --model runs/quickstart                     # on the held-out part of what it was trained on
+    metatune eval --model starter --recipe recipes/dump/quickstart.yaml
     metatune eval --model runs/quickstart --benchmark gsm8k --data data/gsm8k --num_samples 4
-    metatune eval --model starter --config FILE.yaml     # its `distributions:` are written as for `metatune grpo`
     metatune eval --model Qwen/Qwen2.5-0.5B-Instruct --lm_eval_tasks arc_easy,hellaswag
-    metatune eval --model starter --config FILE.yaml --budgets 16,32,64 --extrapolate 2,4 --output_dir runs/starter
+    metatune eval --model starter --recipe FILE.yaml --budgets 16,32,64 --extrapolate 2,4 --output_dir runs/starter
     metatune eval --compare runs/starter runs/mine --output_dir runs/side_by_side
     metatune eval --reward_model runs/rm-1 runs/rm-2 --pairs data/pairs --best_of_n responses.jsonl
 
-What is evaluated is a named `benchmark` (from the hub, or from `data`), the held-out parts of `distributions:`, or the
+What is evaluated is a named `benchmark` (from the hub, or from `data`), the held-out parts of `distributions:` in its
+own `config` or in a training `recipe` (by default the one that the run `model` was trained by), or the
 `lm_eval_tasks` of standard suites, which go through lm-eval. `temperature: 0` decodes greedily, anything else samples.
 With `output_dir` it keeps `summary.json` and `completions.parquet` there. `budgets` add test-time compute, see
 `test_time.py`; `compare` sets saved evaluations at budgets side by side. `reward_model` evaluates reward models in
@@ -21,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from metatune.recipes.adapters import base_and_adapter, folder_of
-from metatune.recipes.config import ConfigError, StrictParser, run
+from metatune.recipes.config import ConfigError, StrictParser, read_recipe, run
+from metatune.recipes.conform import conform
 from metatune.recipes.own_code import HELP, import_own
 from metatune.recipes.reward_evaluation import RewardEvaluationArguments, evaluate_reward_models, show_reward_models
 from metatune.recipes.tables import show, show_number
@@ -36,7 +39,7 @@ from metatune.recipes.test_time import (
 MAX_NEW_TOKENS = 1024
 BATCH_SIZE, REWARD_BATCH_SIZE = 128, 16
 OF_BENCHMARK = {"data", "instruction"}
-TASKS = {"model", "benchmark", "distributions", "lm_eval_tasks", "budgets", "compare"} | OF_BENCHMARK
+TASKS = {"model", "benchmark", "distributions", "recipe", "lm_eval_tasks", "budgets", "compare"} | OF_BENCHMARK
 SAMPLING = {"engine", "num_samples", "k", "temperature", "top_p", "top_k", "max_new_tokens", "attn_implementation"}
 
 
@@ -59,6 +62,9 @@ class EvaluateArguments(TestTimeArguments, RewardEvaluationArguments):
             Modules of your own that register tasks, verifiers or curricula; see `metatune.recipes.own_code`.
         distributions (`list[dict]`, *optional*):
             Task distributions, whose held-out parts are evaluated; see `metatune.curricula.load_distributions`.
+        recipe (`str`, *optional*):
+            A training recipe, of which `distributions` and `imports` are taken, and `max_completion_length` for
+            `max_new_tokens`; where nothing else is evaluated, the `recipe.yaml` in the folder of `model`.
         lm_eval_tasks (`list[str]`, *optional*):
             Tasks of lm-eval, separated by spaces or commas; needs the extra `metatune[eval]`.
         engine (`str`, *optional*, defaults to `"compact"`):
@@ -99,6 +105,9 @@ class EvaluateArguments(TestTimeArguments, RewardEvaluationArguments):
     distributions: list[dict] | None = field(
         default=None, metadata={"help": "Task distributions: {name, source, config, test_size, …}. YAML only."}
     )
+    recipe: str | None = field(
+        default=None, metadata={"help": "A training recipe whose tasks are evaluated; by default the model's own."}
+    )
     lm_eval_tasks: list[str] | None = field(default=None, metadata={"help": "Tasks of lm-eval, such as arc_easy."})
     engine: str = field(
         default="compact",
@@ -132,8 +141,9 @@ class EvaluateArguments(TestTimeArguments, RewardEvaluationArguments):
         super().__post_init__()
         import_own(self.imports)
         self.lm_eval_tasks = [task for tasks in self.lm_eval_tasks or [] for task in tasks.split(",") if task]
-        if self.benchmark is not None and self.distributions is not None:
-            raise ValueError("give either `benchmark` or `distributions`, not both")
+        given = [name for name in ("benchmark", "distributions", "recipe") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"give either `{given[0]}` or `{given[1]}`, not both")
         self.check_reward_options()
         if self.batch_size is None:
             self.batch_size = REWARD_BATCH_SIZE if self.reward_model else BATCH_SIZE
@@ -145,10 +155,15 @@ class EvaluateArguments(TestTimeArguments, RewardEvaluationArguments):
             return
         if self.model is None:
             raise ValueError("`model` is required: a folder, a hub name or starter")
+        own = Path(self.model) / "recipe.yaml"
+        if not given and not self.lm_eval_tasks and own.is_file():
+            self.recipe = str(own)
+        if self.recipe is not None:
+            self._take_tasks(self.recipe)
         if self.budgets and not (self.benchmark or self.distributions):
             raise ValueError("`budgets` need a `benchmark` or `distributions` to evaluate on")
         if not (self.benchmark or self.distributions or self.lm_eval_tasks):
-            raise ValueError("give what to evaluate on: `benchmark`, `distributions` or `lm_eval_tasks`")
+            raise ValueError("give what to evaluate on: `benchmark`, `recipe`, `distributions` or `lm_eval_tasks`")
         if self.benchmark is None:
             self._refuse(OF_BENCHMARK, "`{}` belongs to a `benchmark`, and none is given")
             if self.distributions is None:
@@ -157,6 +172,22 @@ class EvaluateArguments(TestTimeArguments, RewardEvaluationArguments):
         if too_many:
             raise ValueError(f"`k` {too_many[0]} must be between 1 and `num_samples`, {self.num_samples}")
         self.model = folder_of(self.model)
+
+    def _take_tasks(self, path: str) -> None:
+        """Take what a training recipe was trained on."""
+        recipe = read_recipe(path)
+        taken: dict[str, Any] = {}
+        for key, hint in (("distributions", list[dict]), ("imports", list[str]), ("max_completion_length", int)):
+            try:
+                taken[key] = conform(recipe.values.get(key), hint | None)
+            except ValueError as error:
+                raise recipe.error(key, f"`{key}`: {error}") from error
+        self.distributions = taken["distributions"]
+        if not self.distributions:
+            raise ValueError(f"{path} has no `distributions` to evaluate on: give a `benchmark`, or another `recipe`")
+        import_own(taken["imports"])
+        if self.max_new_tokens is None and not self.budgets:
+            self.max_new_tokens = taken["max_completion_length"]
 
     def _refuse(self, names: Collection[str], why: str) -> None:
         """Raise `ValueError` for the first of these options that is given; `why` has a place for its name."""

@@ -83,6 +83,7 @@ def test_a_recipe_in_a_document_has_only_options_that_are_there(text, tmp_path, 
     monkeypatch.setenv(EXPECTED_PROCESSES, "1")  # else `num_processes` would be set for the tests that follow
     path = tmp_path / "shown.yaml"
     path.write_text(text, encoding="utf-8")
+    monkeypatch.chdir(ROOT / "docs" / "examples")  # where modules of the reader's own are looked for
     recipe = read_recipe(str(path))
     if {"task", "items"} <= recipe.values.keys():
         read_rubric(path)

@@ -68,24 +68,14 @@ def test_task_verifier_curriculum_and_dataset_of_ones_own_train_and_are_evaluate
     own["distributions"].append({"name": "reversed", "source": "reversal", "config": {"digits": 2}, "train_size": 20})
     own["distributions"][1]["test_size"] = 5
     own |= {"imports": ["own_task", "own_verifier", "own_curriculum"], "curriculum": "round_robin"}
+    own["reward_funcs"] = ["correctness", "own_reward.brevity"]
     metatune(folder, "grpo", "--config", written(folder, own))
     first, second = logged(folder / "runs" / "own")
     arms = {name for name in first if name.startswith("curriculum/probability/")}
     assert arms == {f"curriculum/probability/{name}" for name in ("sums-easy", "sums-hard", "reversed")}
     assert first["curriculum/count/sums-easy"] == 2 and second["curriculum/count/sums-hard"] == 2
-    (folder / "eval.yaml").write_text(yaml.safe_dump({key: own[key] for key in ("distributions", "imports")}))
-    metatune(
-        folder,
-        "eval",
-        "--model",
-        "runs/own",
-        "--config",
-        "eval.yaml",
-        "--output_dir",
-        "found",
-        "--max_new_tokens",
-        "24",
-    )
+    assert 0 < first["rewards/brevity/mean"] < 1
+    metatune(folder, "eval", "--model", "runs/own", "--output_dir", "found")
     assert set(json.loads((folder / "found" / "summary.json").read_text())["distributions"]) >= {"reversed"}
 
 

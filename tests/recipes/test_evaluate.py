@@ -56,7 +56,7 @@ def test_greedy_on_a_local_benchmark(tmp_path, capsys):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ([], "`benchmark`, `distributions` or `lm_eval_tasks`"),
+        ([], "`benchmark`, `recipe`, `distributions` or `lm_eval_tasks`"),
         (["--data", "x"], "what to evaluate on"),
         (["--lm_eval_tasks", "a", "--data", "x"], "`data` belongs to a `benchmark`"),
         (["--lm_eval_tasks", "a", "--temperature", "0"], "say themselves how they sample: remove `temperature`"),
@@ -69,6 +69,50 @@ def test_greedy_on_a_local_benchmark(tmp_path, capsys):
 def test_mistakes_on_the_command_line(options, message):
     with pytest.raises(ConfigError, match=message):
         parse("--model", "starter", *options)
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """A run's folder as far as its recipe goes; no model is read before the tasks are known."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "recipe.yaml").write_text(
+        "model_name_or_path: starter\nlearning_rate: 1e-4\nmax_completion_length: 48\nimports: [json]\n"
+        "distributions: [{name: sum, source: arithmetic, config: {terms: 2}, test_size: 4}]\n"
+    )
+    return folder
+
+
+def test_a_run_is_evaluated_on_what_it_was_trained_on(trained):
+    (args,) = evaluate.make_parser().parse_args_and_config(["--model", str(trained)])
+    assert [entry["name"] for entry in args.distributions] == ["sum"]
+    assert args.max_new_tokens == 48
+    assert len(evaluate.load_items(args)) == 4
+
+
+def test_another_model_is_evaluated_on_a_training_recipe(trained, capsys):
+    recipe = str(trained / "recipe.yaml")
+    evaluate.main(parse("--model", "starter", "--recipe", recipe, "--max_new_tokens", "16", "--device", "cpu"))
+    assert "sum" in capsys.readouterr().out
+
+
+def test_a_benchmark_goes_before_the_run_s_own_tasks(trained):
+    assert parse("--model", str(trained), "--benchmark", "gsm8k").distributions is None
+    assert parse("--model", str(trained), "--lm_eval_tasks", "arc_easy").distributions is None
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("learning_rate: 1e-4", "recipe.yaml has no `distributions` to evaluate on"),
+        ("beta: 0\ndistributions: 3", "recipe.yaml:2: `distributions`: expected"),
+        ("- a", "a recipe is a YAML mapping"),
+    ],
+)
+def test_a_recipe_without_tasks_is_told(trained, text, message):
+    (trained / "recipe.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        parse("--model", str(trained))
 
 
 def test_a_benchmark_and_distributions_exclude_each_other(recipe):
