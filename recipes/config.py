@@ -10,6 +10,7 @@ Everything at import time here is free of torch, so that a missing file is repor
 
 import argparse
 import dataclasses
+import json
 import os
 import re
 import sys
@@ -222,7 +223,13 @@ class StrictParser(TrlParser):
             raise
         except Exception as error:  # a dataclass of a library may raise anything
             message = " ".join(str(error).split()) or type(error).__name__
-            if not isinstance(error, ValueError):
+            if isinstance(error, json.JSONDecodeError):  # of a mapping on the command line
+                names = [name for name, value in self._given.items() if value == error.doc]
+                option = f"--{names[0]}" if names else "an option"
+                raise ConfigError(f"{option}: {error.doc} is not JSON ({message})") from error
+            if "doesn't support bf16/gpu" in message:
+                message = "there is no GPU here: add `use_cpu: true` to train on the CPU"
+            elif not isinstance(error, ValueError):
                 message = f"{type(error).__name__}: {message}"
             if self.key_of(message) is None and recipe is not None:
                 message = f"{recipe.path}: {message}"

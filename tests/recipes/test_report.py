@@ -58,7 +58,7 @@ def test_a_folder_that_is_no_run_is_one_line(tmp_path, capsys):
     assert cli.main(["report", str(tmp_path)]) == 2
     assert "not a run's folder" in capsys.readouterr().err
     assert cli.main(["report"]) == 2
-    assert "--run_dir" in capsys.readouterr().err
+    assert "metatune report RUN" in capsys.readouterr().err
 
 
 def test_a_recipe_can_name_the_runs(run, tmp_path):

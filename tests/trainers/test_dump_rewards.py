@@ -27,6 +27,22 @@ def test_a_completion_without_a_score_is_left_out_of_what_the_curriculum_learns(
     assert training_log(trainer)[0]["unscorable"] == 0.5
 
 
+def test_a_log_line_has_the_mean_of_all_batches_since_the_last(tmp_path):
+    """As TRL's own numbers, or what failed in between would not be seen."""
+    batches = []
+
+    def failing_first(completions, **kwargs):
+        batches.append(completions)
+        rewards = [float(i % 2) for i in range(len(completions))]
+        return [None] * 4 + rewards[4:] if len(batches) == 1 else rewards
+
+    trainer = make(tmp_path, reward=failing_first, max_steps=2, logging_steps=2)
+    trainer.train()
+    (line,) = training_log(trainer)
+    assert line["unscorable"] == pytest.approx((4 / 16 + 0) / 2)
+    assert {value for key, value in line.items() if key.startswith("pass_rate/")} == {0.5}
+
+
 @pytest.mark.parametrize("curriculum", ["dump", "dump_plus"])
 def test_a_group_of_one_score_is_no_evidence(tmp_path, curriculum):
     """Alone it has no advantage and no variance, whatever its distribution has to teach."""
