@@ -102,10 +102,7 @@ def test_mistakes_before_any_launch(recipe):
         (["--model_name_or_path", "x"], "give either `model_name_or_path` or `init_config`"),
         (["--dataset_name", "x"], "or `dataset_name`"),
         (["--init_config", '{"model_type": "lama"}'], "unknown model_type 'lama'; did you mean 'llama'?"),
-        (
-            ["--init_config", "{model_type: llama}"],
-            "--init_config: {model_type: llama} is not JSON (Expecting property",
-        ),
+        (["--model_init_kwargs", "{a: 1}"], "--model_init_kwargs: {a: 1} is not JSON (Expecting property"),
         (["--use_cpu", "false", "--bf16", "true"], "there is no GPU here: add `use_cpu: true`"),
         (["--init_config", '{"model_type": "llama", "hiden_size": 3}'], "llama has no field 'hiden_size'"),
     ],
