@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from .whole_checkpoints import MARK, WholeCheckpoints
+from .whole_checkpoints import WholeCheckpoints
 
 # Processes on a CPU call their device `cpu:0`, `Trainer` loads the optimizer onto it, and torch knows only `cpu`.
 torch.serialization.register_package(
@@ -163,27 +163,3 @@ class ExactResume(WholeCheckpoints):
         self._step = state["micro_step"]
         if self.use_adaptive_entropy and state.get("entropy"):
             self.entropy_coef, self._last_world_entropy = state["entropy"]
-
-
-def last_complete_checkpoint(output_dir: Path) -> Path | None:
-    """Return the newest checkpoint of a run that was written to its end, or `None`.
-
-    A run killed while it saves leaves a folder without the files that are written last; such a folder is passed over.
-    """
-    folders = {
-        int(step): folder
-        for folder in output_dir.glob("checkpoint-*")
-        if (step := folder.name.removeprefix("checkpoint-")).isdecimal()  # checkpoint-best-9 is no step of the run
-    }
-    return next((folders[step] for step in sorted(folders, reverse=True) if _is_complete(folders[step])), None)
-
-
-def _is_complete(folder: Path) -> bool:
-    try:
-        json.loads((folder / MARK).read_text())
-        world_size = read_state(folder)["world_size"]
-    except (OSError, ValueError, KeyError):
-        return False
-    ranks = range(world_size)
-    random_states = ["rng_state.pth"] if world_size == 1 else [f"rng_state_{rank}.pth" for rank in ranks]
-    return all((folder / name).is_file() for name in random_states)

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import os
 import weakref
 from functools import partial
 
@@ -14,7 +15,14 @@ from trl import ModelConfig, SFTConfig
 
 from metatune.recipes import run_folder
 from metatune.recipes.config import ConfigError
-from metatune.recipes.run_folder import check_here, effective_recipe, is_finished, settle_folder
+from metatune.recipes.run_folder import (
+    check_here,
+    effective_recipe,
+    is_finished,
+    last_whole_checkpoint,
+    settle_folder,
+)
+from metatune.trainers.whole_checkpoints import MARK
 
 
 class Trained:
@@ -109,3 +117,43 @@ def test_another_run_s_checkpoints_are_not_mixed_with_this_one_s(tmp_path):
     with pytest.raises(ConfigError, match=r"checkpoint-2 holds an adapter: set use_peft as its run did"):
         check(resume=True)
     check(resume=True, use_peft=True)
+
+
+# ---- the last whole checkpoint ----
+
+
+def write_checkpoint(output_dir, step: int):
+    folder = output_dir / f"checkpoint-{step}"
+    folder.mkdir()
+    (folder / MARK).write_text(json.dumps({"global_step": step}))
+    return folder
+
+
+def test_the_highest_step_is_the_last_whatever_was_touched_last(tmp_path):
+    for step in (9, 100, 20):
+        write_checkpoint(tmp_path, step)
+    os.utime(tmp_path / "checkpoint-9", (2**31, 2**31))
+    os.utime(tmp_path / "checkpoint-100", (1, 1))
+    assert last_whole_checkpoint(tmp_path) == tmp_path / "checkpoint-100"
+
+
+@pytest.mark.parametrize("keep", [0, 1, -1])
+def test_a_mark_cut_short_is_none(tmp_path, keep):
+    whole, torn = write_checkpoint(tmp_path, 1), write_checkpoint(tmp_path, 2)
+    (torn / MARK).write_text((torn / MARK).read_text()[:keep])
+    assert last_whole_checkpoint(tmp_path) == whole
+
+
+def test_other_names_are_no_checkpoints_of_the_run(tmp_path):
+    whole = write_checkpoint(tmp_path, 3)
+    for name in ("checkpoint-best-9", "checkpoint-", "checkpoint-9.old", "checkpoint-latest", "old-checkpoint-9"):
+        write_checkpoint(tmp_path, 9).rename(tmp_path / name)
+    (tmp_path / "checkpoint-8").write_text("a file")
+    assert last_whole_checkpoint(tmp_path) == whole
+
+
+def test_a_run_without_a_whole_checkpoint_has_no_last_one(tmp_path):
+    assert last_whole_checkpoint(tmp_path) is None
+    assert last_whole_checkpoint(tmp_path / "never made") is None
+    (write_checkpoint(tmp_path, 1) / MARK).unlink()
+    assert last_whole_checkpoint(tmp_path) is None

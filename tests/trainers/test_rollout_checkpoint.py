@@ -1,20 +1,9 @@
-import json
 import math
-import os
 
 import pytest
 import torch
 
-from metatune.trainers import DUMPTrainer
-from metatune.trainers.rollout_checkpoint import (
-    last_complete_checkpoint,
-    read_rollouts,
-    read_state,
-    write_rollouts,
-    write_state,
-)
-
-from .dump_setup import config, digits, rows, tiny_model
+from metatune.trainers.rollout_checkpoint import read_rollouts, read_state, write_rollouts, write_state
 
 CPU = torch.device("cpu")
 
@@ -128,71 +117,3 @@ def test_a_state_that_is_not_json_leaves_the_one_before_it(tmp_path):
 def test_a_missing_state_names_the_file_and_the_mend(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"metatune_state\.json is missing.*model_name_or_path"):
         read_state(tmp_path)
-
-
-# ---- the last complete checkpoint ----
-
-
-def write_checkpoint(output_dir, step: int, world_size: int = 1):
-    """Write what a checkpoint needs to count as complete."""
-    folder = output_dir / f"checkpoint-{step}"
-    write_state(folder, {"world_size": world_size})
-    (folder / "trainer_state.json").write_text(json.dumps({"global_step": step}))
-    names = ["rng_state.pth"] if world_size == 1 else [f"rng_state_{rank}.pth" for rank in range(world_size)]
-    for name in names:
-        (folder / name).write_bytes(b"x")
-    return folder
-
-
-def test_the_highest_step_is_the_last_whatever_was_touched_last(tmp_path):
-    for step in (9, 100, 20):
-        write_checkpoint(tmp_path, step)
-    os.utime(tmp_path / "checkpoint-9", (2**31, 2**31))
-    os.utime(tmp_path / "checkpoint-100", (1, 1))
-    assert last_complete_checkpoint(tmp_path) == tmp_path / "checkpoint-100"
-
-
-@pytest.mark.parametrize("world_size", [1, 3])
-def test_a_folder_that_lacks_any_file_is_passed_over(tmp_path, world_size):
-    whole = write_checkpoint(tmp_path, 1, world_size)
-    for step, name in enumerate(sorted(path.name for path in whole.iterdir()), start=2):
-        (write_checkpoint(tmp_path, step, world_size) / name).unlink()
-    assert step == 1 + 2 + world_size  # the two JSON files and every rank's random state
-    assert last_complete_checkpoint(tmp_path) == whole
-
-
-@pytest.mark.parametrize("name", ["trainer_state.json", "metatune_state.json"])
-@pytest.mark.parametrize("keep", [0, 1, -1])
-def test_a_folder_with_a_file_cut_short_is_passed_over(tmp_path, name, keep):
-    whole, torn = write_checkpoint(tmp_path, 1), write_checkpoint(tmp_path, 2)
-    (torn / name).write_text((torn / name).read_text()[:keep])
-    assert last_complete_checkpoint(tmp_path) == whole
-
-
-def test_a_state_of_an_unknown_number_of_processes_is_passed_over(tmp_path):
-    whole = write_checkpoint(tmp_path, 1)
-    write_state(write_checkpoint(tmp_path, 2), {"micro_step": 4})
-    assert last_complete_checkpoint(tmp_path) == whole
-
-
-def test_other_names_are_no_checkpoints_of_the_run(tmp_path):
-    whole = write_checkpoint(tmp_path, 3)
-    for name in ("checkpoint-best-9", "checkpoint-", "checkpoint-9.old", "checkpoint-latest", "old-checkpoint-9"):
-        write_checkpoint(tmp_path, 9).rename(tmp_path / name)
-    (tmp_path / "checkpoint-8").write_text("a file")
-    assert last_complete_checkpoint(tmp_path) == whole
-
-
-def test_a_run_without_a_complete_checkpoint_has_no_last_one(tmp_path):
-    assert last_complete_checkpoint(tmp_path) is None
-    assert last_complete_checkpoint(tmp_path / "never made") is None
-    (write_checkpoint(tmp_path, 1) / "rng_state.pth").unlink()
-    assert last_complete_checkpoint(tmp_path) is None
-
-
-def test_what_the_trainer_writes_is_complete(tmp_path, tokenizer):
-    args = config(tmp_path, max_steps=2, save_strategy="steps", save_steps=1)
-    DUMPTrainer(tiny_model(), digits, args, train_dataset=rows(), processing_class=tokenizer).train()
-    assert last_complete_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
-    (tmp_path / "checkpoint-2" / "trainer_state.json").unlink()
-    assert last_complete_checkpoint(tmp_path) == tmp_path / "checkpoint-1"

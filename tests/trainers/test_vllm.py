@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from metatune.trainers.rollout_checkpoint import last_complete_checkpoint
+from metatune.recipes.run_folder import last_whole_checkpoint
 
 pytestmark = [
     pytest.mark.slow,
@@ -144,7 +144,7 @@ def test_server_takes_the_weights_over_gloo_and_its_death_ends_the_run(tmp_path)
     assert f"lost the vLLM server at http://127.0.0.1:{port}" in last_line
 
     # Whatever engine comes next, the last checkpoint goes on.
-    checkpoint = last_complete_checkpoint(tmp_path / "run")
+    checkpoint = last_whole_checkpoint(tmp_path / "run")
     step = int(checkpoint.name.removeprefix("checkpoint-"))
     assert step >= 10
     resume = ("--mode", "none", "--resume_from_checkpoint", str(checkpoint), "--steps", str(step + 1))

@@ -4,9 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from metatune.recipes.run_folder import remove_torn_checkpoints
+from metatune.recipes.run_folder import last_whole_checkpoint, remove_torn_checkpoints
 from metatune.trainers import DUMPTrainer
-from metatune.trainers.rollout_checkpoint import last_complete_checkpoint
 from metatune.trainers.whole_checkpoints import MARK, WholeCheckpoints
 
 from .dump_setup import config, digits, rows, tiny_model
@@ -50,7 +49,7 @@ def test_a_save_over_a_whole_checkpoint_that_is_cut_short_leaves_none(tmp_path, 
         return DUMPTrainer(tiny_model(), digits, args, train_dataset=rows(), processing_class=tokenizer)
 
     make().train()
-    assert last_complete_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
+    assert last_whole_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
     again = make()
 
     def killed(*args, **kwargs):
@@ -59,7 +58,7 @@ def test_a_save_over_a_whole_checkpoint_that_is_cut_short_leaves_none(tmp_path, 
     again._save_optimizer_and_scheduler = killed
     with pytest.raises(KeyboardInterrupt):
         again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
-    assert last_complete_checkpoint(tmp_path) == tmp_path / "checkpoint-1"
+    assert last_whole_checkpoint(tmp_path) == tmp_path / "checkpoint-1"
 
 
 def test_torn_checkpoints_after_the_one_resumed_from_are_deleted_and_nothing_else(tmp_path, capsys):
