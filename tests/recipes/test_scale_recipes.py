@@ -163,7 +163,7 @@ def check_line(words):
     if words[0] == "torchrun":
         given = paired(words[1 : scripts[0]])
         processes = int(given["nproc_per_node"]) * int(given.get("nnodes", 1))
-    configs, _, problems = parse(command, recipe_args, processes, told=True)
+    configs, _, problems = parse(command, recipe_args, processes, told=True, elsewhere=True)
     assert configs is not None and problems == [], (words, problems)
     sizes = {"gsm8k": 128, "math_1gpu": 1024, "mrt_math": 256, **{f"mpo_{name}": 64 for name in MPO}}
     completions = sizes.get(Path(configs[1].output_dir).name, 2048)
