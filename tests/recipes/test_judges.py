@@ -228,7 +228,7 @@ def doctored(recipe, *arguments):
 
 
 def test_doctor_asks_the_judges_of_a_recipe_and_leaves_their_memory_out(tmp_path):
-    other = ("--gpus", "8", "--gpu_memory", "79")
+    other = ("--gpus", "8", "--gpu_memory", "79", "--host_memory", "64")  # the recipe trains on a CPU
     with FakeJudgeServer(answer) as server:
         recipe = judged(tmp_path, server.url)
         problems, notes = doctored(recipe)

@@ -12,6 +12,7 @@ from transformers import LlamaConfig, LlamaForSequenceClassification
 from metatune.curricula import build_tokenizer
 from metatune.eval.best_of_n import best_of_n
 from metatune.recipes import cli, evaluate
+from metatune.recipes.adapters import STARTER
 from metatune.recipes.config import ConfigError
 from metatune.recipes.reward_evaluation import load_pairs
 from metatune.recipes.tables import names_of
@@ -153,7 +154,7 @@ def test_responses_that_a_model_cannot_score_are_told_by_number(models, tmp_path
 @pytest.mark.slow
 def test_a_language_model_is_no_reward_model(tmp_path, capsys):
     pairs = write_rows(tmp_path / "pairs.jsonl", make_pairs(2, random.Random(0)))
-    starter = str(evaluate.STARTER)
+    starter = str(STARTER)
     assert cli.main(["eval", "--reward_model", starter, "--pairs", pairs, "--device", "cpu"]) == 2
     assert "is no reward model" in capsys.readouterr().err
 
