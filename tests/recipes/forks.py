@@ -4,6 +4,7 @@ They run what `metatune RECIPE …` runs in its processes, with the variables th
 by itself is tested elsewhere.
 """
 
+import json
 import multiprocessing
 import os
 import sys
@@ -94,7 +95,7 @@ class Run:
         """Run, and kill every process so many seconds after a file or folder is there."""
         processes, deadline = self.start(*more), time.monotonic() + LIMIT
         torn = file.exists()  # of an earlier kill: the run is to delete it and to write another
-        while torn or not file.exists():
+        while torn or not is_written(file):
             torn = torn and file.exists()
             if time.monotonic() > deadline or not all(process.is_alive() for process in processes):
                 kill(processes)
@@ -102,6 +103,17 @@ class Run:
             time.sleep(0.001)
         time.sleep(after)
         kill(processes)
+
+
+def is_written(file: Path) -> bool:
+    """Tell whether a file or folder is there, a JSON file whole: `Trainer` opens its mark and then writes it."""
+    if file.suffix != ".json":
+        return file.exists()
+    try:
+        json.loads(file.read_text())
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def kill(processes: list) -> None:
