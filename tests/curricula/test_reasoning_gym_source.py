@@ -24,8 +24,8 @@ def test_without_the_extra_the_error_says_how_to_get_it(monkeypatch):
         load_distributions([entry(generator="chain_sum")])
 
 
+@pytest.mark.needs("reasoning_gym")
 def test_a_generator_is_drawn_without_overlap_and_repeatably():
-    pytest.importorskip("reasoning_gym")
     (first,) = load_distributions([entry(generator="chain_sum", min_terms=2)])
     (again,) = load_distributions([entry(generator="chain_sum", min_terms=2)])
     (other,) = load_distributions([entry(generator="chain_sum", min_terms=2) | {"seed": 1}])
@@ -35,8 +35,10 @@ def test_a_generator_is_drawn_without_overlap_and_repeatably():
     assert first.train["key"] != other.train["key"]
 
 
+@pytest.mark.needs("reasoning_gym")
 def test_an_item_carries_what_its_own_scorer_needs():
-    reasoning_gym = pytest.importorskip("reasoning_gym")
+    import reasoning_gym
+
     (loaded,) = load_distributions([entry(generator="chain_sum", min_terms=2)])
     row = loaded.train[0]
     info = json.loads(row["info"])
@@ -45,8 +47,8 @@ def test_an_item_carries_what_its_own_scorer_needs():
     assert scorer.score_answer(row["answer"], info["entry"]) == 1.0
 
 
+@pytest.mark.needs("reasoning_gym")
 def test_a_generator_without_a_reference_answer_still_loads():
-    pytest.importorskip("reasoning_gym")
     (loaded,) = load_distributions([entry(generator="propositional_logic")])
     assert set(loaded.train["answer"]) == {""}
 
@@ -62,14 +64,14 @@ def test_a_generator_without_a_reference_answer_still_loads():
         ({"generator": "arc_agi"}, r"arc_agi cannot be used, it scores its own answer lower after JSON"),
     ],
 )
+@pytest.mark.needs("reasoning_gym")
 def test_a_bad_config_is_named(config, message):
-    pytest.importorskip("reasoning_gym")
     with pytest.raises(ValueError, match=message):
         load_distributions([entry(**config)])
 
 
+@pytest.mark.needs("reasoning_gym")
 def test_a_generator_that_differs_between_processes_is_refused():
-    pytest.importorskip("reasoning_gym")
     if not sys.flags.hash_randomization:
         pytest.skip("hashing is fixed in this process")
     with pytest.raises(ValueError, match="ransom_note draws other problems in each process; set PYTHONHASHSEED=0"):

@@ -2,7 +2,6 @@ import json
 import os
 import subprocess
 import sys
-from importlib.util import find_spec
 from types import SimpleNamespace
 
 import pytest
@@ -149,7 +148,7 @@ def test_vllm_gets_every_option_and_a_seed_for_each_completion(tokenizer, monkey
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")
+@pytest.mark.needs("vllm")
 def test_a_real_vllm_completes_greedily_as_transformers_does():
     """In a process of its own: an engine takes over the process it is in."""
     program = """

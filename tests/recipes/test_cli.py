@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -293,7 +292,7 @@ def test_two_processes_see_twice_the_tokens(recipe, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed is not installed (extra deepspeed)")
+@pytest.mark.needs("deepspeed")
 def test_zero2_on_two_processes_is_deepspeed_indeed(recipe, tmp_path):
     """ZeRO's shards of the optimizer lie in the checkpoint, one a process: no silent fall back to plain DDP."""
     path = recipe("use_cpu: true")

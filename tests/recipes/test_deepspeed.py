@@ -2,7 +2,6 @@
 
 import re
 import shutil
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -27,7 +26,7 @@ from .launches import (
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(900),  # the first launch compiles a collective, and a fixture makes several launches
-    pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed is not installed (extra deepspeed)"),
+    pytest.mark.needs("deepspeed"),
 ]
 
 # Two processes that add in another order: what DDP and ZeRO may differ by.

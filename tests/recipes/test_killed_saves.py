@@ -5,7 +5,6 @@ CI makes three kills of each run; `make resume-matrix` makes fifty (RESUME_KILLS
 
 import os
 import random
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -31,7 +30,7 @@ def seconds_of_a_save(folder: Path, step: int) -> float:
     return max(times) - min(times)
 
 
-needs_deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed is not installed")
+needs_deepspeed = pytest.mark.needs("deepspeed")
 
 
 @pytest.mark.parametrize(

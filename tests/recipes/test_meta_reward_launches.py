@@ -1,7 +1,6 @@
 """MetaRM as users launch it: one run by one process, DDP, ZeRO-2 and ZeRO-3, whose shards are moved and put back."""
 
 import json
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -21,7 +20,7 @@ from .launches import (
 )
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
-needs_deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed is not installed")
+needs_deepspeed = pytest.mark.needs("deepspeed")
 
 META = {"meta_step": "normalised", "meta_step_size": 0.5, "learning_rate": 1.0e-2, "max_steps": 4}
 SHARED = ("loss", "grad_norm", "meta/difference", "meta/gradient_norm", "meta/reward_std")
@@ -98,12 +97,12 @@ def test_adapters_are_moved_under_zero3(alone):
             assert row[key] == pytest.approx(other[key], abs=2e-4, rel=2e-3), (key, row["step"])
 
 
+@needs_deepspeed
 def test_prototypes_are_trained_by_every_engine(tmp_path):
     """DDP refuses parameters that are used outside of the forward pass, and ZeRO-3 gathers none of them there."""
     pairs = write_pairs(tmp_path / "pairs.jsonl")
     path = write_recipe(tmp_path / "recipe.yaml", REWARD, dataset_name=str(pairs), contrastive="swav", max_steps=3)
-    configs = ["ddp", *(["zero2", "zero3"] if find_spec("deepspeed") else [])]
-    for config in configs:
+    for config in ("ddp", "zero2", "zero3"):
         launch = ("--num_processes", "2", "--accelerate_config", config, "--output_dir", tmp_path / config)
         succeed(metatune("reward", "--config", path, *launch))
         for row, other in zip(log_rows(tmp_path / config), log_rows(tmp_path / "ddp"), strict=True):

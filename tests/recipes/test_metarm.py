@@ -174,6 +174,7 @@ def test_given_pairs_and_prompts_without_a_verifier(tmp_path, fake_trainings):
     assert summary["score"] is not None and summary["accuracy_on_pairs"] is None
 
 
+@pytest.mark.needs("deepspeed")
 def test_the_blocks_are_recipes_with_the_launcher_s_options(tmp_path, fake_trainings):
     launcher = {"num_processes": 2, "accelerate_config": "zero2"}
     assert run(tmp_path, grpo=launcher) == 0

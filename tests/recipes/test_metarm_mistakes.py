@@ -115,7 +115,7 @@ def test_a_policy_that_is_not_there(tmp_path):
         Policy(str(tmp_path / "nowhere"), args, SimpleNamespace(use_cpu=True), model)
 
 
-@pytest.mark.parametrize("name", ["starter", "hh_1node"])
+@pytest.mark.parametrize("name", ["starter", pytest.param("hh_1node", marks=pytest.mark.needs("deepspeed"))])
 def test_recipes_are_read_strictly(name, tmp_path):
     path = Path(metarm.__file__).parent / "metarm" / f"{name}.yaml"
     values = yaml.safe_load(path.read_text())

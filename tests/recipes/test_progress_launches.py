@@ -1,6 +1,5 @@
 """Pay for progress on two processes, as users launch it: the same run however it is sharded."""
 
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ from .launches import GRPO, log_rows, metatune, succeed, write_recipe
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(900),
-    pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed is not installed (extra deepspeed)"),
+    pytest.mark.needs("deepspeed"),
 ]
 
 MRT = {**GRPO, "episodes": {"by": "delimiter"}, "forced_answer_tokens": 8, "max_steps": 5}

@@ -9,7 +9,6 @@ covering part of the table; `make resume-matrix` tries all of it and prints it.
 import json
 import os
 import shutil
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -52,8 +51,9 @@ def runs() -> list:
             (trainer, sharding, tuple(each)),
             id=f"{trainer}-{sharding}".replace(" ", "_"),
             marks=[
-                pytest.mark.skipif(needed and find_spec(package) is None, reason=f"{package} is not installed")
+                pytest.mark.needs(package)
                 for package, needed in (("deepspeed", "zero" in sharding), ("vllm", "vLLM" in trainer))
+                if needed
             ],
         )
         for (trainer, sharding), each in cuts.items()

@@ -2,7 +2,6 @@
 
 import json
 import threading
-from importlib.util import find_spec
 from types import SimpleNamespace
 
 import pytest
@@ -142,7 +141,7 @@ def test_a_run_on_prompts_alone_is_rewarded_by_models(tmp_path, models):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed is not installed (extra deepspeed)")
+@pytest.mark.needs("deepspeed")
 def test_every_process_holds_its_models_whole_under_zero3(tmp_path, models):
     path = write_recipe(
         tmp_path / "recipe.yaml",

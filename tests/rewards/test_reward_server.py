@@ -9,7 +9,6 @@ import threading
 import time
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -160,7 +159,7 @@ def test_the_model_and_its_tokenizer_are_found(fake, folder):
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-@pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")
+@pytest.mark.needs("vllm")
 def test_a_real_server_rewards_as_transformers_does(tmp_path, monkeypatch):
     """The token that ends a text also pads here, as in many models; transformers and vLLM read another one by it."""
     folder = tiny_model(tmp_path / "rm", num_labels=1, hidden_size=64, padded_by_end=True)

@@ -157,8 +157,8 @@ def test_what_vllm_rollouts_override_is_there(theirs):
     assert all(callable(getattr(theirs, method)) for method in HOOKED_IN_VLLM[theirs])
 
 
+@pytest.mark.needs("vllm")
 def test_vllm_rollouts_override_nothing_else():
-    pytest.importorskip("vllm")
     from metatune.trainers.vllm_rollouts import GlooVLLMClient, Rollouts
 
     assert overridden(Rollouts, VLLMGeneration) == HOOKED_IN_VLLM[VLLMGeneration]

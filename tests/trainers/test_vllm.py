@@ -10,7 +10,6 @@ import sys
 import time
 import urllib.request
 from contextlib import contextmanager, suppress
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -20,7 +19,7 @@ from metatune.recipes.run_folder import last_whole_checkpoint
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(400),
-    pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed"),
+    pytest.mark.needs("vllm"),
 ]
 PROGRAM = [sys.executable, "-m", "tests.trainers.vllm_program"]
 ENVIRONMENT = {
@@ -89,7 +88,7 @@ def test_forced_answers_and_stale_prefixes_go_through_the_engine(tmp_path, progr
     assert all("vllm/prefix_cache_hit_rate" in line for line in measured["log"])
 
 
-@pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed is not installed")
+@pytest.mark.needs("deepspeed")
 def test_colocated_engines_of_two_zero3_processes_see_the_gathered_weights(tmp_path):
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(ZERO3), "--num_processes", "2"]
     launch += ["--main_process_port", "0", "--module", PROGRAM[-1]]
