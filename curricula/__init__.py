@@ -6,6 +6,7 @@ What brings a library with it (datasets, torch, transformers) is loaded when use
 from typing import TYPE_CHECKING, Any
 
 from .curriculum import CURRICULA, Curriculum, make_curriculum
+from .entry import MissingDataError
 from .families import FAMILIES
 from .heuristic import EasyToHardCurriculum, PoolsCurriculum, UniformCurriculum
 from .learnability import LearnabilityCurriculum
@@ -14,7 +15,14 @@ from .sec import SECCurriculum
 from .ucb import UCBCurriculum
 
 if TYPE_CHECKING:
-    from .distributions import COLUMNS, Distribution, check_verified, demonstrations, load_distributions
+    from .distributions import (
+        COLUMNS,
+        Distribution,
+        check_distributions,
+        check_verified,
+        demonstrations,
+        load_distributions,
+    )
     from .item_cycle import ItemCycle
     from .tokenizer import build_tokenizer
 
@@ -23,6 +31,7 @@ _LAZY = {
     "Distribution": "distributions",
     "ItemCycle": "item_cycle",
     "build_tokenizer": "tokenizer",
+    "check_distributions": "distributions",
     "check_verified": "distributions",
     "demonstrations": "distributions",
     "load_distributions": "distributions",
@@ -38,12 +47,14 @@ __all__ = [
     "Family",
     "ItemCycle",
     "LearnabilityCurriculum",
+    "MissingDataError",
     "PoolsCurriculum",
     "Problem",
     "SECCurriculum",
     "UCBCurriculum",
     "UniformCurriculum",
     "build_tokenizer",
+    "check_distributions",
     "check_verified",
     "demonstrations",
     "is_held_out",

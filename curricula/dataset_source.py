@@ -16,6 +16,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ import datasets
 import pyarrow
 import pyarrow.parquet
 
-from .entry import Entry, Parts, nearest
+from .entry import Entry, MissingDataError, Parts, nearest
 from .problem import Problem, is_held_out
 
 logger = logging.getLogger(__name__)
@@ -75,19 +76,31 @@ class DatasetSource(Entry):
     def _answer_column(self) -> str | None:
         return self.answer_column or ("answer" if self.verifier else None)
 
-    def load(self, where: str) -> dict[str, Parts]:
-        """Read the rows and part them; see the head of this file."""
+    def check(self, where: str, rows: int | None = None) -> None:
+        """Read the first `rows` rows of each split that is used."""
+        splits, train_names, test_names = self._splits(where)
+        for name in train_names + test_names:
+            for location, row in islice(splits[name], rows):
+                self._problem(location, row, where)
+                self._value(location, row, where)
+
+    def _splits(self, where: str) -> tuple[dict[str, Iterable[Row]], list[str], list[str]]:
+        """Find the rows of each split, and the names of the splits to train on and to hold out."""
         paths = [self.path] if isinstance(self.path, str) else self.path
         if not paths:
             raise ValueError(f"{where}: path is an empty list; name at least one file")
         found = {path: _local_files(path, where) for path in paths}
         if isinstance(self.path, list) and (missing := [path for path in paths if not found[path]]):
-            raise ValueError(f"{where}: no data at {missing[0]!r}; a list is of local files and folders")
+            raise MissingDataError(f"{where}: no data at {missing[0]!r}; a list is of local files and folders")
         files = [file for files in found.values() for file in files]
         splits = _file_splits(files) if files else self._hub_splits(where)
         if files and self.subset is not None:
             raise ValueError(f"{where}: subset {self.subset!r} is for hub datasets, but {self.path!r} is local")
-        train_names, test_names = self._choose(list(splits), where)
+        return splits, *self._choose(list(splits), where)
+
+    def load(self, where: str) -> dict[str, Parts]:
+        """Read the rows and part them; see the head of this file."""
+        splits, train_names, test_names = self._splits(where)
         if unused := [name for name in splits if name not in (*train_names, *test_names)]:
             logger.warning(
                 "%s: the splits %s are not used; name others by train_split and test_split", where, ", ".join(unused)
@@ -188,7 +201,7 @@ class DatasetSource(Entry):
         try:
             splits = datasets.load_dataset(self.path, name=self.subset)
         except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-            raise ValueError(
+            raise MissingDataError(
                 f"{where}: {self.path!r} is neither a local file or folder nor a dataset that the hub gave: {error}"
             ) from error
         return {name: _hub_rows(f"{self.path}, split {name}", name, split) for name, split in splits.items()}
@@ -223,7 +236,7 @@ def _local_files(path: str, where: str) -> list[Path]:
     if not files and (looks_local or glob.has_magic(path)):
         siblings = [file.name for file in place.parent.iterdir()] if place.parent.is_dir() else []
         hint = f"it holds no {' or '.join(SUFFIXES)} file" if place.is_dir() else nearest(place.name, siblings)
-        raise ValueError(f"{where}: no data at {path!r}; {hint}")
+        raise MissingDataError(f"{where}: no data at {path!r}; {hint}")
     return files
 
 
@@ -258,11 +271,11 @@ def _jsonl_rows(file: Path) -> Iterator[Row]:
 
 def _parquet_rows(file: Path) -> Iterator[Row]:
     try:
-        rows = pyarrow.parquet.read_table(file).to_pylist()
+        rows = (row for batch in pyarrow.parquet.ParquetFile(file).iter_batches() for row in batch.to_pylist())
+        for number, row in enumerate(rows, 1):
+            yield f"{file}, row {number}", row
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(f"{file}: not Parquet: {error}") from error
-    for number, row in enumerate(rows, 1):
-        yield f"{file}, row {number}", row
 
 
 def _hub_rows(origin: str, name: str, split: datasets.Dataset) -> Iterator[Row]:

@@ -113,6 +113,24 @@ def load_distributions(configs: Sequence[Mapping[str, Any]], *, where: str = "di
     return distributions
 
 
+def check_distributions(
+    configs: Sequence[Mapping[str, Any]], rows: int | None = None, *, where: str = "distributions"
+) -> None:
+    """
+    Check the distributions that a recipe lists without loading them.
+
+    Args:
+        configs (`Sequence[Mapping[str, Any]]`): as for [`load_distributions`].
+        rows (`int`, *optional*): rows of each split to read; all by default.
+        where (`str`, *optional*, defaults to `"distributions"`): how errors call the list.
+
+    Raises:
+        ValueError: what [`load_distributions`] refuses, as far as these rows show it.
+    """
+    for place, entry in _entries(configs, where):
+        entry.check(place, rows)
+
+
 def demonstrations(
     configs: Sequence[Mapping[str, Any]], n: int, seed: int = 0, *, where: str = "distributions"
 ) -> datasets.Dataset:

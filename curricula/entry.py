@@ -11,6 +11,10 @@ from typing import Any, NamedTuple
 from .problem import Problem
 
 
+class MissingDataError(ValueError):
+    """Data of an entry that is not where the entry is read, and may be on another machine."""
+
+
 class Parts(NamedTuple):
     """The two parts of a distribution before they become datasets.
 
@@ -47,6 +51,13 @@ class Entry:
 
     def load(self, where: str) -> dict[str, Parts]:
         """Read or draw the problems of each distribution that this entry defines, by name."""
+        raise NotImplementedError
+
+    def check(self, where: str, rows: int | None = None) -> None:
+        """Check the options and a first problem, or the first `rows` rows of data (`None`: all), in little time.
+
+        Raises `ValueError` as `load` does.
+        """
         raise NotImplementedError
 
     def messages(self, prompt: str) -> list[dict[str, str]]:

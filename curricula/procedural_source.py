@@ -38,6 +38,10 @@ class ProceduralSource(Entry):
         stream = iter(lambda: family.sample(rng), None)
         return {self.name: draw(stream, self.train_size, self.test_size)}
 
+    def check(self, where: str, rows: int | None = None) -> None:
+        """Check the options of the family by drawing one problem."""
+        self.family(where).sample(random.Random(self.seed))
+
     def demonstrations(self, seed: int, where: str) -> Iterator[tuple[Problem, str]]:
         """Draw problems that are not held out, each with a trace, without end."""
         family = self.family(where)

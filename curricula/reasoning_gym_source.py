@@ -43,6 +43,13 @@ class ReasoningGymSource(Entry):
         self._check(generator, config, where)
         return {self.name: draw(self._problems(generator, config, where), self.train_size, self.test_size)}
 
+    def check(self, where: str, rows: int | None = None) -> None:
+        """Check the generator and its config by drawing one problem."""
+        config = dict(self.config)
+        generator = config.pop("generator", None)
+        self._check(generator, config, where)
+        next(self._problems(generator, config, where))
+
     def _check(self, generator: Any, config: dict[str, Any], where: str) -> None:
         try:
             from reasoning_gym.factory import DATASETS

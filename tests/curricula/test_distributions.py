@@ -1,10 +1,12 @@
 import json
 import logging
+import re
 import time
 
 import pytest
 
-from metatune.curricula.distributions import COLUMNS, demonstrations, load_distributions
+from metatune.curricula.distributions import COLUMNS, check_distributions, demonstrations, load_distributions
+from metatune.curricula.entry import MissingDataError
 from metatune.curricula.families import FAMILIES
 from metatune.curricula.problem import is_held_out
 
@@ -146,3 +148,31 @@ def test_a_source_without_a_demonstrator_is_refused():
     entry = {"name": "maths", "source": "dataset", "path": "rows.jsonl", "verifier": "math"}
     with pytest.raises(ValueError, match=r"distributions\[1\] \(maths\): source 'dataset' has no demonstrator"):
         demonstrations([PROCEDURAL[0], entry], 10)
+
+
+def test_a_check_reads_the_first_rows_of_each_split(tmp_path):
+    for name, rows in {"train": 30, "test": 5}.items():
+        lines = [json.dumps({"prompt": f"{name} {i}", "answer": "1"}) + "\n" for i in range(rows)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(lines))
+    entry = {"name": "a", "source": "dataset", "path": str(tmp_path), "verifier": "math"}
+    check_distributions([entry])
+    with (tmp_path / "train.jsonl").open("a") as file:
+        file.write('{"prompt": "", "answer": "1"}\n')
+    check_distributions([entry], rows=30)
+    with pytest.raises(ValueError, match=r"train.jsonl, line 31: prompt_column 'prompt' must be text"):
+        check_distributions([entry])
+    (tmp_path / "test.jsonl").write_text('{"prompt": "x"}\n')
+    with pytest.raises(ValueError, match="there is no column 'answer'"):
+        check_distributions([entry], rows=1)
+
+
+@pytest.mark.parametrize(
+    ("entry", "error", "message"),
+    [
+        ({"source": "arithmetic", "config": {"trems": 3}}, ValueError, "unknown key 'trems'; did you mean 'terms'?"),
+        ({"source": "dataset", "path": "nowhere.jsonl"}, MissingDataError, "no data at 'nowhere.jsonl'"),
+    ],
+)
+def test_a_check_refuses_what_loading_would(entry, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        check_distributions([{"name": "a", **entry}], rows=1)

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from metatune.curricula.distributions import load_distributions
+from metatune.curricula.distributions import check_distributions, load_distributions
 from metatune.curricula.problem import is_held_out
 
 
@@ -76,3 +76,9 @@ def test_a_generator_that_differs_between_processes_is_refused():
         pytest.skip("hashing is fixed in this process")
     with pytest.raises(ValueError, match="ransom_note draws other problems in each process; set PYTHONHASHSEED=0"):
         load_distributions([entry(generator="ransom_note")])
+
+
+def test_a_check_draws_one_problem():
+    entry = {"name": "a", "source": "reasoning_gym", "config": {"generator": "chain_sum", "min_terms": 9}}
+    with pytest.raises(ValueError, match="chain_sum refuses config"):
+        check_distributions([entry])
