@@ -144,8 +144,8 @@ def _check_row(row: Mapping[str, Any], where: str) -> None:
     for response, value in zip(responses, gold, strict=True):
         if type(response) is not type(prompt):
             raise ValueError(f"{where}: prompt and responses must be texts, or all of them lists of messages")
-        if value is not None and not isinstance(value, (bool, int, float)):
-            raise ValueError(f"{where}: a gold score is a number or null, not {value!r}")
+        if value is not None and not (isinstance(value, (bool, int, float)) and math.isfinite(value)):
+            raise ValueError(f"{where}: a gold score is a finite number or null, not {value!r}")
 
 
 def _of_completions(rows: Sequence[Mapping[str, Any]]) -> GoldResponses:

@@ -5,6 +5,7 @@ somewhere inside of it. Here every row is looked at once, and the first one that
 """
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -171,6 +172,45 @@ def check_ids(dataset: Any, column: str, where: str, may_be_empty: bool = False)
         whole = isinstance(value, list) and all(type(token) is int and token >= 0 for token in value)
         if not whole or not (value or may_be_empty):
             raise ConfigError(f"{where}: row {row}: '{column}' is no list of token ids")
+
+
+def check_numbers(dataset: Any, columns: Sequence[str], where: str, may_be_null: bool = False) -> None:
+    """Raise [`ConfigError`] unless every row of `columns` is a finite number.
+
+    Args:
+        dataset (`datasets.Dataset`): the rows; a stream is not looked at.
+        columns (`Sequence[str]`): columns that are used as numbers; those that the dataset lacks are skipped.
+        where (`str`): what errors call it.
+        may_be_null (`bool`, *optional*, defaults to `False`): whether null stands for a row without a number.
+    """
+    if getattr(dataset, "num_rows", None) is None:
+        return
+    for column in columns:
+        for row, value in enumerate(dataset[column][:] if column in dataset.column_names else (), start=1):
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not (is_number and math.isfinite(value)) and not (may_be_null and value is None):
+                raise ConfigError(f"{where}: row {row}: '{column}' is {describe(value)[:60]}, not a finite number")
+
+
+def check_token_columns(dataset: Any, where: str) -> None:
+    """Raise [`ConfigError`] unless the columns beside `input_ids` hold one whole number per token.
+
+    Args:
+        dataset (`datasets.Dataset`): rows with a valid column `input_ids`; a stream is not looked at.
+        where (`str`): what errors call it.
+    """
+    if getattr(dataset, "num_rows", None) is None:
+        return
+    for column in ("labels", "completion_mask", "assistant_masks", "attention_mask"):
+        if column not in dataset.column_names:
+            continue
+        for row, (ids, values) in enumerate(zip(dataset["input_ids"][:], dataset[column][:], strict=True), start=1):
+            whole = isinstance(values, list) and all(type(value) is int for value in values)
+            if not whole or len(values) != len(ids):
+                raise ConfigError(
+                    f"{where}: row {row}: '{column}' is not a list of {len(ids)} whole numbers, one for each of "
+                    "'input_ids'"
+                )
 
 
 def check_template_columns(dataset: Any, where: str) -> None:

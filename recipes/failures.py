@@ -56,7 +56,7 @@ def leave(code: int) -> NoReturn:
 
 
 def known_cause(error: BaseException, output_dir: str | None, resumes: bool = True) -> str | None:
-    """Return one line for an error that a lost server, a full disk, a quota or a torn write caused, else `None`.
+    """Return one line for an error caused by a lost server, a full disk, a quota, a torn write or a NaN, else `None`.
 
     Args:
         error (`BaseException`): what ended the run; what it was raised from is looked at as well.
@@ -65,6 +65,7 @@ def known_cause(error: BaseException, output_dir: str | None, resumes: bool = Tr
     """
     from metatune.rewards.judge_client import JudgeError
     from metatune.rewards.reward_server import RewardServerError
+    from metatune.trainers.finite_training import NonFiniteError
     from metatune.trainers.server_watch import VLLMServerError
 
     seen: list[BaseException] = []
@@ -72,7 +73,7 @@ def known_cause(error: BaseException, output_dir: str | None, resumes: bool = Tr
     while cause is not None and cause not in seen:  # an error may have been raised from itself
         seen.append(cause)
         text = str(cause)
-        if isinstance(cause, (VLLMServerError, RewardServerError, JudgeError)):
+        if isinstance(cause, (VLLMServerError, RewardServerError, JudgeError, NonFiniteError)):
             return text
         full = (isinstance(cause, OSError) and cause.errno in FULL) or any(part in text for part in FULL_TEXTS)
         if full or any(part in text for part in TORN_TEXTS):

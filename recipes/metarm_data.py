@@ -6,7 +6,7 @@ from typing import Any
 from datasets import Dataset
 
 from .config import ConfigError
-from .data import load_splits
+from .data import check_numbers, load_splits
 from .pairs import check_pairs, usable
 
 
@@ -69,5 +69,6 @@ def load_pairs(args: Any, script_args: Any) -> tuple[Dataset, Dataset | None]:
     for split in [name for name in (train, test) if name in splits]:
         where = f"{args.pairs_name}, split '{split}'"
         check_pairs(splits[split], where)
+        check_numbers(splits[split], ["margin"], where)
         kept[split], _ = usable(splits[split], where)  # metatune reward says what is left out
     return kept[train], kept.get(test)

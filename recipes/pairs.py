@@ -5,7 +5,7 @@ from typing import Any
 from trl import ScriptArguments
 
 from .config import ConfigError, nearest
-from .data import check_ids, check_messages, check_template_columns, load_splits, split_of
+from .data import check_ids, check_messages, check_numbers, check_template_columns, load_splits, split_of
 
 SHOWN = 5  # row numbers in a message
 
@@ -19,7 +19,9 @@ def load_data(script_args: ScriptArguments, with_evaluation: bool):
     splits = load_splits(name, "dataset_name", script_args.dataset_train_split, script_args.dataset_config)
     wanted = [script_args.dataset_train_split] + [script_args.dataset_test_split] * with_evaluation
     for split in wanted:
-        check_pairs(split_of(splits, split, name), f"{name}, split '{split}'")
+        where = f"{name}, split '{split}'"
+        check_pairs(split_of(splits, split, name), where)
+        check_numbers(splits[split], ["margin"], where)  # TRL's loss subtracts it
     return splits[wanted[0]], splits[wanted[1]] if with_evaluation else None
 
 

@@ -23,7 +23,7 @@ from trl import ModelConfig, ScriptArguments
 
 from metatune.recipes.adapters import check_adapter_options, record_base, refusals_in_one_line
 from metatune.recipes.config import ConfigError, StrictParser, check_world_size, run
-from metatune.recipes.data import load_splits
+from metatune.recipes.data import check_numbers, load_splits
 from metatune.recipes.pairs import load_data, usable
 from metatune.recipes.run_folder import (
     check_here,
@@ -88,6 +88,9 @@ def load_usable_data(script_args: RewardScriptArguments, training_args: MetaRewa
 
     name = script_args.dataset_name
     train_dataset, eval_dataset = load_data(script_args, with_evaluation=training_args.eval_strategy != "no")
+    used = ["weight"] * training_args.pair_weights + ["strength"] * training_args.uses_strength
+    used += ["strength_std"] * training_args.posterior_labels
+    check_numbers(train_dataset, used, f"{name}, split '{script_args.dataset_train_split}'")
     try:
         treated(train_dataset, training_args)  # before any pair is left out: rows are those of the file
     except ValueError as error:

@@ -6,7 +6,7 @@ from typing import Any
 
 from metatune.recipes.config import ConfigError, nearest
 from metatune.recipes.conform import describe
-from metatune.recipes.data import need_columns
+from metatune.recipes.data import check_numbers, need_columns
 from metatune.recipes.judges import load_judge_reward, read_judge
 from metatune.recipes.own_code import import_module
 from metatune.recipes.reward_models import load_reward_models, read_entries
@@ -54,7 +54,11 @@ def load_rewards(script_args: Any, training_args: Any) -> list:
 
 
 def check_reward_columns(functions: list, dataset: Any, where: str) -> None:
-    """Raise [`ConfigError`] unless a dataset has every column that a reward function cannot do without."""
+    """Raise [`ConfigError`] unless a dataset has every column that a reward function cannot do without.
+
+    A number in such a column must be finite. Null is allowed: a data set of several tasks has it where a column
+    belongs to another task.
+    """
     given = {"prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments"}
     for function in functions:
         try:
@@ -65,7 +69,10 @@ def check_reward_columns(functions: list, dataset: Any, where: str) -> None:
             p.name for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
         ]
         name = getattr(function, "__name__", type(function).__name__)
-        need_columns(dataset, [n for n in named if n not in given], where, f"the reward function {name} reads it")
+        columns = [n for n in named if n not in given]
+        need_columns(dataset, columns, where, f"the reward function {name} reads it")
+        numeric = [n for n in columns if str(getattr(dataset.features[n], "dtype", "")).startswith("float")]
+        check_numbers(dataset, numeric, where, may_be_null=True)
 
 
 def check_rewards(script_args: Any, training_args: Any) -> None:

@@ -19,7 +19,7 @@ from metatune.recipes.adapters import folder_of, is_adapter
 from metatune.recipes.config import ConfigError, MissingHereError
 from metatune.recipes.data import is_path, need_path
 from metatune.recipes.sharding import ShardingReport
-from metatune.trainers.whole_checkpoints import MARK
+from metatune.trainers.whole_checkpoints import MARK, has_mark, last_whole_checkpoint
 
 RESUME_FILES = (  # what a checkpoint holds beside the model
     *("optimizer.*", "scheduler.*", "scaler.*", "rng_state*", "trainer_state.json"),
@@ -92,7 +92,7 @@ def check_here(training_args: TrainingArguments, model_args: ModelConfig, datase
         last = Path(asked)
         if not last.is_dir():
             raise MissingHereError(f"resume_from_checkpoint: no such folder: {asked}")
-        if not _has_mark(last):
+        if not has_mark(last):
             raise MissingHereError(
                 f"resume_from_checkpoint: {asked} is no checkpoint that was saved to its end (no {MARK}): name "
                 "another, or write true for the last one in output_dir"
@@ -128,16 +128,6 @@ def check_output_dir(output_dir: str) -> None:
         raise MissingHereError(f"output_dir: {place} cannot be written: name another folder, or mend its rights")
 
 
-def last_whole_checkpoint(output_dir: Path) -> Path | None:
-    """Return a run's newest checkpoint that was saved to its end, or `None`; `Trainer` would take a torn one."""
-    folders = {
-        int(step): folder
-        for folder in output_dir.glob("checkpoint-*")
-        if (step := folder.name.removeprefix("checkpoint-")).isdecimal()
-    }
-    return next((folders[step] for step in sorted(folders, reverse=True) if _has_mark(folders[step])), None)
-
-
 def checkpoint_to_resume(training_args: TrainingArguments) -> str | None:
     """Resolve `resume_from_checkpoint`: a folder, or true for the run's last whole checkpoint."""
     asked = training_args.resume_from_checkpoint
@@ -161,18 +151,9 @@ def remove_torn_checkpoints(checkpoint: Path) -> None:
     for folder in checkpoint.parent.glob("checkpoint-*"):
         step = folder.name.removeprefix("checkpoint-")
         is_later = at.isdecimal() and step.isdecimal() and int(step) > int(at)
-        if is_later and folder.is_dir() and not folder.is_symlink() and not _has_mark(folder):
+        if is_later and folder.is_dir() and not folder.is_symlink() and not has_mark(folder):
             print(f"{folder} was not saved to its end and is deleted")
             shutil.rmtree(folder)
-
-
-def _has_mark(folder: Path) -> bool:
-    """Tell whether a checkpoint has the file that is written last, whole. Raises `OSError` if it cannot be read."""
-    try:
-        json.loads((folder / MARK).read_text())
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        return False
-    return True
 
 
 def is_finished(checkpoint: str, training_args: TrainingArguments) -> bool:

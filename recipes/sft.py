@@ -28,6 +28,7 @@ from metatune.recipes.data import (
     check_messages,
     check_source,
     check_template_columns,
+    check_token_columns,
     load_splits,
     need_columns,
     split_of,
@@ -207,6 +208,7 @@ def check_rows(dataset, where: str, text_column: str) -> None:
         return
     if columns == ["input_ids"]:
         check_ids(dataset, "input_ids", where)
+        check_token_columns(dataset, where)
         return
     need = "a row is `prompt` and `completion`, or `messages`, or a text (dataset_text_field names its column)"
     need_columns(dataset, columns, where, need)

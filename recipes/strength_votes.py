@@ -28,9 +28,17 @@ from trl import ModelConfig, RewardConfig, RewardTrainer, get_peft_config, get_q
 from ..eval.files import write_atomically
 from ..rewards.preference_strength import cross_fitting_folds
 from ..rewards.reward_model import score_ids
+from ..trainers.finite_training import FiniteTraining, NonFiniteError
 from .adapters import refusals_in_one_line
 from .config import ConfigError
 from .run_folder import model_init_kwargs, model_to_load
+
+
+class VoterTrainer(FiniteTraining, RewardTrainer):
+    """TRL's reward trainer for one model of the ensemble, of which only the votes are kept."""
+
+    def _what_is_kept(self) -> str:
+        return "Start again in another output_dir with a lower learning_rate"
 
 
 @dataclass
@@ -100,7 +108,10 @@ class Ensemble:
         if not len(trained):
             raise ConfigError(f"{name}: no pair to train on fits max_length {self.training_args.max_length}; raise it")
         trainer = self._trainer(tokenized.select(trained), self.seed(model, fold))
-        trainer.train()
+        try:
+            trainer.train()
+        except NonFiniteError as error:
+            raise NonFiniteError(f"{name}: {error}") from error
         margins = _margins(trainer, tokenized.select(voted))
         self._release(trainer)
         if not np.isfinite(margins).all():
@@ -137,7 +148,7 @@ class Ensemble:
         shared = self._trunk is not None
         args.model_init_kwargs = None if shared else model_init_kwargs(args, self.model_args)
         with refusals_in_one_line():
-            trainer = RewardTrainer(
+            trainer = VoterTrainer(
                 model=self._trunk if shared else model_to_load(self.model_args),
                 args=args,
                 train_dataset=dataset,

@@ -41,6 +41,7 @@ from trl.trainer.grpo_trainer import RewardFunc
 from ..curricula import ItemCycle, make_curriculum
 from ..rewards import JudgeReward, RewardModelReward, correctness_reward
 from .dump_config import DUMPConfig
+from .finite_training import FiniteTraining
 from .generation import sample_completions
 from .length_grouping import group_by_length
 from .progress import group_advantages
@@ -52,7 +53,7 @@ RewardFuncs: TypeAlias = RewardFunc | list[RewardFunc] | None
 OPINIONS = (JudgeReward, RewardModelReward, torch.nn.Module)  # score everything, and know no right or wrong
 
 
-class DUMPTrainer(ExactResume, GRPOTrainer):
+class DUMPTrainer(ExactResume, FiniteTraining, GRPOTrainer):
     """
     GRPO trainer with a curriculum over task distributions.
 
@@ -142,6 +143,7 @@ class DUMPTrainer(ExactResume, GRPOTrainer):
         column = self.args.distribution_column
         training = self.model.training
         if training:
+            self.check_weights()  # sampling with NaN fails on the device, without saying why
             inputs = self._draw(len(inputs))
         if column in inputs[0]:
             self._log_completion_extra(column, [row[column] for row in inputs])

@@ -42,6 +42,7 @@ from trl.trainer.reward_trainer import DataCollatorForPreference
 from ..rewards.preference_strength import pair_targets
 from . import rollout_checkpoint  # noqa: F401 (lets torch load an optimizer onto a process's `cpu:0`)
 from .contrastive import Prototypes, items_of, simcse_loss, swav_loss
+from .finite_training import FiniteTraining
 from .meta_reward_config import MetaRewardConfig
 from .meta_set import MetaSet
 from .meta_step import WeightShift, norm_of, objective_gradients
@@ -65,7 +66,7 @@ class _Collator(DataCollatorForPreference):
         return output
 
 
-class MetaRewardTrainer(CountedTokens, RewardTrainer):
+class MetaRewardTrainer(CountedTokens, FiniteTraining, RewardTrainer):
     """
     Trainer for reward models that stay right.
 

@@ -1,9 +1,10 @@
-"""TRL's SFT trainer with checkpoints that are whole or say so, and a count of tokens that goes on after a resume."""
+"""TRL's SFT trainer with complete checkpoints, a token count that survives a resume, and a stop at a NaN."""
 
 from trl import SFTTrainer as TRLSFTTrainer
 
+from .finite_training import FiniteTraining
 from .whole_checkpoints import CountedTokens
 
 
-class SFTTrainer(CountedTokens, TRLSFTTrainer):
+class SFTTrainer(CountedTokens, FiniteTraining, TRLSFTTrainer):
     """Takes what [`~trl.SFTTrainer`] takes."""

@@ -5,6 +5,7 @@ the one before it by `save_total_limit`, while others still write. And it writes
 whose old mark then stands beside files of two saves.
 """
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,25 @@ else:
     _Mixed = object
 
 MARK = "trainer_state.json"  # `Trainer`'s own, with the state of the run
+
+
+def last_whole_checkpoint(output_dir: Path) -> Path | None:
+    """Return a run's newest checkpoint that was saved to its end, or `None`; `Trainer` would take a torn one."""
+    folders = {
+        int(step): folder
+        for folder in output_dir.glob("checkpoint-*")
+        if (step := folder.name.removeprefix("checkpoint-")).isdecimal()
+    }
+    return next((folders[step] for step in sorted(folders, reverse=True) if has_mark(folders[step])), None)
+
+
+def has_mark(folder: Path) -> bool:
+    """Tell whether a checkpoint has the file that is written last, whole. Raises `OSError` if it cannot be read."""
+    try:
+        json.loads((folder / MARK).read_text())
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return False
+    return True
 
 
 class WholeCheckpoints(_Mixed):

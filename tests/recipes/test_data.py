@@ -107,6 +107,9 @@ def test_what_the_chat_template_is_given(column, value, message):
         ({"text": [3]}, "row 1: 'text' is 3, not a text"),
         ({"messages": ["a"]}, "row 1: 'messages' is a text where a conversation is needed"),
         ({"input_ids": ["a"]}, "row 1: 'input_ids' is no list of token ids"),
+        ({"input_ids": [[1, 2]], "labels": [[1, None]]}, "row 1: 'labels' is not a list of 2 whole numbers"),
+        ({"input_ids": [[1, 2]], "completion_mask": [[1]]}, "row 1: 'completion_mask' is not a list of 2 whole"),
+        ({"input_ids": [[1]], "labels": [[float("nan")]]}, "row 1: 'labels' is not a list of 1 whole numbers"),
     ],
 )
 def test_what_sft_needs(columns, message):
@@ -153,3 +156,14 @@ def test_a_reward_function_says_which_columns_it_reads():
     with pytest.raises(ConfigError, match=r"no column 'answer'.*reward function correctness_reward reads it"):
         check_reward_columns([correctness_reward], rows, "rows")
     check_reward_columns([brevity], rows.rename_column("lenght", "length"), "rows")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_number_that_a_reward_function_reads_is_finite(value):
+    def scaled(completions, difficulty, **kwargs):
+        return [0.0]
+
+    rows = Dataset.from_dict({"prompt": ["a"] * 3, "difficulty": [0.5, None, value], "unused": [value] * 3})
+    with pytest.raises(ConfigError, match=r"rows: row 3: 'difficulty' is .*, not a finite number"):
+        check_reward_columns([scaled], rows, "rows")
+    check_reward_columns([scaled], rows.select([0, 1]), "rows")  # null: the column belongs to another task

@@ -9,9 +9,10 @@ from transformers import AutoConfig
 from metatune.recipes import cli
 from metatune.recipes.config import ConfigError, refusal
 from metatune.recipes.pairs import load_data, usable
-from metatune.recipes.reward import RewardScriptArguments
+from metatune.recipes.reward import RewardScriptArguments, load_usable_data
 from metatune.recipes.run_folder import best_checkpoint
 from metatune.rewards.preference_strength import pair_targets
+from metatune.trainers import MetaRewardConfig
 
 from .launches import REWARD, last_line, log_rows, metatune, succeed, write_pairs, write_recipe
 
@@ -71,6 +72,33 @@ def test_pairs_that_are_not_whole_name_the_file_and_the_row(tmp_path, rows, mess
     with pytest.raises(ConfigError) as raised:
         load(path)
     assert str(path) in str(raised.value) and message in str(raised.value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), None, "0.5"], ids=str)
+@pytest.mark.parametrize(
+    ("column", "options"),
+    [
+        ("margin", {}),
+        ("weight", {"pair_weights": True}),
+        ("strength", {"flip": 0.1}),
+        ("strength_std", {"posterior_labels": True}),
+    ],
+)
+def test_a_number_that_is_not_finite_names_the_file_the_row_and_the_column(tmp_path, column, options, value):
+    pairs = [{**PAIR, "strength": 0.5, "strength_std": 0.1, column: number} for number in (1.0, 0.0, value)]
+    if isinstance(value, str):
+        pairs = [{**pair, column: value} for pair in pairs]
+    path = write_rows(tmp_path / "pairs.jsonl", *pairs)
+    training_args = MetaRewardConfig(output_dir=str(tmp_path / "run"), use_cpu=True, bf16=False, **options)
+    row = 1 if isinstance(value, str) else 3
+    with pytest.raises(ConfigError, match=rf"pairs\.jsonl, split 'train': row {row}: '{column}' is .*, not a finite"):
+        load_usable_data(RewardScriptArguments(dataset_name=str(path)), training_args)
+
+
+def test_a_column_that_is_not_used_may_hold_anything(tmp_path):
+    path = write_rows(tmp_path / "pairs.jsonl", {**PAIR, "weight": None}, {**PAIR, "weight": 1.0})
+    training_args = MetaRewardConfig(output_dir=str(tmp_path / "run"), use_cpu=True, bf16=False)
+    assert len(load_usable_data(RewardScriptArguments(dataset_name=str(path)), training_args)[0]) == 2
 
 
 def test_files_that_cannot_be_read(tmp_path):

@@ -30,11 +30,14 @@ HOOKED = {
     "_save_checkpoint": ["self", "model", "trial"],
     "_save_rng_state": ["self", "output_dir"],
     "_load_optimizer_and_scheduler": ["self", "checkpoint"],
+    "_get_grad_norm": ["self", "model", "grad_norm"],
+    "save_model": ["self", "output_dir", "_internal_call"],
 }
 
 
 # Of `Trainer`, for all of ours.
 CHECKPOINTS = {name: HOOKED[name] for name in ("_save_checkpoint", "_save_rng_state", "_load_optimizer_and_scheduler")}
+FINITE = {name: HOOKED[name] for name in ("_get_grad_norm", "save_model")}
 
 
 def test_trl_is_the_minor_version_that_was_read():
@@ -61,8 +64,16 @@ def test_only_the_listed_methods_are_overridden():
     assert overridden(MetaTrainer, GRPOTrainer) == set(HOOKED)  # it is made of all trainers over GRPO
 
 
-def test_nothing_of_the_sft_trainer_is_overridden_but_how_it_saves():
-    assert overridden(OurSFTTrainer, SFTTrainer) == set(CHECKPOINTS)
+def test_nothing_of_the_sft_trainer_is_overridden_but_how_it_saves_and_stops():
+    assert overridden(OurSFTTrainer, SFTTrainer) == {*CHECKPOINTS, *FINITE}
+
+
+def test_the_gradient_norm_is_taken_once_per_step_before_the_update():
+    source = inspect.getsource(Trainer._run_epoch)
+    order = ("self._tr_loss += tr_loss_step", "= self._get_grad_norm(", "self.optimizer.step()", "_maybe_log_save")
+    assert [source.index(call) for call in order] == sorted(source.index(call) for call in order)
+    assert source.count("_get_grad_norm(") == 1
+    assert "self.save_model(output_dir, _internal_call=True)" in inspect.getsource(Trainer._save_checkpoint)
 
 
 @pytest.mark.parametrize(
@@ -183,7 +194,7 @@ def test_a_hooked_method_of_the_reward_trainer_has_the_signature_that_was_read(m
 
 
 def test_only_the_listed_methods_of_the_reward_trainer_are_overridden():
-    assert overridden(MetaRewardTrainer, RewardTrainer) == {*HOOKED_IN_REWARD, *CHECKPOINTS}
+    assert overridden(MetaRewardTrainer, RewardTrainer) == {*HOOKED_IN_REWARD, *CHECKPOINTS, *FINITE}
 
 
 @pytest.mark.parametrize("trainer", [RewardTrainer, SFTTrainer])
