@@ -33,13 +33,15 @@ class ServerEntry:
     Args:
         url (`str`): of the server's OpenAI-compatible API, with its /v1.
         model (`str`, *optional*): the name by which it serves the model; by default its only one.
-        api_key_variable (`str`, *optional*): environment variable that has the key.
+        api_key_variable (`str`, *optional*): environment variable that has the key; never the key itself.
         max_concurrency (`int`, *optional*): requests under way at a time, of one process.
         timeout (`float`, *optional*): seconds for one try.
         retries (`int`, *optional*): tries after the first.
         deadline (`float`, *optional*): seconds for a request with all its tries.
-        temperature (`float`, *optional*): of the sampling.
+        temperature (`float`, *optional*, defaults to 0.0): of the sampling; null sends none.
         max_tokens (`int`, *optional*): of an answer.
+        max_tokens_field (`str`, *optional*): field that `max_tokens` is sent in; `max_completion_tokens` for OpenAI's
+            reasoning models.
         structured (`str`, *optional*): `json_schema` (guided decoding) or `none`.
         extra_body (`dict`, *optional*): further keys of every request.
         templates (`str`, *optional*): folder of prompt templates in place of ours.
@@ -52,8 +54,9 @@ class ServerEntry:
     timeout: float | None = None
     retries: int | None = None
     deadline: float | None = None
-    temperature: float | None = None
+    temperature: float | None = 0.0
     max_tokens: int | None = None
+    max_tokens_field: str | None = None
     structured: str | None = None
     extra_body: dict | None = None
     templates: str | None = None
@@ -61,6 +64,15 @@ class ServerEntry:
     def __post_init__(self):
         if not _is_address(self.url):
             raise ValueError(f"`url` is the address of a server, such as http://127.0.0.1:8001/v1, not {self.url!r}")
+        parts = urlsplit(self.url)
+        if parts.username or parts.password:
+            raise ValueError(
+                "`url` has a user or a password: give the name of a variable as `api_key_variable` instead"
+            )
+        if self.api_key_variable is not None and not self.api_key_variable.isidentifier():
+            raise ValueError(
+                "`api_key_variable` is the name of an environment variable, such as OPENAI_API_KEY, not the key itself"
+            )
         given = self._given()
         given.pop("api_key_variable", None)  # need not be set where a recipe is only read
         JudgeClient(self.url, **given)
@@ -70,16 +82,17 @@ class ServerEntry:
         """Whether the key is to be in a variable that is not set here."""
         return self.api_key_variable is not None and not os.environ.get(self.api_key_variable)
 
-    def client(self) -> JudgeClient:
-        """Connect to the server, and see that it serves the model."""
-        client = JudgeClient(self.url, **self._given())
+    def client(self, name: str = "judge") -> JudgeClient:
+        """Connect to the server of the judge `name`, and see that it serves the model."""
+        client = JudgeClient(self.url, name=name, **self._given())
         client.check()
         return client
 
     def _given(self) -> dict[str, Any]:
         """The options of the client that are given."""
         names = [field.name for field in fields(ServerEntry) if field.name not in ("url", "templates")]
-        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return {"temperature": self.temperature, **given}
 
 
 @dataclass
@@ -108,11 +121,11 @@ class HeldOutJudgeEntry(ServerEntry):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"`{name}` is at least 1, not {getattr(self, name)}")
 
-    def judge(self) -> Judge:
-        """Make the judge; raises what its parts raise."""
+    def judge(self, name: str = "held_out_judge") -> Judge:
+        """Make the judge `name`; raises what its parts raise."""
         given = {name: getattr(self, name) for name in LIMITS if getattr(self, name) is not None}
         rubric = read_rubric(self.rubric)
-        return Judge(self.client(), rubric, mode=self.mode, templates=self.templates, **given)
+        return Judge(self.client(name), rubric, mode=self.mode, templates=self.templates, **given)
 
 
 @dataclass
@@ -139,7 +152,7 @@ class JudgeEntry(HeldOutJudgeEntry):
     def reward(self) -> JudgeReward:
         """Make the reward function; raises what its parts raise."""
         return JudgeReward(
-            self.judge(), reference_column=self.reference_column, max_failure_rate=self.max_failure_rate
+            self.judge("judge"), reference_column=self.reference_column, max_failure_rate=self.max_failure_rate
         )
 
 
@@ -176,7 +189,9 @@ class MetaJudgeEntry(ServerEntry):
         """Make the meta judge; raises what its parts raise."""
         options: dict[str, Any] = {"num_refinements": self.num_refinements}
         options |= {} if self.max_characters is None else {"max_characters": self.max_characters}
-        return MetaJudge(self.client(), self.bounds(), templates=PromptTemplates(self.templates), **options)
+        return MetaJudge(
+            self.client("meta_judge"), self.bounds(), templates=PromptTemplates(self.templates), **options
+        )
 
 
 ENTRIES = {"judge": JudgeEntry, "meta_judge": MetaJudgeEntry, "held_out_judge": HeldOutJudgeEntry}

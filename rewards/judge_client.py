@@ -2,72 +2,76 @@
 
     vllm serve Qwen/Qwen2.5-32B-Instruct-AWQ --port 8001
 
-What may pass is tried again: no connection, no answer in time, HTTP 429 (after the time that the server asks for) and
-5xx, an answer that is no chat completion. What stays a failure is a [`Reply`] that says so by a short cause and in the
-server's words; it touches no other request. One policy rules this: the retries of the `openai` package are off.
+What may pass is tried again: no connection, no answer in time, HTTP 429 and 5xx (after the time that the server asks
+for), an answer that is no chat completion. What stays a failure is a [`Reply`] with a short cause and the server's
+words; it touches no other request. One policy rules this: the retries of the `openai` package are off.
 
-When as many requests in a row have failed as run at a time, and at least four, the server is taken for dead and the
+When as many requests in a row have failed as run at a time, and at least four, by causes that are not their own, the
 rest of the call fails at once: ten thousand requests would else wait for their deadlines one after the other.
+
+A request has `model`, `messages`, `temperature` and a limit of tokens, and with a schema `response_format`. Whatever a
+server does not take can be left out or renamed by an option, and a refusal names that option.
 """
 
 import asyncio
+import copy
+import difflib
 import math
 import os
-import random
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 from . import own_loop
+from .chat_replies import FAILURES, NOT_FOUND, RETRIED, Cause, Reply, cause_of, error_in, read_completion
+from .judge_advice import TOKEN_FIELDS, advice
+from .retries import LONGEST_PAUSE, WaitReport, pause_before_retry
+
+__all__ = ["FAILURES", "RETRIED", "Chat", "JudgeClient", "JudgeError", "Reply"]
 
 Chat = list[dict[str, str]]
-FAILURES = ("timeout", "connection", "rate_limit", "server_error", "refused", "bad_reply", "empty", "truncated")
-PASSING = ("timeout", "connection", "rate_limit", "server_error", "bad_reply")
-LONGEST_PAUSE = 30.0  # seconds between two tries
 LEAST_DEAD = 4  # failures in a row; fewer may be a prompt's own
 STRUCTURED = ("json_schema", "none")
+PROBE_TIMEOUT = 30.0
+PROBE: Chat = [
+    {"role": "system", "content": "You answer with JSON."},
+    {"role": "user", "content": 'Reply with the JSON object {"ok": true} and nothing else.'},
+]
+PROBE_SCHEMA = {
+    "type": "object",
+    "properties": {"ok": {"type": "boolean"}},
+    "required": ["ok"],
+    "additionalProperties": False,
+}
 
 
 class JudgeError(RuntimeError):
-    """The server of a judge cannot be used, with the cause and the mend in one line."""
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What came of a chat.
-
-    Args:
-        text (`str`, *optional*): the answer; also of a truncated one.
-        failure (`str`, *optional*): one of `FAILURES`; `None` where there is a whole answer.
-        detail (`str`, *optional*): of a failure, in the server's words.
-        prompt_tokens (`int`): as the server counts them, over all tries that were answered.
-        completion_tokens (`int`): likewise.
-    """
-
-    text: str | None = None
-    failure: str | None = None
-    detail: str | None = None
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
+    """The server of a judge cannot be used, with the cause and how to fix it in one line."""
 
 
 class JudgeClient:
     """
     Args:
         base_url (`str`): of the server's API, such as `http://127.0.0.1:8001/v1`.
-        model (`str`, *optional*): the name that it serves the model by; by default the only one that it serves.
+        model (`str`, *optional*): the name that it serves the model by; by default the only one that it serves. Needed
+            where the server does not list its models.
         api_key_variable (`str`, *optional*): environment variable with the key; it is never logged or written.
         max_concurrency (`int`, *optional*, defaults to 32): requests under way at a time.
         timeout (`float`, *optional*, defaults to 120.0): seconds for one try.
         retries (`int`, *optional*, defaults to 10): tries after the first; with the pauses between them they take
             about two minutes, in which a server can be started again.
         deadline (`float`, *optional*, defaults to 600.0): seconds for a request with all its tries and pauses.
-        temperature (`float`, *optional*, defaults to 0.0): of the sampling.
-        max_tokens (`int`, *optional*, defaults to 1024): of an answer.
+        temperature (`float`, *optional*, defaults to 0.0): of the sampling; `None` sends none, for models that take
+            no other than their own.
+        max_tokens (`int`, *optional*, defaults to 1024): of an answer, thoughts included.
+        max_tokens_field (`str`, *optional*, defaults to `"max_tokens"`): field that this limit is sent in;
+            `max_completion_tokens` for OpenAI's reasoning models.
         structured (`str`, *optional*, defaults to `"json_schema"`): `json_schema` lets the server guide decoding by a
-            schema, where one is given; `none` for servers that cannot.
+            schema, where one is given, through `response_format`; `none` leaves that field out.
         extra_body (`dict`, *optional*): further keys of every request, such as `chat_template_kwargs`.
+        name (`str`, *optional*, defaults to `"judge"`): what messages call it: `judge`, `meta_judge` or
+            `held_out_judge`.
 
     Raises:
         ValueError: an option out of range, or a key's variable that is not set.
@@ -83,10 +87,12 @@ class JudgeClient:
         timeout: float = 120.0,
         retries: int = 10,
         deadline: float = 600.0,
-        temperature: float = 0.0,
+        temperature: float | None = 0.0,
         max_tokens: int = 1024,
+        max_tokens_field: str = "max_tokens",
         structured: str = "json_schema",
         extra_body: dict[str, Any] | None = None,
+        name: str = "judge",
     ):
         limits = {
             "max_concurrency": max_concurrency,
@@ -94,41 +100,108 @@ class JudgeClient:
             "deadline": deadline,
             "max_tokens": max_tokens,
         }
-        for name, value in limits.items():
+        for option, value in limits.items():
             if not value > 0:
-                raise ValueError(f"{name} must be above 0, not {value}")
-        for name, value in {"retries": retries, "temperature": temperature}.items():
-            if not 0 <= value < math.inf:
-                raise ValueError(f"{name} must be a number of at least 0, not {value}")
+                raise ValueError(f"{option} must be above 0, not {value}")
+        for option, number in {"retries": retries, "temperature": temperature}.items():
+            if number is not None and not 0 <= number < math.inf:
+                raise ValueError(f"{option} must be a number of at least 0, not {number}")
         if structured not in STRUCTURED:
             raise ValueError(f"structured is one of {', '.join(STRUCTURED)}, not {structured!r}")
-        if api_key_variable is not None and not os.environ.get(api_key_variable):
-            raise ValueError(f"the environment variable {api_key_variable}, which has the judge's key, is not set")
+        if max_tokens_field not in TOKEN_FIELDS:
+            raise ValueError(f"max_tokens_field is one of {', '.join(TOKEN_FIELDS)}, not {max_tokens_field!r}")
+        if api_key_variable is not None:
+            read_key(api_key_variable)
         self.base_url, self.model, self._key_variable = base_url.rstrip("/"), model, api_key_variable
         self.max_concurrency, self.timeout, self.retries, self.deadline = max_concurrency, timeout, retries, deadline
-        self.temperature, self.max_tokens, self.structured = temperature, max_tokens, structured
-        self.extra_body = extra_body or {}
+        self.temperature, self.max_tokens, self.max_tokens_field = temperature, max_tokens, max_tokens_field
+        self.structured, self.extra_body, self.name = structured, extra_body or {}, name
+
+    @property
+    def description(self) -> str:
+        """Which judge this is: its name, address and model."""
+        return f"{self.name} ({self.base_url}{f', model {self.model}' if self.model else ''})"
+
+    # ---- can it be used? ----
 
     def check(self) -> None:
-        """Ask the server what it serves, and take its model where none is named.
+        """Find out whether the server can be used, and take its model where none is named.
+
+        It is asked for its list of models. A server that wants a key or has no such list is also sent a short chat:
+        some list their models to anyone.
 
         Raises:
-            JudgeError: no answer, or another model.
+            JudgeError: no answer, no such model, no access, or options that it refuses.
         """
+        problem = self._find_problem(self.timeout, self.retries, chat=self._key_variable is not None)
+        if problem is not None:
+            raise JudgeError(problem)
+
+    def probe(self, timeout: float = PROBE_TIMEOUT) -> str | None:
+        """Look for what keeps the server from being used: one short chat with this client's options and key, one try.
+
+        Args:
+            timeout (`float`, *optional*, defaults to 30.0): seconds to wait for each of the two answers.
+
+        Returns:
+            `str` or `None`: what is wrong and how to fix it, in one line; `None` if the server answers, or is busy.
+        """
+        return self._find_problem(min(timeout, self.timeout), retries=0, chat=True)
+
+    def _find_problem(self, timeout: float, retries: int, chat: bool) -> str | None:
+        """Return why the server cannot be used, and complete `model`; `chat` says whether a chat is always tried."""
+        names, problem = self._find_model(timeout)
+        if problem is not None or (self.model in names and not chat):
+            return problem
+        same = copy.copy(self)
+        same.timeout, same.retries = timeout, retries
+        (reply,) = same.complete([PROBE], PROBE_SCHEMA)
+        if reply.failure in (None, "truncated", "refusal", "rate_limit"):
+            return None
+        if reply.status == NOT_FOUND and names and self.model not in names:
+            return f"{self._served_line(names)}, not {self.model} ({reply.detail})"
+        return self._unusable(Cause(reply.failure, reply.detail or "", reply.status), reply.tries)
+
+    def _find_model(self, timeout: float) -> tuple[list[str], str | None]:
+        """Return the models that the server lists, if it does, and why none can be used; completes `model`."""
+        names: list[str] = []
         try:
-            names = own_loop.run(self._served())
+            names = own_loop.run(self._served(timeout))
         except Exception as error:  # a server of something else may send anything
-            cause, detail, _ = _cause(error)
-            detail = self._without_key(detail)
-            raise JudgeError(
-                f"no use of the judge's server at {self.base_url} ({cause}: {detail}); start it with "
-                "`vllm serve MODEL`, and give its address with /v1"
-            ) from error
-        if self.model is not None and self.model not in names:
-            raise JudgeError(f"the judge's server at {self.base_url} serves {', '.join(names)}, not {self.model}")
+            cause = cause_of(error)
+            if self.model is None or cause.failure in ("connection", "timeout"):
+                return names, self._unusable(cause)
         if self.model is None and len(names) != 1:
-            raise JudgeError(f"the judge's server at {self.base_url} serves {', '.join(names)}: name one as model")
+            return names, f"{self._served_line(names)}: name one as model"
         self.model = self.model or names[0]
+        if names and self.model not in names and self._key_variable is None:
+            return names, f"{self._served_line(names)}, not {self.model}"
+        return names, None
+
+    def _served_line(self, names: list[str], most: int = 8) -> str:
+        """Say which models the server lists: those most like the one that is wanted, where there are many."""
+        listed = ", ".join(names) or "no model that it lists"
+        if len(names) > most:
+            close = difflib.get_close_matches(self.model, names, n=3) if self.model else []
+            listed = f"{len(names)} models" + (f" (such as {', '.join(close)})" if close else "")
+        return f"the judge's server at {self.base_url} serves {listed}"
+
+    def _unusable(self, cause: Cause, tries: int = 1) -> str:
+        """Say in one line that the server cannot be used, why, and how to fix it."""
+        often = f", tried {tries} times" if tries > 1 else ""
+        said = f"no use of the judge's server at {self.base_url} ({cause.failure}: {self._without_key(cause.detail)}"
+        return f"{said}{often}); {self.advice(cause.failure, cause.detail, cause.status)}"
+
+    def advice(self, failure: str, detail: str, status: int | None = None) -> str:
+        """Return how to fix a failure that this server answered with."""
+        return advice(
+            Cause(failure, detail, status),
+            key_variable=self._key_variable,
+            max_tokens_field=self.max_tokens_field,
+            extra_keys=self.extra_body,
+        )
+
+    # ---- chats ----
 
     def complete(
         self, chats: Sequence[Chat], schema: dict[str, Any] | None = None, temperature: float | None = None
@@ -137,8 +210,8 @@ class JudgeClient:
 
         Args:
             chats (`Sequence[list[dict]]`): N lists of messages.
-            schema (`dict`, *optional*): JSON schema that decoding is guided by, where the server is `structured`.
-            temperature (`float`, *optional*): other than the client's.
+            schema (`dict`, *optional*): JSON schema of the answer, for a server that is `structured`.
+            temperature (`float`, *optional*): other than the client's; not sent where the client's is `None`.
 
         Returns:
             `list[Reply]`: N replies, failures among them.
@@ -149,114 +222,106 @@ class JudgeClient:
         if not chats:
             return []
         if self.model is None:
-            self.check()
-        options: dict[str, Any] = {
-            "model": self.model,
-            "temperature": self.temperature if temperature is None else temperature,
-            "max_tokens": self.max_tokens,
-        }
+            _, problem = self._find_model(self.timeout)
+            if problem is not None:
+                raise JudgeError(problem)
+        return own_loop.run(self._complete_all(chats, self._request(schema, temperature)))
+
+    def _request(self, schema: dict[str, Any] | None, temperature: float | None) -> dict[str, Any]:
+        """Return what every request of a call has beside its messages."""
+        options: dict[str, Any] = {"model": self.model, self.max_tokens_field: self.max_tokens}
+        if self.temperature is not None:
+            options["temperature"] = self.temperature if temperature is None else temperature
         if schema is not None and self.structured == "json_schema":
             guide = {"name": "answer", "schema": schema, "strict": True}
             options["response_format"] = {"type": "json_schema", "json_schema": guide}
         if self.extra_body:
             options["extra_body"] = self.extra_body
-        return own_loop.run(self._complete_all(chats, options))
+        return options
 
-    def _open(self) -> Any:
+    def _open(self, timeout: float) -> Any:
         from openai import AsyncOpenAI
 
-        key = os.environ[self._key_variable] if self._key_variable else "none"
-        return AsyncOpenAI(base_url=self.base_url, api_key=key, max_retries=0, timeout=self.timeout)
+        key = read_key(self._key_variable) if self._key_variable else "none"
+        return AsyncOpenAI(base_url=self.base_url, api_key=key, max_retries=0, timeout=timeout)
 
     def _without_key(self, detail: str) -> str:
         """Servers repeat a key that they refuse."""
-        return detail.replace(os.environ[self._key_variable], "[key]") if self._key_variable else detail
+        return detail.replace(read_key(self._key_variable), "[key]") if self._key_variable else detail
 
-    async def _served(self) -> list[str]:
-        async with self._open() as server, asyncio.timeout(self.timeout):
+    async def _served(self, timeout: float) -> list[str]:
+        async with self._open(timeout) as server, asyncio.timeout(timeout):
             return [model.id async for model in server.models.list()]
 
     async def _complete_all(self, chats: Sequence[Chat], options: dict[str, Any]) -> list[Reply]:
         slots, failed_in_a_row, last = asyncio.Semaphore(self.max_concurrency), 0, Reply()
         dead_after = max(self.max_concurrency, LEAST_DEAD)
+        report = WaitReport(self.description, len(chats))
 
         async def one(chat: Chat) -> Reply:
             nonlocal failed_in_a_row
             async with slots:
                 if failed_in_a_row >= dead_after:
-                    return Reply(failure=last.failure, detail=last.detail)
-                reply = await self._persist(server, chat, options)
+                    return replace(last, prompt_tokens=0, completion_tokens=0)
+                reply = await self._persist(server, chat, options, report)
             note(reply)
+            report.answered()
             return reply
 
         def note(reply: Reply) -> None:
             nonlocal failed_in_a_row, last
-            dead = reply.failure in PASSING
+            dead = reply.failure in RETRIED or reply.is_hopeless
             failed_in_a_row = failed_in_a_row + 1 if dead else 0
             last = reply if dead else last
 
-        async with self._open() as server:
+        async with self._open(self.timeout) as server, report.running():
             return await asyncio.gather(*map(one, chats))
 
-    async def _persist(self, server: Any, chat: Chat, options: dict[str, Any]) -> Reply:
+    async def _persist(self, server: Any, chat: Chat, options: dict[str, Any], report: WaitReport) -> Reply:
         """Try a chat until it is answered, refused, or time or tries are over."""
         end, used = time.monotonic() + self.deadline, [0, 0]
         for attempt in range(self.retries + 1):
-            wanted = None
-            try:
-                left = max(0.001, end - time.monotonic())
-                async with asyncio.timeout(min(left, self.timeout)):  # the package's own counts from byte to byte
-                    reply = _read(await server.chat.completions.create(messages=chat, **options))
-            except Exception as error:  # whatever a server sends ends its own request and no other
-                cause, detail, wanted = _cause(error)
-                reply = Reply(failure=cause, detail=self._without_key(detail))
+            left = max(0.001, end - time.monotonic())
+            reply, wait = await self._try(server, chat, options, min(left, self.timeout))
             used = [used[0] + reply.prompt_tokens, used[1] + reply.completion_tokens]
-            pause = max(min(2.0**attempt, LONGEST_PAUSE) * random.uniform(0.5, 1.0), wanted or 0.0)
+            pause = pause_before_retry(attempt, wait, LONGEST_PAUSE)
             last = attempt == self.retries or time.monotonic() + pause >= end
-            if reply.failure not in PASSING or last:
+            if reply.failure not in RETRIED or last:
                 break
+            report.retry(f"{reply.failure}, {reply.detail}", attempt + 1, self.retries + 1, pause)
             await asyncio.sleep(pause)
-        return Reply(reply.text, reply.failure, reply.detail, *used)
+        return replace(reply, prompt_tokens=used[0], completion_tokens=used[1], tries=attempt + 1)
+
+    async def _try(
+        self, server: Any, chat: Chat, options: dict[str, Any], timeout: float
+    ) -> tuple[Reply, float | None]:
+        """Send a chat once; returns the reply and the seconds that the server asks to be left alone."""
+        try:
+            async with asyncio.timeout(timeout):  # the package's own counts from byte to byte
+                completion = await server.chat.completions.create(messages=chat, **options)
+            cause = error_in(completion)
+            if cause is None:
+                return read_completion(completion), None
+        except TimeoutError:
+            cause = Cause("timeout", f"no answer in {timeout:g} s")
+        except Exception as error:  # whatever a server sends ends its own request and no other
+            cause = cause_of(error)
+        reply = Reply(failure=cause.failure, detail=self._without_key(cause.detail), status=cause.status)
+        return reply, cause.wait
 
 
-def _read(completion: Any) -> Reply:
-    """Take a chat completion apart; raises `ValueError` for what is none."""
-    choices = getattr(completion, "choices", None)
-    if not isinstance(choices, list):
-        raise ValueError(f"no chat completion: {str(completion)[:100]!r}")
-    usage = getattr(completion, "usage", None)
-    counts = [getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens")]
-    used = [count if isinstance(count, int) else 0 for count in counts]
-    message = getattr(choices[0], "message", None) if choices else None
-    text = getattr(message, "content", None)
-    text = text if isinstance(text, str) and text.strip() else None
-    if choices and getattr(choices[0], "finish_reason", None) == "length":  # also of a model that only thought
-        return Reply(text, "truncated", f"the answer had no end after {used[1]} tokens: raise max_tokens", *used)
-    if text is None:
-        return Reply(None, "empty", "an answer without text", *used)
-    return Reply(text, None, None, *used)
+def read_key(variable: str) -> str:
+    """Return the key in an environment variable, without the line end that a file leaves.
 
-
-def _cause(error: Exception) -> tuple[str, str, float | None]:
-    """Return a failure's name, the server's words, and the seconds that it wants to be left alone."""
-    import openai
-
-    detail = " ".join(str(error).split())[:300].encode(errors="replace").decode() or type(error).__name__
-    if isinstance(error, openai.APITimeoutError | TimeoutError):
-        return "timeout", detail, None
-    if isinstance(error, openai.APIStatusError):
-        if error.status_code == 429:
-            return "rate_limit", detail, _seconds(error.response.headers.get("retry-after"))
-        return "server_error" if error.status_code >= 500 else "refused", detail, None
-    if isinstance(error, openai.APIResponseValidationError) or not isinstance(error, openai.OpenAIError):
-        return "bad_reply", f"{type(error).__name__}: {detail}", None
-    cause = error.__cause__
-    return "connection", f"{detail} {type(cause).__name__}: {cause}"[:300] if cause else detail, None
-
-
-def _seconds(header: str | None) -> float | None:
-    """Return the seconds of a Retry-After header; dates are as good as none."""
-    try:
-        return max(0.0, float(header)) if header else None
-    except ValueError:
-        return None
+    Raises:
+        ValueError: the variable is not set, its value cannot be sent, or what is given is no variable's name. Never
+            has the value.
+    """
+    if not variable.isidentifier():
+        raise ValueError("api_key_variable is the name of an environment variable, such as OPENAI_API_KEY, not a key")
+    key = os.environ.get(variable, "").strip()
+    if not key:
+        raise ValueError(f"the environment variable {variable}, which has the judge's key, is not set")
+    if not key.isascii() or not key.isprintable():
+        raise ValueError(f"the environment variable {variable}, which has the judge's key, has characters of no key")
+    return key

@@ -29,7 +29,7 @@ class FakeJudgeServer:
     `fault(number, body)` may return what goes wrong with the request of that number (from 0): `("status", 500)`,
     `("busy", seconds)` (HTTP 429 with Retry-After), `("body", text)` (HTTP 200 with that body), `("text", text)` (a
     whole completion with that answer), `("cut", text)` (the same, its tokens used up), `("late", seconds)`,
-    `("hang up", None)`.
+    `("hang up", None)`, `("error", (400, text))` (that status, with the text as its message).
     """
 
     def __init__(
@@ -70,6 +70,8 @@ class FakeJudgeServer:
                     self.close_connection = True
                 elif kind == "status":
                     self.reply(value, {"error": {"message": f"told to answer {value}"}})
+                elif kind == "error":
+                    self.reply(value[0], {"error": {"message": value[1]}})
                 elif kind == "busy":
                     self.reply(429, {"error": {"message": "too many"}}, {"Retry-After": str(value)})
                 elif kind == "body":
