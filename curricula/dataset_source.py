@@ -24,6 +24,7 @@ import datasets
 import pyarrow
 import pyarrow.parquet
 
+from ..rewards import check_reference
 from .entry import Entry, MissingDataError, Parts, nearest
 from .problem import Problem, is_held_out
 
@@ -195,6 +196,10 @@ class DatasetSource(Entry):
             answer = answer.rpartition(self.answer_after)[2]
         if not answer.strip():
             raise ValueError(f"{where}: {location}: answer_column {column!r} is empty")
+        try:
+            check_reference(self.verifier, answer)
+        except ValueError as error:
+            raise ValueError(f"{where}: {location}: answer_column {column!r}: {error}") from error
         return answer.strip()
 
     def _hub_splits(self, where: str) -> dict[str, Iterable[Row]]:

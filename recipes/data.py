@@ -192,6 +192,26 @@ def check_numbers(dataset: Any, columns: Sequence[str], where: str, may_be_null:
                 raise ConfigError(f"{where}: row {row}: '{column}' is {describe(value)[:60]}, not a finite number")
 
 
+def check_references(dataset: Any, where: str) -> None:
+    """Raise [`ConfigError`] unless every row's verifier can grade by the row's reference answer.
+
+    Args:
+        dataset (`datasets.Dataset`): the rows; one without the columns `verifier` and `answer`, and a stream, are not
+            looked at.
+        where (`str`): what errors call it.
+    """
+    from metatune.rewards import check_reference
+
+    if getattr(dataset, "num_rows", None) is None or not {"verifier", "answer"} <= set(dataset.column_names):
+        return
+    for row, (verifier, answer) in enumerate(zip(dataset["verifier"][:], dataset["answer"][:], strict=True), start=1):
+        if isinstance(verifier, str) and isinstance(answer, str):
+            try:
+                check_reference(verifier, answer)
+            except ValueError as error:
+                raise ConfigError(f"{where}: row {row}: 'answer': {error}") from error
+
+
 def check_token_columns(dataset: Any, where: str) -> None:
     """Raise [`ConfigError`] unless the columns beside `input_ids` hold one whole number per token.
 

@@ -27,6 +27,7 @@ from metatune.recipes.adapters import check_adapter_options, record_base, refusa
 from metatune.recipes.config import ConfigError, StrictParser, check_world_size, run
 from metatune.recipes.data import (
     check_messages,
+    check_references,
     check_source,
     check_template_columns,
     load_splits,
@@ -108,6 +109,7 @@ def load_data(script_args: GRPOScriptArguments, with_evaluation: bool):
             need_columns(split_of(splits, split, name), ["prompt"], where, "it is what is trained on")
             check_messages(splits[split], ["prompt"], where)
             check_template_columns(splits[split], where)
+            check_references(splits[split], where)
         return splits[wanted[0]], splits[wanted[1]] if with_evaluation else None
     import datasets
 

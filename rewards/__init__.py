@@ -8,12 +8,20 @@ from typing import TYPE_CHECKING, Any
 from .bounded import BoundedGrader, GraderStartError
 from .correctness import correctness_reward
 from .episodes import EpisodeRule, episode_ends, token_texts
-from .extraction import extract_answer
+from .extraction import extract_answer, without_thinking
 from .forcing import Forcing
 from .knights_and_knaves import KnightsAndKnavesVerifier
 from .math_answer import MathVerifier
 from .reasoning_gym_answer import ReasoningGymVerifier
-from .verifiers import VERIFIERS, CountdownVerifier, ExactVerifier, VerdictVerifier, Verifier, get_verifier
+from .verifiers import (
+    VERIFIERS,
+    CountdownVerifier,
+    ExactVerifier,
+    VerdictVerifier,
+    Verifier,
+    check_reference,
+    get_verifier,
+)
 
 if TYPE_CHECKING:
     from .judge import Judge, Judgement
@@ -75,12 +83,14 @@ __all__ = [
     "RubricVersion",
     "VerdictVerifier",
     "Verifier",
+    "check_reference",
     "correctness_reward",
     "episode_ends",
     "extract_answer",
     "get_verifier",
     "read_rubric",
     "token_texts",
+    "without_thinking",
 ]
 
 if not TYPE_CHECKING:  # a type checker would take any name for one of ours

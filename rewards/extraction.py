@@ -1,11 +1,25 @@
-"""Where a completion's final answer stands: in a last line `answer X`, or between `<answer>` or `<verdict>` tags."""
+"""Find the part of a completion that counts: what follows the thinking, and in it the marked answer.
+
+Every verifier and every vote reads completions through these functions, so an answer inside the thinking never counts.
+"""
 
 import re
 
 MARK = "answer "
-_OPEN = re.compile("<answer>", re.IGNORECASE)
-_CLOSE = re.compile("</answer>", re.IGNORECASE)
+_THINKING = re.compile(r"< ?(/?) ?think(?:ing)? ?>", re.IGNORECASE)
+_OPEN = re.compile(r"< ?answer ?>", re.IGNORECASE)
+_CLOSE = re.compile(r"< ?/ ?answer ?>", re.IGNORECASE)
 _VERDICT = re.compile(r"<verdict>([^<]*)</verdict>", re.IGNORECASE)
+
+
+def without_thinking(completion: str) -> str | None:
+    """Return what follows the last `</think>`; `None` if a thinking block opens and never closes."""
+    start, is_open = 0, False
+    for tag in _THINKING.finditer(completion):
+        is_open = not tag[1]
+        if not is_open:
+            start = tag.end()
+    return None if is_open else completion[start:]
 
 
 def extract_answer(completion: str) -> str | None:
@@ -18,17 +32,17 @@ def extract_answer(completion: str) -> str | None:
     Returns:
         `str` or `None`: the answer without surrounding whitespace, or `None` if there is none or it is empty.
     """
-    last = completion.rstrip().rpartition("\n")[2]
+    last = (without_thinking(completion) or "").rstrip().rpartition("\n")[2]
     return last.removeprefix(MARK).strip() or None if last.startswith(MARK) else None
 
 
 def extract_tagged(completion: str) -> str | None:
     """Read what follows the last `<answer>`, up to `</answer>` if it is closed; `None` if there is no such tag."""
-    parts = _OPEN.split(completion)
+    parts = _OPEN.split(without_thinking(completion) or "")
     return _CLOSE.split(parts[-1])[0].strip() if len(parts) > 1 else None
 
 
 def extract_verdict(completion: str) -> str | None:
     """Read what stands between the last `<verdict>` and its `</verdict>`; `None` if nothing does."""
-    verdicts = _VERDICT.findall(completion)
+    verdicts = _VERDICT.findall(without_thinking(completion) or "")
     return verdicts[-1].strip() or None if verdicts else None

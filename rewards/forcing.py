@@ -7,14 +7,13 @@ r"""The text that makes a model answer now: it ends the thinking and opens the f
 The suffix is encoded on its own, because the ids before it were sampled and must stay as they are. A trace that has
 ended its thinking already gets only what opens the answer.
 
-For maths the suffix should open a box: verifiers read the last `\boxed{...}` of a text before they look for a line
-`answer X`, and a box in the cut trace would be taken for the answer.
+For math the suffix should open a box or a line `answer X`: of these the last one counts, whatever the cut trace has.
 """
 
 from typing import TYPE_CHECKING
 
 from .episodes import token_texts
-from .extraction import MARK
+from .extraction import MARK, without_thinking
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -52,12 +51,13 @@ class Forcing:
         """Return the suffix as it follows a cut trace.
 
         Leading newlines that the text ends with already are left out; so is what closes the thinking, with all before
-        it, where the text has closed it already.
+        it, where the text has closed it already and not opened it again.
 
         Args:
             prefix_text (`str`): what stands before it; an empty text counts as ended by newlines.
         """
-        closed = THINKING_END in prefix_text and THINKING_END in self.suffix
+        open_again = without_thinking(prefix_text) is None
+        closed = THINKING_END in prefix_text and THINKING_END in self.suffix and not open_again
         suffix = self.suffix.rpartition(THINKING_END)[2] if closed else self.suffix
         body = suffix.lstrip("\n")
         newlines = len(suffix) - len(body)

@@ -15,10 +15,13 @@ import logging
 import os
 import re
 import resource
+import runpy
 import signal
 import sys
 from collections.abc import Callable
 from functools import lru_cache
+from itertools import product
+from pathlib import Path
 from typing import Any
 
 Grader = Callable[[dict[str, Any]], bool]
@@ -29,28 +32,43 @@ class InvalidRequestError(Exception):
 
 
 def math_grader() -> Grader:
-    """Compare `completion` with the reference `answer` by math-verify."""
-    from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
+    """Compare `completion` with the reference `answer` by math-verify; both are LaTeX, or the completion free text.
 
-    in_box = [LatexExtractionConfig(boxed_match_priority=0)]
+    math-verify has no option for how numbers are compared, so `math_equality.equal` takes the place of its function.
+    """
+    import math_verify.grader
+    from latex2sympy2_extended import NormalizationConfig
+    from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
+    from sympy import Complement, Intersection, Union
+
+    # The caller has dropped units. math-verify's list of them has single letters, so that `5c` would equal `5`.
+    without_units = NormalizationConfig(basic_latex=True, malformed_operators=True, nits=True, boxed="all")
+    in_box = [LatexExtractionConfig(boxed_match_priority=0, normalization_config=without_units)]
     in_text = [LatexExtractionConfig(), ExprExtractionConfig()]
+    set_operations = (Union, Intersection, Complement)  # which the parser leaves unevaluated
+    math_verify.grader.sympy_numeric_eq = runpy.run_path(str(Path(__file__).with_name("math_equality.py")))["equal"]
 
     # Their own timeouts rest on SIGALRM handlers that C code never reaches: the parent's deadline replaces them.
     def read(text: str) -> list:
         # What a box holds is all of the answer: no search for some number in it when it cannot be read.
         places = in_box if text.startswith("\\boxed{") else in_text
-        return parse(text, places, parsing_timeout=None, raise_on_error=True)
+        values = parse(text, places, parsing_timeout=None, raise_on_error=True)
+        return [value.doit() if isinstance(value, set_operations) else value for value in values]
 
     @lru_cache(maxsize=256)  # of references only: they recur, and what is kept counts against the memory limit
     def read_reference(answer: str) -> list:
-        reference = read(f"\\boxed{{{answer}}}")
-        if not reference:  # nothing would equal it
-            raise InvalidRequestError(f"math-verify finds no answer in the reference {answer!r}: mend it, or drop it")
-        return reference
+        return read(f"\\boxed{{{answer}}}")
 
     def grade(request: dict[str, Any]) -> bool:
-        reference, answer = read_reference(request["answer"]), read(request["completion"])
-        return verify(reference, answer, timeout_seconds=None, raise_on_error=True)
+        for reference, answer in product(read_reference(request["answer"]), read(request["completion"])):
+            try:
+                if verify(reference, answer, timeout_seconds=None, raise_on_error=True):
+                    return True
+            except MemoryError:
+                raise
+            except Exception:  # an answer that math-verify cannot compare with a readable reference is not equal to it
+                continue
+        return False
 
     grade({"completion": "\\boxed{\\frac{1}{2}}", "answer": "0.5"})  # loads the lazy half before the clock runs
     return grade

@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection
 from typing import Any
 
-from .extraction import extract_tagged
+from .extraction import extract_tagged, without_thinking
 
 _CONCLUSION = re.compile(r"^[^\w\n]*(?:in )?conclusion\b", re.MULTILINE | re.IGNORECASE)
 _ROLE = re.compile(r"knight|knave", re.IGNORECASE)
@@ -39,7 +39,7 @@ class KnightsAndKnavesVerifier:
 def read_conclusion(completion: str, names: Collection[str]) -> dict[str, bool] | None:
     """Read each named inhabitant's role (`True` = knight); `None` if the conclusion is hedged or contradictory."""
     section = extract_tagged(completion)
-    text = completion if section is None else section
+    text = (without_thinking(completion) or "") if section is None else section
     marks = list(_CONCLUSION.finditer(text))
     if section is None and not marks:
         lines = _closing_run(text, names)

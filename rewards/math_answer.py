@@ -1,32 +1,59 @@
-"""Maths answers, compared with the reference by math-verify in a bounded child process.
+r"""Math answers: compared with the reference as texts first, then by math-verify in a bounded child process.
 
-What counts as the final answer, in this order: the last `\\boxed{...}`, what follows the last `####` (a line of words
-with more below it is a heading and none), the last line `answer X`, and else what math-verify makes of the end of the
-text (a phrase like "the answer is", the last formula, the last number). Of several boxes only the last counts, and a
-marked answer with several numbers is all of them, a set or nothing: listing candidates does not help.
+What counts as the final answer is what the last mark says, after the thinking:
 
-A hang or a crash of math-verify makes the answer unscorable. Errors that math-verify itself takes for an unreadable
-formula (nesting too deep, a number too large for the memory limit) stay what it says: not equal to the reference.
+1. the last of `\boxed{X}` (`\fbox{X}`, `\boxed X`), `<answer>X</answer>` and a last line `answer X`; boxes that only
+   commas, "and" or "or" separate are one list;
+2. else what follows the last `####` (a line of words with more text below it is a heading);
+3. else what follows the last "the answer is" or "Answer:";
+4. else what math-verify finds at the end of the text: the last formula or number.
+
+A marked answer counts as a whole: one that lists several candidates is a list, and equals only the same list.
+
+An exception inside math-verify is the verdict "wrong", because the reference itself can be read. A timeout, a crash
+and exhausted memory make the answer unscorable.
 """
 
 import re
-import unicodedata
+from functools import lru_cache
 from typing import Any
 
 from .bounded import BoundedGrader
-from .extraction import extract_answer
+from .extraction import extract_answer, without_thinking
+from .latex_text import braces_balance, from_ascii, from_unicode
+from .math_formula import Formula, read_formula
 
 TAIL = 4000  # characters; the final answer of a longer completion must lie within its last ones
 FREE_TAIL = 1000  # characters of free text that math-verify searches
-MIXED = re.compile(r"(?<![\w.,/^])(\d{1,9}) (\d{1,9})/(\d{1,9})(?![\d.,]*\d)")  # 7 1/2, of which math-verify reads 1
-HEADING = re.compile(r"\W*[^\W\d_]{2}[^\n]*\n")  # a line of words and text below it: #### is Markdown's there
-# What is a formula, or a list, and no number with its unit; a blank may also stand before a group of three digits.
-WHOLE = re.compile(r"\\|\d[^\d\n]*(?:[,;]\s|\b(?:or|and)\b)[^\d\n]*\d|\d\s+-?\d(?!\d\d(?!\d))")
+LONGEST_PHRASE = 120  # characters of what follows "the answer is"
+
+_BOX = re.compile(r"\\f?boxed(?![A-Za-z])|\\fbox(?![A-Za-z])")
+_UNBRACED = re.compile(r"\s*([^\s$]+)")
+_BETWEEN_BOXES = re.compile(
+    r"(?:[\s$,;]|\\[,;:! ()\[\]]|\\q?quad|\b(?:and|or)\b|\\text\s*\{\s*,?\s*(?:and|or)\s*\}|\\(?:lor|land|vee|wedge))*"
+)
+_TAG = re.compile(r"< ?answer ?>", re.IGNORECASE)
+_END_TAG = re.compile(r"< ?/ ?answer ?>", re.IGNORECASE)
+_HEADING_WORDS = (
+    "step|final|answer|solution|conclusion|result|explanation|summary|verification|check|calculation|reasoning|analysis|"
+    "note|given|problem|proof|approach|method|part|case"
+)
+_HEADING = re.compile(rf"\W*(?:(?:{_HEADING_WORDS})s?\b[^\n]*|[^\W\d_]{{2}}[^\n]*(?:\s[^\n]*|:))\n", re.IGNORECASE)
+_PHRASE = re.compile(
+    r"\banswer\b[*_]*(?:\s+(?:to|of|for)\b[^.:=\n]{0,80}?)?"
+    r"(?:\s+(?:is|equals|would be|will be|must be|becomes)\b|\s*[:=])"
+    r"(?:\s+(?:therefore|thus|then|simply|just|equal to)\b)*",
+    re.IGNORECASE,
+)
+_SENTENCE_END = re.compile(r"[.!?](?=\s+[A-Z*]|\s*$)|\*\*(?=\s)|,?\s+(?:because|since|so|which|as)\b")
+_PROSE = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{2,}(?![A-Za-z}])")
+_MARKS = re.compile(r"boxed|fbox|####|answer", re.IGNORECASE)
+_LETTER_OR_DIGIT = re.compile(r"(?<![\\A-Za-z])[A-Za-z0-9]")  # and no part of a command
 
 
 class MathVerifier(BoundedGrader):
     """
-    Verifier of maths answers.
+    Verifier of math answers; the module's docstring says which part of a completion is the answer.
 
     Args:
         deadline (`float`, *optional*, defaults to `3.0`): seconds of wall time for one answer.
@@ -39,53 +66,145 @@ class MathVerifier(BoundedGrader):
         super().__init__("math", deadline, memory)
 
     def score(self, completion: str, answer: str, info: dict[str, Any]) -> bool | None:
-        """Tell whether the completion's final answer equals the reference; `None` if math-verify failed on it."""
-        final, reference = final_answer(completion), _plain(answer.strip().strip("$"))
-        return False if final is None else self.grade({"completion": final, "answer": reference})
+        """Compare the completion's final answer with the reference; `None` if math-verify failed on it.
+
+        Raises:
+            ValueError: the reference cannot be graded, see `check_reference`.
+        """
+        reference = read_reference(answer)
+        final = final_answer(completion)
+        if final is None:
+            return False
+        if isinstance(final, str):
+            if len(final) < LONGEST_PHRASE and read_formula(final).key == reference.key:
+                return True
+            return self.grade({"completion": final, "answer": reference.text})
+        verdict = final.equals(reference)
+        if verdict is not None:
+            return verdict
+        if not braces_balance(final.text):
+            return False
+        return self.grade({"completion": rf"\boxed{{{final.text}}}", "answer": reference.text})
 
     def accepted_answers(self, answer: str, info: dict[str, Any]) -> None:
         """Return `None`: a value has no finite list of written forms."""
 
+    def check_reference(self, answer: str) -> None:
+        """Raise `ValueError` if the reference would not be graded as equal to itself."""
+        sound = len(answer) <= TAIL // 2 and _LETTER_OR_DIGIT.search(answer) and not _MARKS.search(answer)
+        if not sound or not braces_balance(answer):
+            read_reference(answer)
 
-def final_answer(completion: str) -> str | None:
-    """Cut the text that holds the final answer out of a completion; `None` if its last box is empty or left open."""
-    marked = marked_answer(completion)
-    if marked is None:
-        return _plain(completion[-FREE_TAIL:])
-    if not marked:
-        return None
-    return _boxed(marked) if "\\boxed" in completion[-TAIL:] or WHOLE.search(marked) else marked
+
+@lru_cache(maxsize=4096)
+def read_reference(answer: str) -> Formula:
+    """Normalize a reference as answers are: its own mark, delimiters and trailing full stop do not count.
+
+    Raises:
+        ValueError: nothing is left of it, its braces do not balance, or it is too long for an answer.
+    """
+    marked = marked_answer(answer)
+    text = answer if marked is None else marked
+    formula = read_formula(text)
+    fix = "fix the row, or drop it"
+    if not re.search(r"[^\W_]|\\[a-z]", formula.key):
+        raise ValueError(f"the reference {answer[:200]!r} has no answer that could be compared: {fix}")
+    if not braces_balance(formula.text):
+        raise ValueError(f"the braces of the reference {answer[:200]!r} do not balance: {fix}")
+    if len(text) > TAIL // 2:
+        raise ValueError(
+            f"the reference {answer[:40]!r}… has {len(text)} characters; an answer has at most {TAIL // 2}: {fix}"
+        )
+    return formula
+
+
+def final_answer(completion: str) -> Formula | str | None:
+    """Find a completion's final answer.
+
+    Returns:
+        `Formula`, `str` or `None`: the answer, or free text for math-verify to search; `None` if there is no answer,
+            because its mark is empty, a box stays open, or the thinking never closes.
+    """
+    shown = (without_thinking(completion) or "").strip()
+    marked = marked_answer(shown)
+    if marked is not None:
+        return read_formula(marked) if marked.strip() else None
+    if "\n" not in shown and len(shown) < LONGEST_PHRASE and not _PROSE.search(shown):
+        return read_formula(shown) if shown else None
+    return "\n".join(map(_with_math, shown[-FREE_TAIL:].split("\n")))
 
 
 def marked_answer(completion: str) -> str | None:
-    """Read what the last box, the last `####` or the last line `answer X` says; `None` if there is no such mark."""
-    text = completion[-TAIL:]
-    marked: str | None
+    """Read what the last mark says.
+
+    Returns:
+        `str` or `None`: the answer as written; empty if the mark is empty or a box stays open; `None` without a mark,
+            and if the thinking never closes.
+    """
+    text = (without_thinking(completion) or "")[-TAIL:]
+    line = extract_answer(text)
+    if line is not None:
+        return _boxed(line) if _BOX.search(line) else re.sub(r"^(?:is\b|[:=])\s*", "", line)
+    if tags := list(_TAG.finditer(text)):
+        inside, *outside = _END_TAG.split(text[tags[-1].end() :], maxsplit=1)
+        if not (outside and _BOX.search(outside[0])):
+            nested = marked_answer(inside)
+            return inside if nested is None else nested
+    if _BOX.search(text):
+        return _boxed(text)
     after = text.rpartition("####")[2].strip()
-    if "\\boxed" in text:
-        marked = _braced(text[text.rindex("\\boxed") + len("\\boxed") :])
-    elif "####" in text and not HEADING.match(after):
-        marked = after.partition("\n")[0]
-    else:
-        marked = extract_answer(text)
-    return None if marked is None else _plain(marked)
+    if "####" in text and not _HEADING.match(after):
+        return after.partition("\n")[0]
+    return _after_phrase(text)
 
 
-def _plain(text: str) -> str:
-    """Write what math-verify misreads as it reads it: the minus sign, digits of other scripts, mixed numbers."""
-    text = "".join(str(unicodedata.decimal(character, character)) for character in text.replace("\N{MINUS SIGN}", "-"))
-    return MIXED.sub(lambda number: f"{int(number[1]) * int(number[3]) + int(number[2])}/{number[3]}", text)
+def _with_math(line: str) -> str:
+    """Write Unicode math of free text as LaTeX between dollars, where math-verify looks for it: `2√3` is not 3."""
+    if "$" in line or "\\" in line or line.isascii():
+        return from_unicode(line)
+
+    def rewritten(word: re.Match[str]) -> str:
+        latex = from_ascii(from_unicode(word[1]))
+        return f"${latex}$" if re.search(r"[\\^_]", latex) else latex
+
+    return re.sub(r"([^\s.,;:!?]+(?:[.,]\d+)*)", rewritten, line)
 
 
-def _boxed(formula: str) -> str:
-    return f"\\boxed{{{formula.strip().rstrip('.')}}}"
+def _boxed(text: str) -> str:
+    """Return what the last box holds, or the list of what the last boxes hold that only separators keep apart."""
+    contents: list[str] = []
+    end = len(text)
+    for box in reversed(list(_BOX.finditer(text))):
+        content, after = _content(text, box.end())
+        if contents and not _BETWEEN_BOXES.fullmatch(text, after, end):
+            break
+        if not content.strip():
+            break
+        contents.insert(0, content.strip())
+        end = box.start()
+    return ", ".join(dict.fromkeys(contents))
 
 
-def _braced(text: str) -> str:
-    """Return what stands in the braces that open the text; nothing if they do not, or stay open."""
-    depth = 0
-    for brace in re.finditer(r"\\.|[{}]", text if text.lstrip().startswith("{") else "", re.DOTALL):
+def _content(text: str, start: int) -> tuple[str, int]:
+    """Read a box whose command ends at `start`: what it holds, and where it ends; nothing if it stays open."""
+    if not text[start:].lstrip().startswith("{"):
+        unbraced = _UNBRACED.match(text, start)
+        return (unbraced[1].rstrip(".,;"), unbraced.end()) if unbraced else ("", len(text))
+    opening, depth = text.index("{", start), 0
+    for brace in re.compile(r"\\.|[{}]", re.DOTALL).finditer(text, opening):
         depth += {"{": 1, "}": -1}.get(brace.group(), 0)
         if depth == 0:
-            return text[text.index("{") + 1 : brace.start()]
-    return ""
+            return text[opening + 1 : brace.start()], brace.end()
+    return "", len(text)
+
+
+def _after_phrase(text: str) -> str | None:
+    """Read what follows the last "the answer is" or "Answer:", if it is short enough to be an answer."""
+    phrases = list(_PHRASE.finditer(text))
+    if not phrases:
+        return None
+    after = text[phrases[-1].end() :].lstrip(" *_:\n\t")
+    line = after.partition("\n")[0]
+    end = _SENTENCE_END.search(line)
+    said = line[: end.start()] if end else line
+    return None if len(said) > LONGEST_PHRASE or len(_PROSE.findall(said)) > 6 else said

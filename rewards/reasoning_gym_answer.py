@@ -4,14 +4,15 @@ import importlib.util
 from typing import Any
 
 from .bounded import BoundedGrader
-from .extraction import extract_answer, extract_tagged
+from .extraction import extract_answer, extract_tagged, without_thinking
 
 
 class ReasoningGymVerifier(BoundedGrader):
     """
     Verifier of reasoning-gym problems; partial marks do not count. Needs the extra `reasoning-gym`.
 
-    The answer is what the last `<answer>` tags enclose, else the last line `answer X`, else the whole completion.
+    The answer is what the last `<answer>` tags enclose, else the last line `answer X`, else all that follows the
+    thinking; a completion whose thinking never closes is wrong.
     A few scorers evaluate the answer as code; to those, only text that can do nothing but compute is passed, and
     other answers are wrong.
 
@@ -32,9 +33,12 @@ class ReasoningGymVerifier(BoundedGrader):
         for key in ("generator", "config", "entry"):
             if key not in info:
                 raise ValueError(f"reasoning_gym: info lacks {key!r}; it needs generator, config and entry")
-        given = extract_tagged(completion)
+        shown = without_thinking(completion)
+        if shown is None:
+            return False
+        given = extract_tagged(shown)
         if given is None:
-            given = extract_answer(completion) or completion.strip()
+            given = extract_answer(shown) or shown.strip()
         return self.grade({"answer": given, **{key: info[key] for key in ("generator", "config", "entry")}})
 
     def accepted_answers(self, answer: str, info: dict[str, Any]) -> None:

@@ -128,5 +128,24 @@ def get_verifier(name: str) -> Verifier:
     return VERIFIERS[name]
 
 
+def check_reference(name: str | None, answer: str) -> None:
+    """
+    Check a reference answer as data is loaded, before anything is graded by it.
+
+    A verifier may have a method `check_reference(answer)` that raises `ValueError` if it would not grade the reference
+    as equal to itself. It is called for every row, so it has to be fast.
+
+    Args:
+        name (`str`, *optional*): the row's verifier.
+        answer (`str`): the reference.
+
+    Raises:
+        ValueError: the verifier cannot grade by this reference; the message says why.
+    """
+    check = getattr(get_verifier(name), "check_reference", None) if name else None
+    if check is not None:
+        check(answer)
+
+
 def _normalised(text: str) -> str:
     return " ".join(text.split()).casefold()

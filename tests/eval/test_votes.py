@@ -1,10 +1,10 @@
 import pytest
 
-from metatune.eval.votes import normalised_math, vote
+from metatune.eval.votes import vote
 
 
 @pytest.mark.parametrize(
-    "written, normal",
+    "written, vote_for",
     [
         ("1,234", "1234"),
         ("$ 12 $", "12"),
@@ -13,12 +13,23 @@ from metatune.eval.votes import normalised_math, vote
         ("(1,234)", "(1,234)"),
         ("1,2", "1,2"),
         ("18.", "18"),
+        ("18 cm", "18"),
+        ("11_2", "11_2"),
+        ("+7", "7"),
         (r"\leftarrow", r"\leftarrow"),
     ],
 )
-def test_notations_of_one_answer_vote_together(written, normal):
-    assert normalised_math(written) == normal
-    assert normalised_math(normal) == normal
+def test_notations_of_one_answer_vote_together(written, vote_for):
+    assert vote("math", f"\\boxed{{{written}}}", {}) == vote_for
+    assert vote("math", f"\\boxed{{{vote_for}}}", {}) == vote_for
+
+
+def test_thinking_has_no_vote():
+    assert vote("math", r"<think>\boxed{3}</think>#### 4", {}) == "4"
+    for verifier, text in [("math", r"\boxed{3}"), ("exact", "answer 3"), ("verdict", "<verdict>RIGHT</verdict>")]:
+        assert vote(verifier, text, {}) is not None
+        assert vote(verifier, f"<think>{text}", {}) is None
+        assert vote(verifier, f"<think>{text}</think> Done.", {}) is None
 
 
 def test_maths_votes_for_its_marked_answer():

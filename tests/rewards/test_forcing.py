@@ -4,6 +4,7 @@ from transformers import PreTrainedTokenizerFast
 from metatune.rewards import Forcing, MathVerifier, extract_answer, get_verifier, token_texts
 from metatune.rewards.forcing import LINE_SUFFIX, THINKING_SUFFIX
 from metatune.rewards.math_answer import final_answer
+from metatune.rewards.math_formula import read_formula
 
 from .tokenizers_of_kinds import MAKERS
 
@@ -148,12 +149,14 @@ def test_a_forced_line_is_the_answer(starter, trace):
         "#### 13\n",
         "answer 13",
         "done</think>\n\nThe answer is 13",
+        "<think>done</think> or rather <think>not done",
+        "done</think>\n\n<answer>13</answer>",
     ],
 )
-@pytest.mark.parametrize(("answer", "final"), [("12}", r"\boxed{12}"), (r"\frac{1}{2}}.", r"\boxed{\frac{1}{2}}")])
+@pytest.mark.parametrize(("answer", "final"), [("12}", "12"), (r"\frac{1}{2}}.", r"\frac{1}{2}")])
 def test_a_forced_box_is_the_answer(trace, answer, final):
     whole = trace + Forcing(make("byte level", THINKING_TEMPLATE)).text_after(trace) + answer
-    assert final_answer(whole) == final
+    assert final_answer(whole) == read_formula(final)
 
 
 def test_a_forced_box_that_is_left_open_is_no_answer():

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from metatune.rewards import MathVerifier
-from metatune.rewards.math_answer import final_answer
+from metatune.rewards.math_answer import final_answer, marked_answer
+from metatune.rewards.math_formula import read_formula
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
 
@@ -21,30 +22,58 @@ def verifier():
 
 
 @pytest.mark.parametrize(
-    ("completion", "final"),
+    ("completion", "marked"),
     [
-        (r"\boxed{1} and then \boxed{\frac{1}{2}}.", r"\boxed{\frac{1}{2}}"),
-        (r"\boxed{ 18. }", r"\boxed{18}"),
-        (r"\boxed{\{1, 2\}}", r"\boxed{\{1, 2\}}"),
-        (r"\boxed{18", None),
-        (r"\boxed{}", None),
-        (r"\boxed{18} so \boxed{17", None),
-        (r"\boxed{\binom{1}{2} \\{3}}", r"\boxed{\binom{1}{2} \\{3}}"),  # a new row, and no escaped brace
+        (r"\boxed{1} and then \boxed{\frac{1}{2}}.", r"\frac{1}{2}"),
+        (r"\boxed{ 18. }", "18."),
+        (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
+        (r"\boxed{18", ""),
+        (r"\boxed{}", ""),
+        (r"\boxed{18} so \boxed{17", ""),
+        (r"\boxed{\binom{1}{2} \\{3}}", r"\binom{1}{2} \\{3}"),  # a new row, and no escaped brace
+        (r"Hence $\boxed 18$.", "18"),
+        (r"\fbox{18}", "18"),
+        (r"\boxed{17} \quad \text{and} \quad \boxed{18}", "17, 18"),
         ("steps\n#### 18\nmore", "18"),
-        (r"#### \frac12", r"\boxed{\frac12}"),
         ("#### Evelyn\n", "Evelyn"),
-        ("#### Step 3\nIt is 18.", "#### Step 3\nIt is 18."),  # Markdown's heading
-        ("#### **Answer**\nanswer 18", "18"),
+        ("#### Evelyn\nis the name", "Evelyn"),
+        ("#### Step 3\nIt is 18.", None),  # Markdown's heading
+        ("#### Final Answer\nanswer 18", "18"),
         ("steps\nanswer 18", "18"),
-        ("answer 5 or 6", r"\boxed{5 or 6}"),
-        ("answer 12 000 dollars", "12 000 dollars"),
-        ("answer 7 1/2 cups", "15/2 cups"),
-        (r"\boxed{a_1 1/2}", r"\boxed{a_1 1/2}"),
-        ("It is 18.", "It is 18."),
-        (r"\boxed{18}" + "x" * 5000, "x" * 1000),  # the answer lies too far from the end
+        ("steps\nanswer is 18", "18"),
+        (r"\boxed{17}" + "\nanswer 18", "18"),
+        ("<answer>17</answer><answer>18</answer>", "18"),
+        (r"<answer>So it is \boxed{18}.</answer>", "18"),
+        (r"<answer>17</answer> or rather \boxed{18}", "18"),
+        (r"\boxed{17} <answer>18", "18"),
+        ("The answer is 18. I hope it is correct.", "18"),
+        ("The answer to the second question is 18, because 18 = 3 * 6.", "18"),
+        ("**Final answer:**\n18\n", "18"),
+        ("The answer is", ""),
+        ("The answer is clear now: we have to add all that is left over, and so we get 18 of them.", None),
+        ("It is 18.", None),
+        (r"\boxed{18}" + "x" * 5000, None),  # the answer lies too far from the end
+        ("<think>#### 17", None),
     ],
 )
-def test_where_the_final_answer_stands(completion, final):
+def test_where_the_marked_answer_stands(completion, marked):
+    assert marked_answer(completion) == marked
+
+
+@pytest.mark.parametrize(
+    ("completion", "final"),
+    [
+        (r"\boxed{18}", read_formula("18")),
+        ("#### 7 1/2 cups", read_formula("15/2 cups")),
+        ("x+1", read_formula("x+1")),  # without a mark, and without prose
+        ("It is 18.", "It is 18."),
+        (r"\boxed{18}" + "x" * 5000, "x" * 1000),
+        (r"\boxed{18", None),
+        ("<think>18", None),
+        (" ", None),
+    ],
+)
+def test_the_final_answer_is_a_formula_or_free_text(completion, final):
     assert final_answer(completion) == final
 
 
@@ -138,13 +167,18 @@ def test_wrong_answers(verifier, completion):
 
 @pytest.mark.parametrize("reference", ["$", "$$", r"\text{}"])
 def test_a_reference_that_says_nothing_is_refused(verifier, reference):
-    with pytest.raises(ValueError, match="finds no answer in the reference"):
+    with pytest.raises(ValueError, match="has no answer that could be compared"):
         verifier.score(r"\boxed{18}", reference, {})
 
 
 def test_bombs_are_unscorable_and_touch_no_other_answer():
     verifier = MathVerifier(deadline=1.0)
-    bombs = [r"\boxed{9^{9^{9^{9}}}}", r"\boxed{((((9!)!)!)!)!}", r"\boxed{\sum_{n=1}^{10^{9}} n^{n}}", "9**9**9**9"]
+    bombs = [
+        r"\boxed{9^{9^{9^{9}}}}",
+        r"\boxed{((((9!)!)!)!)!}",
+        r"\boxed{\sum_{n=1}^{10^{9}} n^{n}}",
+        "So it is 9**9**9**9.",
+    ]
     verdicts = []
 
     def judge():  # math-verify's own timeouts work in the main thread only
