@@ -1,9 +1,15 @@
 """What a recipe shows and keeps while it trains."""
 
 import json
+import signal
+from functools import partial
 from pathlib import Path
 
+import torch
+import torch.distributed as dist
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
+
+from .stopping import SIGNALS, STOPPER
 
 
 class MetricsLog(TrainerCallback):
@@ -44,3 +50,50 @@ class ProgressLine(ProgressCallback):
         if not trainer.args.disable_tqdm:
             trainer.remove_callback(ProgressCallback)
             trainer.add_callback(cls())
+
+
+class StopAfterStep(TrainerCallback):
+    """Ends training after the step in which a signal came to any process, and after its checkpoint.
+
+    Without checkpoints (`save_strategy: no`) there is nothing to finish, and a signal ends training at once.
+
+    Raises:
+        Stopped: in every process, once the checkpoint is complete.
+    """
+
+    def on_train_begin(self, args, state, control, train_dataloader=None, **kwargs):
+        loader = getattr(train_dataloader, "base_dataloader", train_dataloader)
+        if args.dataloader_num_workers and args.save_strategy != "no":
+            loader.worker_init_fn = partial(outlive_signals, loader.worker_init_fn)
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        STOPPER.finish_first = args.save_strategy != "no"
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if args.save_strategy != "no" and self._asked(args):
+            control.should_save = True
+
+    on_evaluate = on_step_end  # `Trainer` evaluates between the end of a step and its checkpoint
+
+    def on_save(self, args, state, control, **kwargs):
+        if self._asked(args):
+            STOPPER.check()
+
+    def _asked(self, args) -> bool:
+        """Return whether a signal came to any process, which this one then has too. Called by every process."""
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            number = torch.tensor(STOPPER.signal or 0, device=args.device)
+            dist.all_reduce(number, op=dist.ReduceOp.MAX)
+            if STOPPER.signal is None and number.item():
+                STOPPER.signal = signal.Signals(int(number.item()))
+        return STOPPER.signal is not None
+
+
+def outlive_signals(worker_init_fn, worker: int) -> None:
+    """Let a data loader's worker serve the last step when a signal goes to a whole process group.
+
+    It ends with its trainer, which PyTorch makes it watch.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    if worker_init_fn is not None:
+        worker_init_fn(worker)

@@ -12,9 +12,10 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import Any, NoReturn
 
-from .config import ConfigError, config_path, nearest, output_dir_of, read_recipe
-from .failures import known_cause, leave, tell
+from .config import ConfigError, can_resume, config_path, nearest, output_dir_of, read_recipe
+from .failures import close_progress_bars, known_cause, leave, tell
 from .foreign import exit_code, foreign_error
+from .stopping import STOPPER, Stopped, adopt_orphans
 
 
 @dataclass(frozen=True)
@@ -78,13 +79,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         `int`: the exit code; 2 for a mistake in the command line or the recipe, told in one line on stderr.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    STOPPER.command = argv
     try:
         return dispatch(argv)
     except ConfigError as error:
         tell(str(error))
         return 2
-    except KeyboardInterrupt:
-        return 130
+    except Stopped as stopped:
+        tell(STOPPER.describe(), kind="")
+        return stopped.code
 
 
 def dispatch(argv: list[str]) -> int:
@@ -117,6 +120,7 @@ def dispatch(argv: list[str]) -> int:
         configs = parser.parse_args_and_config(args)
         for key in parser.launch_values:
             parser.refuse_launch(f"`{key}`")
+        STOPPER.output_dir, STOPPER.resumes = output_dir_of(configs), can_resume(configs)
         module.main(*configs)
         return 0
     except ConfigError as error:
@@ -124,19 +128,21 @@ def dispatch(argv: list[str]) -> int:
             parser.locate(error)
         raise
     except Exception as error:
-        resumes = any(hasattr(config, "resume_from_checkpoint") for config in configs)
         options = parser.options if parser else {}
         output_dir = output_dir_of(configs) or options.get("output_dir")
-        known = known_cause(error, output_dir, resumes)
+        known = known_cause(error, output_dir, can_resume(configs))
         message = known or foreign_error(error, options, output_dir)
         if message is None:
+            close_progress_bars()
             raise
         tell(message)
         return 1 if known else exit_code(error)
 
 
 def run() -> NoReturn:
-    """Run the command line as a program of its own."""
+    """Run the command line as a program of its own, which ends with every process it started."""
+    STOPPER.listen()
+    adopt_orphans()
     leave(main())
 
 

@@ -24,9 +24,10 @@ import yaml
 from trl.scripts.utils import TrlParser
 
 from .conform import choose, conform, describe, nearest
-from .failures import known_cause, leave, record, tell
+from .failures import close_progress_bars, known_cause, leave, lost_peer, record, tell
 from .foreign import exit_code, foreign_error
 from .limits import refused
+from .stopping import STOPPER, Stopped, follow_launcher, reports
 
 EXPECTED_PROCESSES = "METATUNE_EXPECTED_PROCESSES"
 PATHS = ("accelerator_config", "fsdp_config", "deepspeed")  # these may name a file in place of a mapping
@@ -369,23 +370,31 @@ def run(make_parser: Callable[[], StrictParser], main: Callable[..., None]) -> N
     A [`ConfigError`], or what a library refuses to make a trainer of, becomes one line and exit code 2; a write that
     failed (a full disk), a lost server, or what a library raises later, one line and exit code 1; a mistake in
     metatune or in a user's own code keeps its traceback. Under `metatune` the launcher prints the line, once for all
-    processes.
+    processes. A signal, or the launcher's death, ends it as `stopping` says.
     """
     configs, parser = (), None
     try:
+        STOPPER.listen()
+        follow_launcher()
         if "WORLD_SIZE" in os.environ:  # before the processes meet: who ends early would leave the others waiting
             _check_number(EXPECTED_PROCESSES, int(os.environ["WORLD_SIZE"]))
         parser = make_parser()
         configs = parser.parse_args_and_config()
+        STOPPER.output_dir, STOPPER.resumes = output_dir_of(configs), can_resume(configs)
         main(*configs)
+    except Stopped as stopped:
+        end_stopped(stopped)
     except ConfigError as error:
         end(str(parser.locate(error) if parser else error), 2)
     except Exception as error:
+        if STOPPER.signal is not None and lost_peer(error):  # another process has stopped before this one
+            end_stopped(Stopped(STOPPER.signal))
         output_dir = output_dir_of(configs)
         known = known_cause(error, output_dir)
         message = known or foreign_error(error, parser.options if parser else {}, output_dir)
         if message is None:
             record(f"{type(error).__name__}: {error}")
+            close_progress_bars()
             sys.excepthook(*sys.exc_info())
             leave(1)
         end(message, 1 if known else exit_code(error))
@@ -397,8 +406,23 @@ def output_dir_of(configs: Iterable[Any]) -> str | None:
     return next((config.output_dir for config in configs if hasattr(config, "output_dir")), None)
 
 
+def can_resume(configs: Iterable[Any]) -> bool:
+    """Return whether a command with these options can be resumed."""
+    return any(hasattr(config, "resume_from_checkpoint") for config in configs)
+
+
 def end(message: str, code: int) -> NoReturn:
-    """Tell an error, or leave that to the launcher, and exit."""
+    """Print an error, or leave that to the launcher, and exit."""
+    close_progress_bars()
     if not record(message):
         tell(message)
     leave(code)
+
+
+def end_stopped(stopped: Stopped) -> NoReturn:
+    """Print what stopped this process and how to resume, or leave that to the launcher, and exit."""
+    line = STOPPER.describe()
+    close_progress_bars()
+    if not record(line) and reports():
+        tell(line, kind="")
+    leave(stopped.code)

@@ -5,7 +5,6 @@ processes and tells the one that the others followed from ([`cause_of`]). A proc
 itself ([`tell`]).
 """
 
-import atexit
 import errno
 import os
 import shutil
@@ -15,16 +14,28 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-LAUNCHED = "METATUNE_LAUNCHED"  # set by `metatune` for the processes it starts
+from .stopping import SIGNALS, STOPPER, finish_and_exit, launcher_reports
+
+STOPPED = {128 + number for number in SIGNALS}  # exit codes of processes that a signal stopped
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 FULL_TEXTS = ("os error 28)", "os error 122)", "os error 27)")  # the same errors as safetensors writes them
 TORN_TEXTS = ("PytorchStreamWriter failed", "unexpected pos")  # torch.save, for whatever reason it could not write
 LOST_PEER_TEXTS = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "DistBackendError")
 
 
-def tell(message: str) -> None:
-    """Print an error on stderr as one line."""
-    print(f"metatune: error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+def close_progress_bars() -> None:
+    """Close the progress bars on the screen, so that what is printed next begins a line of its own."""
+    if "tqdm" in sys.modules:
+        from tqdm import tqdm
+
+        for bar in list(tqdm._instances):
+            bar.close()
+
+
+def tell(message: str, kind: str = "error: ") -> None:
+    """Print on stderr, as one line, what ended the command."""
+    close_progress_bars()
+    print(f"metatune: {kind}{' '.join(message.split())}", file=sys.stderr, flush=True)
 
 
 class RecordedError(Exception):
@@ -32,27 +43,24 @@ class RecordedError(Exception):
 
 
 def record(message: str) -> bool:
-    """Leave this process's error to the launcher; tells whether the launcher is one that will print it."""
+    """Write this process's error for its launcher, and return whether that is `metatune`, which prints it."""
     if "TORCHELASTIC_ERROR_FILE" not in os.environ:
         return False
     from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
     get_error_handler().record_exception(RecordedError(message))
-    return LAUNCHED in os.environ
+    return launcher_reports()
 
 
 def leave(code: int) -> NoReturn:
-    """End this process; one of several, or one that ran vLLM, skips the interpreter's teardown.
+    """End this process; one of several, one that ran vLLM or was stopped skips the interpreter's teardown.
 
     DDP keeps gloo's threads alive, also past `destroy_process_group`, and vLLM its own; now and then one of them
     aborts the teardown: a run that had saved its model would end with SIGABRT.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 and "vllm" not in sys.modules:
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 and "vllm" not in sys.modules and STOPPER.signal is None:
         raise SystemExit(code)
-    atexit._run_exitfuncs()  # what loggers and trackers have registered
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    finish_and_exit(code)
 
 
 def known_cause(error: BaseException, output_dir: str | None, resumes: bool = True) -> str | None:
@@ -93,6 +101,11 @@ def known_cause(error: BaseException, output_dir: str | None, resumes: bool = Tr
     return None
 
 
+def lost_peer(error: BaseException) -> bool:
+    """Return whether an error only says that another process has gone."""
+    return any(part in f"{type(error).__name__} {error}" for part in LOST_PEER_TEXTS)
+
+
 def cause_of(failures: Mapping[int, Any]) -> tuple[int, Any]:
     """Choose among the processes that failed the one that the others followed from.
 
@@ -108,7 +121,7 @@ def cause_of(failures: Mapping[int, Any]) -> tuple[int, Any]:
         failure = failures[rank]
         if any(part in one_line(failure.message) for part in LOST_PEER_TEXTS):
             kind = 3
-        elif failure.exitcode == -signal.SIGTERM:
+        elif failure.exitcode == -signal.SIGTERM or failure.exitcode in STOPPED:
             kind = 2
         else:
             kind = 0 if failure.exitcode < 0 else 1
@@ -132,6 +145,8 @@ def describe_exit(code: int, message: str | dict, process: str) -> str:
         message (`str` or `dict`): what it recorded.
         process (`str`): what to call it.
     """
+    if code in STOPPED and message:
+        return one_line(message)
     if code < 0:
         name = signal.Signals(-code).name
         likely = ", most likely because memory ran out (see dmesg)" if -code == signal.SIGKILL else ""

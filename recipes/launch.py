@@ -6,19 +6,31 @@ every process checks the number again ([`check_world_size`]).
 """
 
 import argparse
+import math
 import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from .config import EXPECTED_PROCESSES, ConfigError, StrictParser, launch_options, nearest
-from .failures import LAUNCHED, cause_of, describe_exit, one_line, tell
+from .config import (
+    EXPECTED_PROCESSES,
+    ConfigError,
+    StrictParser,
+    can_resume,
+    launch_options,
+    nearest,
+    output_dir_of,
+)
+from .failures import STOPPED, cause_of, describe_exit, one_line, tell
+from .stopping import LAUNCHED, MARGIN, STOPPER, children, end_children, grace
 
 LONGEST_BUILD = 20  # minutes
 ACCELERATE_FOLDER = Path(__file__).with_name("accelerate")
@@ -40,6 +52,8 @@ def launch(recipe: ModuleType, parser: StrictParser, args: Sequence[str]) -> int
     )
     recipe_args, launch_args = separate(args, parser)
     configs = parser.parse_args_and_config(recipe_args)
+    if STOPPER.output_dir is None:  # else a loop launches this recipe, and the loop is what can be resumed
+        STOPPER.output_dir, STOPPER.resumes = output_dir_of(configs), can_resume(configs)
     if hasattr(recipe, "check"):
         recipe.check(*configs)
     use_cpu = any(getattr(config, "use_cpu", False) for config in configs)
@@ -209,30 +223,72 @@ def refuse_abandoned_build() -> None:
 
 
 def start(args: argparse.Namespace) -> int:
-    """Run `accelerate launch` and return the exit code of the process that failed first, else 0.
+    """Start the processes, wait for them, and return the exit code of the one that failed first, else 0.
 
-    Whatever ends the run is told in one line, the last one on stderr.
+    What ended the run is the last line on stderr. No process that was started outlives this call.
+
+    Raises:
+        Stopped: if a signal has come, once the processes have ended.
     """
     from accelerate.commands.launch import launch_command
-    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     os.environ[EXPECTED_PROCESSES] = str(args.num_processes)
-    os.environ[LAUNCHED] = "1"
+    os.environ[LAUNCHED] = str(os.getpid())
+    STOPPER.limit = grace() + 2 * MARGIN
+    args.shutdown_timeout = math.ceil(grace() + MARGIN)  # then torchrun sends SIGKILL
+    args.signals_to_handle = "SIGQUIT"  # torchrun's handlers would replace those of `metatune`
+    earlier = children()
     try:
-        launch_command(args)
-    except subprocess.CalledProcessError as error:  # one process, which tells its errors itself
-        if error.returncode < 0:
-            tell(describe_exit(error.returncode, "", "the process"))
-        return error.returncode if error.returncode > 0 else 1
+        if args.num_processes > 1 or not runs_alone(args):
+            launch_command(args)
+            return 0
+        failures = run_alone(args)
     except ChildFailedError as error:
-        rank, failure = cause_of(error.failures)
-        mistake = failure.exitcode == 2  # a ConfigError, which is the same on every process
-        message = one_line(failure.message)
-        process = f"rank {rank} of {args.num_processes}"
-        tell(message if mistake else describe_exit(failure.exitcode, failure.message, process))
-        return failure.exitcode if failure.exitcode > 0 else 1
-    except SignalException as error:
-        tell(f"stopped by {error.sigval.name}; go on from the last checkpoint: --resume_from_checkpoint true")
-        return 128 + error.sigval
-    return 0
+        failures = error.failures
+    finally:
+        end_children(keep=earlier)
+    STOPPER.check()  # the signal reached the processes before this one took it
+    if not failures:
+        return 0
+    rank, failure = cause_of(failures)
+    process = "the process" if args.num_processes == 1 else f"rank {rank} of {args.num_processes}"
+    if failure.exitcode == 2:  # a ConfigError, which is the same on every process
+        tell(one_line(failure.message))
+    else:
+        stopped = failure.exitcode in STOPPED
+        tell(describe_exit(failure.exitcode, failure.message, process), "" if stopped else "error: ")
+    return failure.exitcode if failure.exitcode > 0 else 1
+
+
+def runs_alone(args: argparse.Namespace) -> bool:
+    """Complete the launcher's arguments, and return whether they start one process without torchrun."""
+    from accelerate.commands.launch import _validate_launch_command
+
+    _validate_launch_command(args)
+    distributed = args.use_deepspeed or args.use_fsdp or args.use_megatron_lm or args.multi_gpu or args.tpu
+    return args.cpu or not distributed
+
+
+def run_alone(args: argparse.Namespace) -> dict[int, Any]:
+    """Run one process as `accelerate launch` does, in a session of its own, which Ctrl-C reaches through this process.
+
+    Returns:
+        `dict[int, ProcessFailure]`: its failure in torchrun's form, by rank; empty if it succeeded.
+    """
+    from accelerate.utils.launch import prepare_simple_launcher_cmd_env
+    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+
+    command, environment = prepare_simple_launcher_cmd_env(args)
+    with tempfile.TemporaryDirectory() as folder:
+        error_file = f"{folder}/error.json"
+        environment["TORCHELASTIC_ERROR_FILE"] = error_file
+        process = subprocess.Popen(command, env=environment, start_new_session=True)
+        try:
+            code = process.wait()
+        except BaseException:
+            process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(args.shutdown_timeout)
+            raise
+        return {0: ProcessFailure(0, process.pid, code, error_file)} if code else {}

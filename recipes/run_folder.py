@@ -16,9 +16,11 @@ from transformers.trainer_pt_utils import AcceleratorConfig
 from trl import ModelConfig
 
 from metatune.recipes.adapters import folder_of, is_adapter
+from metatune.recipes.callbacks import StopAfterStep
 from metatune.recipes.config import ConfigError, MissingHereError
 from metatune.recipes.data import is_path, need_path
 from metatune.recipes.sharding import ShardingReport
+from metatune.recipes.stopping import STOPPER
 from metatune.trainers.whole_checkpoints import MARK, has_mark, last_whole_checkpoint
 
 RESUME_FILES = (  # what a checkpoint holds beside the model
@@ -248,11 +250,14 @@ def train_and_save(trainer: Trainer, recipe: str, checkpoint: str | None, datase
         best = "" if kept == Path(checkpoint) else f" of {kept.name}, the best one,"
         trainer.accelerator.print(f"{checkpoint} is the end of its run: saving the model{best} training nothing")
         if trainer.is_world_process_zero():
-            save_finished(kept, output_dir)
+            with STOPPER.finishing():
+                save_finished(kept, output_dir)
     else:
         trainer.add_callback(ShardingReport())
+        trainer.add_callback(StopAfterStep())  # the last one: no other misses a checkpoint
         trainer.train(resume_from_checkpoint=checkpoint)
-        trainer.save_model(str(output_dir))
+        with STOPPER.finishing():
+            trainer.save_model(str(output_dir))
         trainer.accelerator.print(f"Saved to {output_dir}; metatune report {output_dir} makes a page of the run")
         if trainer.args.push_to_hub:
             trainer.push_to_hub(dataset_name=dataset_name)
