@@ -1,7 +1,10 @@
 """What a recipe shows and keeps while it trains."""
 
 import json
+import os
 import signal
+import sys
+import threading
 from functools import partial
 from pathlib import Path
 
@@ -92,8 +95,16 @@ class StopAfterStep(TrainerCallback):
 def outlive_signals(worker_init_fn, worker: int) -> None:
     """Let a data loader's worker serve the last step when a signal goes to a whole process group.
 
-    It ends with its trainer, which PyTorch makes it watch.
+    It still ends when its trainer terminates it, and with its trainer, which PyTorch makes it watch.
     """
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    if sys.platform == "linux":
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        threading.Thread(target=_obey_parent, daemon=True).start()
     if worker_init_fn is not None:
         worker_init_fn(worker)
+
+
+def _obey_parent() -> None:
+    while signal.sigwaitinfo(SIGNALS).si_pid != os.getppid():
+        pass
+    os._exit(0)

@@ -128,7 +128,8 @@ class Stopper:
         if not self.finish_first:
             raise Stopped(number)
         if reports():
-            _write(f"\nmetatune: {self.signal.name}: stopping after this step and its checkpoint, within {limit:.0f} s")
+            name = self.signal.name
+            _write(f"\nmetatune: {name}: stopping after this step and its checkpoint, within {limit:.0f} s")
 
     def _end(self) -> NoReturn:
         """End the process from any thread, whatever it does."""
