@@ -106,7 +106,7 @@ class Stopper:
         line = f"stopped, because its launcher (process {self.launcher}) died" if died else f"stopped by {name}"
         if not self.resumes or self.output_dir is None:
             return line
-        from .run_folder import last_whole_checkpoint
+        from ..trainers.whole_checkpoints import last_whole_checkpoint
 
         last = last_whole_checkpoint(Path(self.output_dir))
         if self.command[:1] and self.command[0] in LOOPS:
