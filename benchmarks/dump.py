@@ -25,7 +25,7 @@ import tempfile
 import time
 
 import numpy as np
-from shared import CPU_RUN, ROOT, print_claims, run_jobs
+from shared import CPU_RUN, ROOT, percentile_interval, print_claims, run_jobs
 
 RUNS = ROOT / "benchmarks" / "results" / "dump_runs.jsonl"
 # Name to curriculum and its options; `dump` counts prompts as the paper's text, `dump_completions` as its code does.
@@ -210,9 +210,8 @@ def bootstrap(statistic, *samples, resamples: int = 10_000) -> tuple[float, list
     arrays = [np.asarray(sample, dtype=float) for sample in samples]
     draws = rng.integers(0, len(arrays[0]), (resamples, len(arrays[0])))
     values = statistic(*(array[draws] for array in arrays))
-    low, high = np.percentile(values, [2.5, 97.5])
     point = statistic(*(array[None] for array in arrays))[0]
-    return float(point), [float(low), float(high)]
+    return float(point), percentile_interval(values)
 
 
 def median(values: np.ndarray) -> np.ndarray:

@@ -25,7 +25,7 @@ import urllib.request
 from importlib.util import find_spec
 
 import numpy as np
-from shared import CPU_RUN, ROOT, print_claims
+from shared import CPU_RUN, ROOT, percentile_interval, print_claims
 
 PROMPTS, TOKENS = 32, 64
 ENGINES = ("transformers", "compact", "continuous_batching", "vllm colocate", "vllm server")
@@ -231,7 +231,7 @@ def start_server() -> tuple[subprocess.Popen, str]:
 def interval(values: list[float]) -> tuple[float, list[float]]:
     """Return the median and its 95 % percentile bootstrap interval."""
     draws = np.random.default_rng(0).choice(values, (10_000, len(values)))
-    return float(np.median(values)), [float(v) for v in np.percentile(np.median(draws, axis=1), [2.5, 97.5])]
+    return float(np.median(values)), percentile_interval(np.median(draws, axis=1))
 
 
 def ratio_of_medians(ours: list[float], stock: list[float]) -> tuple[float, list[float]]:
@@ -240,7 +240,7 @@ def ratio_of_medians(ours: list[float], stock: list[float]) -> tuple[float, list
     draws = np.random.default_rng(0).integers(0, len(stock), (4_000, len(stock)))
     ratios = np.median(pairs[0][draws], axis=1) / np.median(pairs[1][draws], axis=1)
     ratio = np.median(pairs[0]) / np.median(pairs[1])
-    return float(ratio), [float(v) for v in np.percentile(ratios, [2.5, 97.5])]
+    return float(ratio), percentile_interval(ratios)
 
 
 def main() -> None:

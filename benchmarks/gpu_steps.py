@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from gpu_report import Report, pooled, run_part, training_options
+from shared import percentile_interval
 
 VOCABULARY = 151_936
 SHAPES = {
@@ -167,8 +168,7 @@ def ratio_of_medians(ours: list[float], base: list[float]) -> tuple[float, list[
     rounds = np.array(list(zip(ours, base, strict=True)))
     draws = np.random.default_rng(0).integers(0, len(rounds), (2_000, len(rounds)))
     above, below = (np.median(rounds[:, side][draws], axis=1) for side in (0, 1))
-    low, high = np.percentile(above / below, [2.5, 97.5])
-    return float(np.median(rounds[:, 0]) / np.median(rounds[:, 1])), [float(low), float(high)]
+    return float(np.median(rounds[:, 0]) / np.median(rounds[:, 1])), percentile_interval(above / below)
 
 
 def take_turns(report: Report, folder: Path) -> tuple[dict, dict, dict]:

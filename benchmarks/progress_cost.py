@@ -19,7 +19,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
-from shared import CPU_RUN, print_claims
+from shared import CPU_RUN, percentile_interval, print_claims
 
 KINDS = {"none": ("none", "likelihood"), "likelihood": ("episode", "likelihood"), "rollouts": ("episode", "rollouts")}
 GOALS = {"likelihood": 1.3, "rollouts": 2.0}
@@ -108,8 +108,7 @@ def ratio_of_medians(ours: list[float], base: list[float]) -> tuple[float, list[
     rounds = np.array(list(zip(ours, base, strict=False)))
     draws = np.random.default_rng(0).integers(0, len(rounds), (4_000, len(rounds)))
     ours_d, base_d = (np.median(rounds[:, side][draws], axis=1) for side in (0, 1))
-    low, high = np.percentile(ours_d / base_d, [2.5, 97.5])
-    return float(np.median(rounds[:, 0]) / np.median(rounds[:, 1])), [float(low), float(high)]
+    return float(np.median(rounds[:, 0]) / np.median(rounds[:, 1])), percentile_interval(ours_d / base_d)
 
 
 def main() -> None:

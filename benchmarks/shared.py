@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import math
 import multiprocessing
 import os
 import shutil
@@ -85,8 +86,13 @@ def bootstrap(statistic: Callable[..., float], *samples, resamples: int = 2_000)
     arrays = [np.asarray(sample, dtype=float) for sample in samples]
     draws = rng.integers(0, len(arrays[0]), (resamples, len(arrays[0])))
     values = [statistic(*(array[draw] for array in arrays)) for draw in draws]
-    low, high = np.percentile(values, [2.5, 97.5])
-    return float(statistic(*arrays)), [float(low), float(high)]
+    return float(statistic(*arrays)), percentile_interval(values)
+
+
+def percentile_interval(resampled: Sequence[float]) -> list[float]:
+    """Return the 95 % interval of resampled values; NaN at both ends where they agree, for they say nothing then."""
+    low, high = np.percentile(resampled, [2.5, 97.5])
+    return [float(low), float(high)] if high > low else [math.nan, math.nan]
 
 
 def print_claims(benchmark: str, claims: Sequence[Row]) -> None:
@@ -95,4 +101,5 @@ def print_claims(benchmark: str, claims: Sequence[Row]) -> None:
     if not commit and shutil.which("git"):
         command = ["git", "rev-parse", "--short", "HEAD"]
         commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    print(json.dumps({"benchmark": benchmark, "commit": commit, "claims": claims}))
+    known = [claim | {"ci": None} if claim.get("ci") and math.isnan(claim["ci"][0]) else claim for claim in claims]
+    print(json.dumps({"benchmark": benchmark, "commit": commit, "claims": known}))

@@ -6,7 +6,8 @@ a larger reward model. Where the gold falls while the proxy still rises, the pro
 
 With k responses of a prompt, n are drawn without replacement, and the expectation over all C(k, n) draws is taken
 exactly; it is an unbiased estimate of what n fresh responses would give, whatever k. Responses that the proxy scores
-alike share the choice. Pure functions of numbers.
+alike share the choice. Where the prompts agree, the intervals take gold scores to reach at least from 0 to 1. Pure
+functions of numbers.
 """
 
 import math
@@ -15,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from .statistics import Interval, Numbers, bootstrap_mean
+from .statistics import Bounds, Interval, Numbers, bootstrap_mean
 
 
 def selection_probabilities(proxy: Numbers, n: int) -> np.ndarray:
@@ -163,14 +164,18 @@ def _default_n(most: int) -> list[int]:
 def _row(n: int, prompts: Sequence[Prompt], confidence: float, num_resamples: int, seed: int) -> dict[str, Any]:
     distributions = [distribution for *_, distribution in prompts]
 
-    def mean(values: Sequence[float], resamples: int = num_resamples) -> Interval:
-        return bootstrap_mean(
-            values, range(len(values)), distributions, confidence=confidence, num_resamples=resamples, seed=seed
-        )
+    scores = np.concatenate([gold_K for _, gold_K, _ in prompts])
+    least, most = min(0.0, float(scores.min())), max(1.0, float(scores.max()))  # of a gold score, as far as is known
+
+    def mean(values: Sequence[float], resamples: int = num_resamples, bounds: Bounds = (least, most)) -> Interval:
+        options: dict[str, Any] = {"confidence": confidence, "num_resamples": resamples, "seed": seed}
+        return bootstrap_mean(values, range(len(values)), distributions, bounds=bounds, **options)
 
     found = [best_of_n(proxy_K, gold_K, n) for proxy_K, gold_K, _ in prompts]
     chosen = mean(found)
-    gain = mean([best - float(gold_K.mean()) for best, (_, gold_K, _) in zip(found, prompts, strict=True)])
+    gains = [best - float(gold_K.mean()) for best, (_, gold_K, _) in zip(found, prompts, strict=True)]
+    # With n = 1 every response is chosen as often as any other: the gain is 0 by definition, not by observation.
+    gain = Interval(0.0, 0.0, 0.0) if n == 1 else mean(gains, bounds=(least - most, most - least))
     return {
         "n": n,
         "kl": best_of_n_kl(n),

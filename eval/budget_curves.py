@@ -21,6 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .statistics import CHUNK, Interval, Problem
+from .unseen import unseen_bounds
 
 Curve = tuple[Sequence[float], Sequence[float]]  # tokens, and what is reached at them
 
@@ -155,6 +156,11 @@ def token_ratio(
     tail = (1 - confidence) / 2
     low, high = np.quantile(reached, [tail, 1 - tail]) if len(reached) else (np.nan, np.nan)
     ratio = float(_ratio(np.array([of_reference]), np.array([of_other]))[0])
+    if len(reached) and np.ptp(reached) <= 1e-9 * abs(ratio):  # a bootstrap of problems that agree
+        sizes = [len(members) for members in strata.values()]
+        _, unseen = unseen_bounds([0.0] * len(sizes), sizes, (0.0, 1.0), confidence)
+        largest = [max(float(stratum[:, 0].max()) for stratum in side) for side in sides]
+        low, high = _unseen_ratio((of_reference, of_other), largest, unseen)
     interval = Interval(ratio, float(low), float(high))
     return TokenRatio(float(levels[0]), of_reference, of_other, interval, 1 - len(reached) / len(ratios))
 
@@ -177,6 +183,21 @@ def _tokens_at(tokens: np.ndarray, accuracies: np.ndarray, levels: np.ndarray) -
     crossings = tokens[:, :-1] + share * (tokens[:, 1:] - tokens[:, :-1])
     candidates.append(np.where(rises, crossings, np.inf))
     return np.concatenate(candidates, axis=1).min(axis=1)
+
+
+def _unseen_ratio(tokens: Sequence[float], largest: Sequence[float], unseen: float) -> tuple[float, float]:
+    """Return how small and how large `reference / other` may be with a share of problems that the sample lacks.
+
+    Those may need no tokens of the one model and the largest number that was measured of the other.
+
+    Args:
+        tokens (`Sequence[float]`): what the reference and the other model need.
+        largest (`Sequence[float]`): the largest number of tokens of each that was measured.
+        unseen (`float`): the share.
+    """
+    reference, other = ((1 - unseen) * number for number in tokens)
+    most_reference, most_other = (unseen * number for number in largest)
+    return reference / max(1.0, other + most_other), (reference + most_reference) / max(1.0, other)
 
 
 def _ratio(reference: np.ndarray, other: np.ndarray) -> np.ndarray:

@@ -2,7 +2,8 @@
 
 A pair is right where the chosen response scores higher, and half right where both score alike. The accuracy of pairs
 is the mean over the *pairs*, as is usual for reward models (over problems elsewhere in this package). The pairs of a
-prompt are not independent, so the bootstrap redraws prompts, each with all its pairs.
+prompt are not independent, so the bootstrap redraws prompts, each with all its pairs. Where prompts agree, all of them
+or all but four, the interval is at least as wide as the prompts that the sample lacks may make it (`unseen.py`).
 """
 
 from collections import defaultdict
@@ -10,7 +11,8 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 
-from .statistics import Interval, Numbers
+from .statistics import Bounds, Interval, Numbers
+from .unseen import is_uniform, unseen_bounds
 
 DRAWS = 1_000_000  # clusters drawn at once: bounds the memory
 
@@ -26,6 +28,7 @@ def clustered_mean(
     clusters: Sequence[Hashable],
     weights: Numbers | None = None,
     *,
+    bounds: Bounds = (0.0, 1.0),
     confidence: float = 0.95,
     num_resamples: int = 10_000,
     seed: int = 0,
@@ -36,6 +39,8 @@ def clustered_mean(
         values (`Sequence[float]` of length N): such as the correctness of pairs.
         clusters (`Sequence[Hashable]` of length N): such as their prompts.
         weights (`Sequence[float]` of length N, *optional*): positive weights of the values; equal ones by default.
+        bounds (`tuple[float, float]`, *optional*, defaults to `(0.0, 1.0)`): least and greatest value that there can
+            be; values beyond them widen them. Used where the clusters agree.
         confidence (`float`, *optional*, defaults to `0.95`): coverage of the interval.
         num_resamples (`int`, *optional*, defaults to `10_000`): number of resamples.
         seed (`int`, *optional*, defaults to `0`): seed of the resampling.
@@ -61,8 +66,14 @@ def clustered_mean(
     for start in range(0, num_resamples, chunk):
         drawn = rng.integers(len(numbers), size=(min(chunk, num_resamples - start), len(numbers)))
         means[start : start + chunk] = sum_C[drawn].sum(axis=1) / weight_C[drawn].sum(axis=1)
-    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Interval(float(sum_C.sum() / weight_C.sum()), float(low), float(high))
+    low, high = map(float, np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2]))
+    value = float(sum_C.sum() / weight_C.sum())
+    if is_uniform(sum_C / weight_C):
+        size = float(weight_C.sum() ** 2 / np.square(weight_C).sum())  # Kish's effective number of clusters
+        reach = min(bounds[0], values_N.min()), max(bounds[1], values_N.max())
+        least, most = unseen_bounds([value], [size], reach, confidence)
+        low, high = min(low, least), max(high, most)
+    return Interval(value, min(low, value), max(high, value))
 
 
 def ranks(values: Sequence[float]) -> np.ndarray:

@@ -280,7 +280,8 @@ def _difference(correct: np.ndarray, reference: np.ndarray, groups: Sequence[Has
     both = np.flatnonzero(~np.isnan(correct) & ~np.isnan(reference))
     if not len(both):
         return None
-    found = clustered_mean((correct - reference)[both], [groups[index] for index in both], **bootstrap)
+    prompts = [groups[index] for index in both]
+    found = clustered_mean((correct - reference)[both], prompts, bounds=(-1.0, 1.0), **bootstrap)
     return {"difference": found.value, "ci_low": found.low, "ci_high": found.high, "num_pairs": len(both)}
 
 

@@ -5,9 +5,9 @@ Definitions that hold everywhere in this package:
 - The accuracy of a *problem* is the mean over its scored completions; of a *distribution*, the mean over its problems;
   of a *mixture*, the mean over its distributions, each with equal weight.
 - An interval is the percentile bootstrap over problems. Completions of one problem are not independent, so they stay
-  together; a mixture is fixed by design, so problems are redrawn within their distribution. Where all problems agree
-  (an accuracy of 0 or 1) there is nothing to redraw, and the interval is a point: it cannot show what is rarer than
-  one problem in the sample. So it is, and says nothing, where a distribution has one problem alone.
+  together; a mixture is fixed by design, so problems are redrawn within their distribution.
+- Where the problems of a distribution agree, all of them or all but four, a bootstrap redraws too little: the interval
+  is then at least as wide as the problems that the sample lacks may make it (`unseen.py`). So it is never a point.
 """
 
 from collections import Counter, defaultdict
@@ -17,10 +17,13 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+from .unseen import is_uniform, square_and_add, unseen_bounds
+
 CHUNK = 500  # resamples drawn at once: bounds the memory at 500 indices a problem
 LARGEST_COUNTED = 1000  # completions: the juries of more are too many for a float
 
 Numbers = Sequence[float] | np.ndarray
+Bounds = tuple[float, float]  # least and greatest value of a problem
 Problem = TypeVar("Problem", bound=Hashable)
 
 
@@ -133,6 +136,7 @@ def bootstrap_mean(
     problems: Sequence[Hashable],
     distributions: Sequence[Hashable] | None = None,
     *,
+    bounds: Bounds = (0.0, 1.0),
     confidence: float = 0.95,
     num_resamples: int = 10_000,
     seed: int = 0,
@@ -144,6 +148,8 @@ def bootstrap_mean(
         problems (`Sequence[Hashable]` of length N): the problem that each value belongs to.
         distributions (`Sequence[Hashable]` of length N, *optional*): the distribution that each value belongs to; one
             for all by default. The same problem in two distributions counts as two.
+        bounds (`tuple[float, float]`, *optional*, defaults to `(0.0, 1.0)`): least and greatest value that a problem
+            can have; values beyond them widen them. Used where the problems of a distribution agree.
         confidence (`float`, *optional*, defaults to `0.95`): coverage of the interval.
         num_resamples (`int`, *optional*, defaults to `10_000`): number of resamples.
         seed (`int`, *optional*, defaults to `0`): seed of the resampling.
@@ -162,7 +168,7 @@ def bootstrap_mean(
     strata: dict[Hashable, list[float]] = defaultdict(list)
     for (distribution, _), members in groups.items():
         strata[distribution].append(float(np.mean(members)))
-    return _stratified_bootstrap(strata, confidence, num_resamples, seed)
+    return _stratified_bootstrap(strata, bounds, confidence, num_resamples, seed)
 
 
 def paired_bootstrap_difference(
@@ -170,6 +176,7 @@ def paired_bootstrap_difference(
     after: Mapping[Problem, float],
     distributions: Mapping[Problem, Hashable] | None = None,
     *,
+    bounds: Bounds = (-1.0, 1.0),
     confidence: float = 0.95,
     num_resamples: int = 10_000,
     seed: int = 0,
@@ -180,6 +187,8 @@ def paired_bootstrap_difference(
         before (`Mapping[Hashable, float]`): the accuracy of each problem before.
         after (`Mapping[Hashable, float]`): the accuracy of the same problems after.
         distributions (`Mapping[Hashable, Hashable]`, *optional*): the distribution of each problem; one by default.
+        bounds (`tuple[float, float]`, *optional*, defaults to `(-1.0, 1.0)`): least and greatest difference that a
+            problem can have, as for [`bootstrap_mean`].
         confidence (`float`, *optional*, defaults to `0.95`): coverage of the interval.
         num_resamples (`int`, *optional*, defaults to `10_000`): number of resamples.
         seed (`int`, *optional*, defaults to `0`): seed of the resampling.
@@ -194,11 +203,11 @@ def paired_bootstrap_difference(
     strata: dict[Hashable, list[float]] = defaultdict(list)
     for problem in before:  # in the order of `before`, so that equal input gives equal intervals
         strata[distributions[problem] if distributions else None].append(after[problem] - before[problem])
-    return _stratified_bootstrap(strata, confidence, num_resamples, seed)
+    return _stratified_bootstrap(strata, bounds, confidence, num_resamples, seed)
 
 
 def _stratified_bootstrap(
-    strata: Mapping[Hashable, Sequence[float]], confidence: float, num_resamples: int, seed: int
+    strata: Mapping[Hashable, Sequence[float]], bounds: Bounds, confidence: float, num_resamples: int, seed: int
 ) -> Interval:
     """Percentile bootstrap of the mean over strata of the mean over their problems."""
     if not strata:
@@ -207,20 +216,35 @@ def _stratified_bootstrap(
         raise ValueError(f"confidence must be between 0 and 1, got {confidence}")
     if num_resamples < 1:
         raise ValueError(f"num_resamples must be at least 1, got {num_resamples}")
-    rng = np.random.default_rng(seed)
-    resampled = np.zeros(num_resamples)
-    means = []
-    for name, stratum in strata.items():
-        values = np.asarray(stratum, dtype=float)
+    samples = [np.asarray(stratum, dtype=float) for stratum in strata.values()]
+    for name, values in zip(strata, samples, strict=True):
         if not np.isfinite(values).all():
             raise ValueError(f"a value of {name!r} is NaN or infinite: leave unscorable completions out")
-        means.append(values.mean())
+    rng = np.random.default_rng(seed)
+    resampled = {uniform: np.zeros(num_resamples) for uniform in (False, True)}  # sums over strata of each kind
+    members: dict[bool, list[np.ndarray]] = {False: [], True: []}
+    for values in samples:
+        uniform = is_uniform(values)
+        members[uniform].append(values)
         for start in range(0, num_resamples, CHUNK):
             size = min(CHUNK, num_resamples - start)
             drawn = rng.integers(len(values), size=(size, len(values)))
-            resampled[start : start + size] += values[drawn].mean(axis=1)
-    low, high = np.quantile(resampled / len(strata), [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Interval(float(np.mean(means)), float(low), float(high))
+            resampled[uniform][start : start + size] += values[drawn].mean(axis=1)
+    value = float(np.mean([values.mean() for values in samples]))
+    parts = []
+    for uniform, group in members.items():
+        if group:
+            part = float(np.sum([values.mean() for values in group])) / len(samples)
+            tails = [(1 - confidence) / 2, (1 + confidence) / 2]
+            low, high = map(float, np.quantile(resampled[uniform] / len(samples), tails))
+            if uniform:
+                reach = min(bounds[0], *map(np.min, samples)), max(bounds[1], *map(np.max, samples))
+                least, most = unseen_bounds([each.mean() for each in group], list(map(len, group)), reach, confidence)
+                share = len(group) / len(samples)
+                low, high = min(low, share * least), max(high, share * most)
+            parts.append((part, low, high))
+    low, high = parts[0][1:] if len(parts) == 1 else square_and_add(parts)
+    return Interval(value, min(low, value), max(high, value))
 
 
 def _check_k(n: int, k: int) -> None:

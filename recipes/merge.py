@@ -8,8 +8,10 @@ merged in float32 and rounded once, at the end. The folder gets the model (safet
 template, and the generation configuration.
 """
 
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from metatune.recipes.adapters import base_of
 from metatune.recipes.config import ConfigError, StrictParser, run
@@ -50,7 +52,7 @@ def merge(adapter: str, dtype: str = "auto"):
     Raises [`ConfigError`] if the folder holds no adapter, or its base cannot be loaded.
     """
     import torch
-    from peft import PeftConfig, PeftModel
+    from peft import PeftConfig
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
     base = base_of(adapter)
@@ -65,10 +67,41 @@ def merge(adapter: str, dtype: str = "auto"):
         raise ConfigError(f"{adapter}: its base model {base.name} cannot be loaded: {reason}") from error
     own_tokenizer = (Path(adapter) / "tokenizer_config.json").is_file()
     tokenizer = AutoTokenizer.from_pretrained(adapter if own_tokenizer else base.name)
-    merged = PeftModel.from_pretrained(model, adapter).merge_and_unload(safe_merge=True)
+    merged = merge_weights(model, adapter)
     if merged.config.pad_token_id is None:  # a reward model finds the end of a text by it
         merged.config.pad_token_id = tokenizer.pad_token_id
     return merged.to((config.dtype or torch.float32) if dtype == "auto" else getattr(torch, dtype)), tokenizer
+
+
+def merge_weights(model: Any, adapter: str) -> Any:
+    """Merge an adapter into its base, whose input and output embeddings may be one weight.
+
+    PEFT merges each adapter into the weight of its own module. Where two modules share one, the change of either
+    would reach the other, or would be made twice. So each gets a copy; if both copies are equal after the merge they
+    are tied again, and if not the configuration says that they are not tied.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]): the base.
+        adapter (`str`): folder of the adapter.
+    """
+    import torch
+    from peft import PeftModel
+
+    text_config, embeddings = model.config.get_text_config(), model.get_input_embeddings()
+    tied = text_config.tie_word_embeddings
+    adapted = PeftModel.from_pretrained(model, adapter)  # looks at the configuration: adapters may be tied as well
+    for module in model.modules():
+        if module is not embeddings and module._parameters.get("weight") is embeddings.weight:
+            module.weight = torch.nn.Parameter(module.weight.detach().clone())
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"(?s).*tie_word_embeddings")  # of what is done here
+        merged = adapted.merge_and_unload(safe_merge=True)
+    output = merged.get_output_embeddings()
+    if tied and output is not None:
+        tied = torch.equal(output.weight, merged.get_input_embeddings().weight)
+        merged.config.tie_word_embeddings = text_config.tie_word_embeddings = tied
+        merged.tie_weights()
+    return merged
 
 
 def main(args: MergeArguments) -> None:

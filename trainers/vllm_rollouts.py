@@ -103,6 +103,7 @@ class Rollouts(VLLMGeneration):
     """
 
     def __init__(self, *, weight_transfer: str = "auto", **kwargs):
+        refuse_tied_adapters(kwargs["model"])
         self.on_cpu = kwargs["accelerator"].device.type == "cpu"
         self.gloo = weight_transfer == "gloo" or (weight_transfer == "auto" and self.on_cpu)
         super().__init__(**kwargs)
@@ -159,6 +160,33 @@ class Rollouts(VLLMGeneration):
         with self._server_watched():
             response = self.vllm_client.session.get(f"{self.vllm_client.base_url}/metrics", timeout=30)
         return prefix_cache_counters_of_server(response.text)
+
+
+def refuse_tied_adapters(model: torch.nn.Module) -> None:
+    """Raise `ValueError` for adapters of embeddings that are tied: vLLM has one weight for both.
+
+    TRL merges the adapters into the base's weights and sends those. What is merged into one of two tied embeddings
+    would change the other as well.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    if not hasattr(model, "peft_config") or not model.config.get_text_config().tie_word_embeddings:
+        return
+    embeddings = model.get_input_embeddings()
+    embeddings = getattr(embeddings, "original_module", getattr(embeddings, "base_layer", embeddings))
+    adapted = [
+        name.removeprefix("base_model.model.")
+        for name, module in model.named_modules()
+        if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper))
+        and any(each._parameters.get("weight") is embeddings.weight for each in module.children())
+    ]
+    if adapted:
+        raise ValueError(
+            f"use_vllm: the adapter changes {' and '.join(adapted)}, of which this model ties the input and output "
+            "embeddings (tie_word_embeddings), and vLLM has one weight for both: remove the embeddings from "
+            "lora_target_modules and lora_modules_to_save, or set use_vllm to false"
+        )
 
 
 def installed_in_trl(weight_transfer: str):

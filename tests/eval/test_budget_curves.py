@@ -60,7 +60,8 @@ def test_twice_the_tokens_for_the_same_accuracy_is_a_ratio_of_two():
     found = token_ratio(reference, other)
     assert found.level == pytest.approx(0.9)
     assert (found.reference, found.other) == (80, 40)
-    assert found.ratio == pytest.approx((2, 2, 2)), "all problems agree, so the interval is a point"
+    assert found.ratio.value == pytest.approx(2)
+    assert found.ratio.low < 2 < found.ratio.high, "all problems agree, and yet the interval is no point"
     assert found.unreached == 0
 
 
@@ -88,10 +89,14 @@ def test_distributions_weigh_alike_and_the_interval_covers_the_ratio():
 
 
 def test_the_pairing_removes_what_both_share():
-    """Problems differ widely in length, and the other model needs half of each: the ratio has no spread."""
+    """Problems differ widely in length, and the other model needs half of each: every resample has the ratio 2."""
     reference = {i: ([10 * i, 100 * i], [0.0, i % 3 / 2]) for i in range(1, 30)}
     other = {i: ([5 * i, 50 * i], accuracies) for i, (_, accuracies) in reference.items()}
-    assert token_ratio(reference, other).ratio == pytest.approx((2, 2, 2))
+    value, low, high = token_ratio(reference, other).ratio
+    assert value == pytest.approx(2) and 1.5 < low < 2 < high < 3
+    more = {(copy, i): curve for copy in range(4) for i, curve in reference.items()}
+    four_times = token_ratio(more, {(copy, i): other[i] for copy, i in more}).ratio
+    assert low < four_times.low < 2 < four_times.high < high
 
 
 @pytest.mark.parametrize(

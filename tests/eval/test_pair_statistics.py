@@ -49,7 +49,20 @@ def test_how_many_are_drawn_at_once_changes_nothing(monkeypatch):
 def test_weights_by_hand():
     assert clustered_mean([1, 0], ["a", "b"], [3, 1]).value == 0.75
     assert clustered_mean([1, 0, 1], ["a", "a", "b"], [1, 1, 2]).value == 0.75
-    assert clustered_mean([0.3] * 5, "aabbb", [1, 2, 3, 4, 5]) == pytest.approx((0.3, 0.3, 0.3))
+    assert clustered_mean([0.3] * 5, "aabbb", [1, 2, 3, 4, 5]).value == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize("n", [1, 5, 40])
+def test_prompts_that_agree_give_an_interval_all_the_same(n):
+    unseen = 1 - 0.025 ** (1 / n)
+    pairs, prompts = [1.0] * 3 * n, [prompt for prompt in range(n) for _ in range(3)]
+    assert clustered_mean(pairs, prompts) == pytest.approx((1, 1 - unseen, 1))
+    assert clustered_mean([0.0] * 3 * n, prompts, bounds=(-1, 1)) == pytest.approx((0, -unseen, unseen))
+
+
+def test_prompts_of_unequal_weight_count_as_fewer():
+    low = [clustered_mean([1.0] * 10, range(10), weights).low for weights in ([1.0] * 10, [9.0] + [1.0] * 9)]
+    assert low[0] > low[1]
 
 
 @pytest.mark.parametrize(

@@ -119,9 +119,55 @@ def test_bootstrap_keeps_the_samples_of_a_problem_together():
 def test_bootstrap_weighs_problems_equally_and_holds_the_mixture():
     # Problem p has three samples and q one: the distribution's mean is (1 + 0) / 2, not 3 / 4.
     assert bootstrap_mean([1, 1, 1, 0], ["p", "p", "p", "q"]).value == 0.5
-    # One distribution always right, one never: resampling within each leaves nothing to vary.
+    # One distribution always right, one never: each may be wrong on one side alone, by its own number of problems.
     values, problems, names = [1.0] * 30 + [0.0] * 10, list(range(40)), ["easy"] * 30 + ["hard"] * 10
-    assert bootstrap_mean(values, problems, names) == (0.5, 0.5, 0.5)
+    expected = (0.5, 0.5 - (1 - 0.025 ** (1 / 30)) / 2, 0.5 + (1 - 0.025 ** (1 / 10)) / 2)
+    assert bootstrap_mean(values, problems, names) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("n", [1, 2, 10, 24, 200])
+def test_none_right_has_the_exact_interval_of_clopper_and_pearson(n):
+    highest = 1 - 0.025 ** (1 / n)  # at which none of n is right with probability 2.5 %
+    assert bootstrap_mean([0.0] * n, range(n)) == pytest.approx((0, 0, highest))
+    assert bootstrap_mean([1.0] * n, range(n)) == pytest.approx((1, 1 - highest, 1))
+    no_change = paired_bootstrap_difference(dict.fromkeys(range(n), 0.5), dict.fromkeys(range(n), 0.5))
+    assert no_change == pytest.approx((0, -highest, highest))
+    # Two distributions of equal size say together what one of twice the size says.
+    assert bootstrap_mean([0.0] * 2 * n, range(2 * n), [0] * n + [1] * n).high == pytest.approx(1 - 0.025 ** (0.5 / n))
+
+
+def test_one_right_says_less_than_none():
+    ends = [bootstrap_mean([1.0] * right + [0.0] * (24 - right), range(24)).high for right in range(13)]
+    assert ends == sorted(ends)
+
+
+def test_a_distribution_that_agrees_widens_the_interval_of_one_that_does_not():
+    mixed, agreeing = [0.0, 1.0] * 20, [0.0] * 24
+    alone = bootstrap_mean(mixed, range(40))
+    both = bootstrap_mean(mixed + agreeing, range(64), ["mixed"] * 40 + ["agreeing"] * 24)
+    rise = bootstrap_mean(agreeing, range(24)).high
+    assert both.high == pytest.approx(0.25 + np.hypot(alone.high - 0.5, rise) / 2)
+    assert both.low == pytest.approx(0.25 - (0.5 - alone.low) / 2)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.tuples(st.sampled_from([0.0, 0.25, 1.0]), st.sampled_from("ab")), min_size=1, max_size=40))
+def test_an_interval_holds_its_estimate_and_is_never_a_point(rows):
+    values, names = zip(*rows, strict=True)
+    interval = bootstrap_mean(values, range(len(rows)), names, num_resamples=300)
+    assert 0 <= interval.low <= interval.value <= interval.high <= 1
+    assert interval.high > interval.low
+    after = {problem: 1 - value for problem, value in enumerate(values)}
+    difference = paired_bootstrap_difference(dict(enumerate(values)), after, dict(enumerate(names)), num_resamples=300)
+    assert -1 <= difference.low <= difference.value <= difference.high <= 1
+    assert difference.high > difference.low
+
+
+@given(st.floats(0, 1), st.integers(1, 300))
+def test_the_more_problems_agree_the_narrower_the_interval(value, n):
+    few, more = (bootstrap_mean([value] * size, range(size), num_resamples=1) for size in (n, n + 1))
+    assert more.high - more.low < few.high - few.low
+    assert few.value == pytest.approx(value)
 
 
 def test_bootstrap_agrees_with_the_normal_interval_for_many_problems():
@@ -137,26 +183,29 @@ def test_bootstrap_agrees_with_the_normal_interval_for_many_problems():
 def test_bootstrap_properties(rows, seed):
     values, problems, names = zip(*rows, strict=True)
     interval = bootstrap_mean(values, problems, names, num_resamples=600, seed=seed)
-    assert min(values) - 1e-9 <= interval.low <= interval.high <= max(values) + 1e-9
+    assert 0 <= interval.low <= interval.value <= interval.high <= 1
     assert interval == bootstrap_mean(values, problems, names, num_resamples=600, seed=seed)
     narrow = bootstrap_mean(values, problems, names, num_resamples=600, seed=seed, confidence=0.5)
     assert interval.low <= narrow.low <= narrow.high <= interval.high
 
 
-def test_bootstrap_covers_the_truth_about_as_often_as_it_says():
+@pytest.mark.parametrize(("n", "truth"), [(60, 0.4), (24, 0.02), (24, 0.9), (100, 0.01)])
+def test_bootstrap_covers_the_truth_about_as_often_as_it_says(n, truth):
     rng = np.random.default_rng(1)
     covered = 0
     for trial in range(200):
-        interval = bootstrap_mean((rng.random(60) < 0.4).astype(float), range(60), num_resamples=400, seed=trial)
-        covered += interval.low <= 0.4 <= interval.high
-    assert 0.90 <= covered / 200 <= 0.99
+        interval = bootstrap_mean((rng.random(n) < truth).astype(float), range(n), num_resamples=400, seed=trial)
+        covered += interval.low <= truth <= interval.high
+    assert covered / 200 >= 0.90
 
 
 def test_pairing_removes_what_problems_have_in_common():
-    # Problems differ widely, the gain is the same for all: the difference has no spread.
+    # Problems differ widely, the gain is the same for all: only problems that are not here could have another.
     before = {i: i / 20 for i in range(10)}
     after = {i: i / 20 + 0.25 for i in range(10)}
-    assert paired_bootstrap_difference(before, after) == pytest.approx((0.25, 0.25, 0.25))
+    unseen = 1 - 0.025 ** (1 / 10)
+    expected = (0.25, 0.25 - unseen * 1.25, 0.25 + unseen * 0.75)
+    assert paired_bootstrap_difference(before, after) == pytest.approx(expected)
 
 
 def test_the_difference_weighs_distributions_equally():

@@ -20,8 +20,10 @@ def save_adapter(folder: Path, task_type: str = "CAUSAL_LM", **options):
     options = {"r": 4, "target_modules": ["q_proj", "v_proj", "down_proj"], **options}
     model = get_peft_model(base, LoraConfig(task_type=task_type, **options)).eval()
     for name, parameter in model.named_parameters():
-        if "lora_B" in name:  # zero at first, which would leave the base as it is
+        if "lora_B" in name or "lora_embedding_A" in name:  # zero at first, which would leave the base as it is
             torch.nn.init.normal_(parameter, std=0.05)
+        elif parameter.requires_grad and "lora_" not in name:  # a copy of the base's weight
+            parameter.data += 0.05 * torch.randn_like(parameter)
     record_base(model, ModelConfig(model_name_or_path="starter"))
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(STARTER).save_pretrained(folder)

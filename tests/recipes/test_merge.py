@@ -1,14 +1,17 @@
 import json
 import shutil
+import warnings
+from contextlib import nullcontext
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from metatune.eval.engines import LOCAL_ENGINES, Sampling, load_engine
 from metatune.recipes import cli, merge
 from metatune.recipes.adapters import STARTER, base_and_adapter, base_of
 from metatune.recipes.config import ConfigError
+from metatune.trainers.vllm_rollouts import refuse_tied_adapters
 
 from .adapter_setup import save_adapter
 
@@ -54,6 +57,41 @@ def test_the_merged_model_has_the_logits_of_base_and_adapter(tmp_path, options, 
     assert not any("adapter" in name or name.endswith(".bin") for name in files)
     with pytest.raises(ConfigError, match="it holds a whole model"):
         base_of(tmp_path / "merged")
+
+
+EMBEDDINGS = ["embed_tokens", "lm_head"]  # one weight in the starter
+
+
+@pytest.mark.parametrize(
+    ("options", "stays_tied"),
+    [
+        ({"target_modules": ["q_proj", "embed_tokens"]}, False),
+        ({"target_modules": ["q_proj", "lm_head"]}, False),
+        ({"target_modules": ["q_proj", *EMBEDDINGS]}, False),
+        ({"target_modules": ["q_proj", *EMBEDDINGS], "ensure_weight_tying": True}, True),
+        ({"target_modules": ["q_proj", "embed_tokens"], "use_dora": True}, False),
+        ({"modules_to_save": ["lm_head"]}, False),
+        ({"modules_to_save": EMBEDDINGS}, False),
+        ({"modules_to_save": EMBEDDINGS, "ensure_weight_tying": True}, True),
+        ({"trainable_token_indices": [5, 6, 7]}, True),
+        ({"target_modules": "all-linear"}, True),
+    ],
+    ids=str,
+)
+@pytest.mark.filterwarnings("ignore:.*tie_word_embeddings", "ignore:Setting `save_embedding_layers`")
+def test_an_adapter_of_tied_embeddings_is_merged_into_each_of_them(tmp_path, options, stays_tied):
+    assert AutoConfig.from_pretrained(STARTER).tie_word_embeddings
+    model = save_adapter(tmp_path / "lora", **options)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*tie")  # what PEFT warns of has been dealt with
+        merge.main(merge.MergeArguments(str(tmp_path / "lora"), str(tmp_path / "merged")))
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert merged.config.tie_word_embeddings == stays_tied
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
+    assert furthest(logits(merged, tokenizer), logits(model, tokenizer)) < 1e-4
+    base, found = base_and_adapter(str(tmp_path / "lora"))  # as metatune eval loads it
+    engine = load_engine("transformers", base.name, tokenizer, dtype="float32", device="cpu", adapter=found)
+    assert furthest(logits(engine.model, tokenizer), logits(model, tokenizer)) < 1e-4
 
 
 def test_a_reward_models_adapter_becomes_a_reward_model(tmp_path):
@@ -147,3 +185,25 @@ def test_an_evaluation_takes_the_folder_of_a_lora_run(adapter, tmp_path, capsys)
     assert "sum" in capsys.readouterr().out
     assert cli.main(["eval", "--model", str(adapter[0]), "--config", str(recipe), "--engine", "vllm"]) == 2
     assert "merge it first with metatune merge" in capsys.readouterr().err
+
+
+# ---- vLLM's rollouts ----
+
+
+@pytest.mark.parametrize(
+    ("options", "refused"),
+    [
+        ({"target_modules": ["q_proj", "embed_tokens"]}, "model.embed_tokens"),
+        ({"target_modules": ["q_proj", "lm_head"]}, "lm_head"),
+        ({"modules_to_save": ["lm_head"]}, "lm_head"),
+        ({"trainable_token_indices": [5]}, "model.embed_tokens"),
+        ({"modules_to_save": ["norm"]}, None),
+        ({"target_modules": "all-linear"}, None),
+    ],
+    ids=str,
+)
+@pytest.mark.filterwarnings("ignore:.*tie_word_embeddings", "ignore:Setting `save_embedding_layers`")
+def test_vllm_has_one_weight_for_tied_embeddings_and_takes_no_adapter_of_either(tmp_path, options, refused):
+    model = save_adapter(tmp_path / "lora", **options)
+    with pytest.raises(ValueError, match=f"use_vllm: the adapter changes {refused}") if refused else nullcontext():
+        refuse_tied_adapters(model)

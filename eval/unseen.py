@@ -1,0 +1,79 @@
+"""How far a mean may be from what a sample shows when its problems agree. Pure functions of numbers.
+
+A bootstrap redraws what was observed. If none of 24 problems is solved, every redrawn sample says 0, and the interval
+would be the point 0. But the population may hold problems of a kind that is not in the sample: with a share q of
+them, a sample of n has none with probability (1 - q)^n. The bound takes the largest q at which that probability is
+still (1 - confidence) / 2, and gives those problems the least or the greatest possible value. For 0 of n right it is
+the exact interval of Clopper and Pearson (1934), about 3.7 / n at 95 % (the "rule of three" of Hanley and
+Lippman-Hand, "If nothing goes wrong, is everything all right?", 1983, is its one-sided form). Over several
+distributions with shares q_d, the probability is the product of (1 - q_d)^n_d.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+MOST_OTHERS = 4  # problems that differ from the commonest value, in a sample that is called uniform
+DIGITS = 9  # to which values are equal
+
+
+def is_uniform(values: np.ndarray) -> bool:
+    """Return whether more than half of the values, and all but [`MOST_OTHERS`] at most, are the same."""
+    _, counts_U = np.unique(np.round(values, DIGITS), return_counts=True)
+    same = counts_U.max()
+    return bool(2 * same > len(values) and len(values) - same <= MOST_OTHERS)
+
+
+def unseen_bounds(
+    means: Sequence[float], sizes: Sequence[float], bounds: tuple[float, float], confidence: float
+) -> tuple[float, float]:
+    """Return how low and how high the mean over strata may be, for all that their samples do not show.
+
+    Args:
+        means (`Sequence[float]` of length S): mean of each stratum's sample.
+        sizes (`Sequence[float]` of length S): number of problems in it.
+        bounds (`tuple[float, float]`): least and greatest value that a problem can have.
+        confidence (`float`): coverage of the interval.
+    """
+    means_S, sizes_S = np.asarray(means, dtype=float), np.asarray(sizes, dtype=float)
+    mean = float(means_S.mean())
+    down, up = (_largest_shift(reach_S, sizes_S, confidence) for reach_S in (means_S - bounds[0], bounds[1] - means_S))
+    return mean - down / len(means_S), mean + up / len(means_S)
+
+
+def _largest_shift(reach: np.ndarray, sizes: np.ndarray, confidence: float) -> float:
+    """Maximize sum(reach * q) over shares q with sum(sizes * log(1 - q)) >= log((1 - confidence) / 2).
+
+    At the maximum 1 - q = min(1, rate * sizes / reach), so the rate is found by bisection.
+    """
+    reach, sizes = reach[reach > 1e-12], sizes[reach > 1e-12]
+    if not len(reach):
+        return 0.0
+    limit = math.log((1 - confidence) / 2)
+
+    def seen(log_rate: float) -> np.ndarray:
+        """Return log(1 - q) at a rate."""
+        return np.minimum(0.0, log_rate + np.log(sizes / reach))
+
+    high = float(np.log(reach / sizes).max())
+    low = float(np.log(reach / sizes).min()) + limit / min(1.0, float(sizes.min()))
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if float(sizes @ seen(middle)) < limit else (low, middle)
+    return float(reach @ -np.expm1(seen(high)))
+
+
+def square_and_add(parts: Sequence[tuple[float, float, float]]) -> tuple[float, float]:
+    """Return the interval of a sum of independent parts, each with its own interval.
+
+    Each side's distances are added as squares (Newcombe, "Interval estimation for the difference between independent
+    proportions", 1998; Zou and Donner, 2008). One part keeps its interval.
+
+    Args:
+        parts (`Sequence[tuple[float, float, float]]`): value, low and high of each.
+    """
+    total = sum(value for value, _, _ in parts)
+    down = math.hypot(*(max(0.0, value - low) for value, low, _ in parts))
+    up = math.hypot(*(max(0.0, high - value) for value, _, high in parts))
+    return total - down, total + up
