@@ -89,12 +89,12 @@ def merge_weights(model: Any, adapter: str) -> Any:
 
     text_config, embeddings = model.config.get_text_config(), model.get_input_embeddings()
     tied = text_config.tie_word_embeddings
-    adapted = PeftModel.from_pretrained(model, adapter)  # looks at the configuration: adapters may be tied as well
-    for module in model.modules():
-        if module is not embeddings and module._parameters.get("weight") is embeddings.weight:
-            module.weight = torch.nn.Parameter(module.weight.detach().clone())
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"(?s).*tie_word_embeddings")  # of what is done here
+        adapted = PeftModel.from_pretrained(model, adapter)  # before the copies: adapters may be tied as well
+        for module in model.modules():
+            if module is not embeddings and module._parameters.get("weight") is embeddings.weight:
+                module.weight = torch.nn.Parameter(module.weight.detach().clone())
         merged = adapted.merge_and_unload(safe_merge=True)
     output = merged.get_output_embeddings()
     if tied and output is not None:

@@ -62,6 +62,7 @@ def effective_recipe(*configs) -> str:
     derived = {"generation_batch_size", "model_init_kwargs", "trust_remote_code"}  # settled from other options
     values = {}
     for config in configs:
+        derived |= getattr(config, "derived_options", set())
         for option in fields(config):
             value = getattr(config, option.name, None)
             default = option.default_factory() if option.default_factory is not MISSING else option.default

@@ -1,5 +1,6 @@
 """Options of [`DUMPTrainer`]."""
 
+import math
 from dataclasses import dataclass, field
 
 from accelerate.logging import get_logger
@@ -40,6 +41,13 @@ class DUMPConfig(GRPOConfig):
             padding that a micro-batch has in every row. The same gradient up to rounding, in less time; it helps
             where `gradient_accumulation_steps` is above 1. Refused where the gradient would be another (`bnpo`,
             entropy terms), and for images.
+        num_generations_eval (`int`, *optional*, defaults to `1`):
+            Completions of each held-out prompt in an evaluation during training. TRL's default is `num_generations`,
+            which costs as many times more for the same problems.
+        per_device_eval_batch_size (`int`, *optional*):
+            Completions that a process generates at once in an evaluation. By default twice
+            `per_device_train_batch_size`, since nothing is kept for a backward pass, rounded up to a multiple of
+            `num_generations_eval`. A larger one is faster where memory allows it, above all with vLLM.
         vllm_server_timeout (`float`, *optional*, defaults to `100.0`):
             Seconds to wait for the vLLM server at the start (TRL's default is 240). A large model needs more to load:
             start the server first, or raise this.
@@ -73,6 +81,13 @@ class DUMPConfig(GRPOConfig):
         metadata={"help": "Read a repeated prompt once and drop completions as they end (transformers engine)."},
     )
 
+    num_generations_eval: int | None = field(
+        default=1, metadata={"help": "Completions of each held-out prompt in an evaluation during training."}
+    )
+    per_device_eval_batch_size: int | None = field(  # an int once it has been derived
+        default=None,
+        metadata={"help": "Completions at once in an evaluation (default: twice per_device_train_batch_size)."},
+    )
     vllm_server_timeout: float = field(
         default=100.0,
         metadata={"help": "Seconds to wait for the vLLM server at the start; a model of many GB needs more."},
@@ -87,6 +102,11 @@ class DUMPConfig(GRPOConfig):
     )
 
     def __post_init__(self):
+        self.derived_options: set[str] = set()  # names of options that were not given; `recipe.yaml` omits them
+        if self.per_device_eval_batch_size is None:
+            self.derived_options.add("per_device_eval_batch_size")
+            together = self.num_generations_eval or self.num_generations
+            self.per_device_eval_batch_size = math.ceil(2 * self.per_device_train_batch_size / together) * together
         super().__post_init__()
         if self.vllm_weight_transfer not in ("auto", "nccl", "gloo"):
             raise ValueError(f"vllm_weight_transfer is auto, nccl or gloo, not {self.vllm_weight_transfer!r}")
