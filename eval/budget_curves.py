@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .statistics import CHUNK, Interval, Problem
-from .unseen import unseen_bounds
+from .unseen import unseen_shifts
 
 Curve = tuple[Sequence[float], Sequence[float]]  # tokens, and what is reached at them
 
@@ -158,7 +158,7 @@ def token_ratio(
     ratio = float(_ratio(np.array([of_reference]), np.array([of_other]))[0])
     if len(reached) and np.ptp(reached) <= 1e-9 * abs(ratio):  # a bootstrap of problems that agree
         sizes = [len(members) for members in strata.values()]
-        _, unseen = unseen_bounds([0.0] * len(sizes), sizes, (0.0, 1.0), confidence)
+        unseen = unseen_shifts([0.0] * len(sizes), sizes, (0.0, 1.0), confidence)[1] / len(sizes)
         largest = [max(float(stratum[:, 0].max()) for stratum in side) for side in sides]
         low, high = _unseen_ratio((of_reference, of_other), largest, unseen)
     interval = Interval(ratio, float(low), float(high))

@@ -12,7 +12,7 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 
 from .statistics import Bounds, Interval, Numbers
-from .unseen import is_uniform, unseen_bounds
+from .unseen import is_uniform, unseen_shifts
 
 DRAWS = 1_000_000  # clusters drawn at once: bounds the memory
 
@@ -71,8 +71,8 @@ def clustered_mean(
     if is_uniform(sum_C / weight_C):
         size = float(weight_C.sum() ** 2 / np.square(weight_C).sum())  # Kish's effective number of clusters
         reach = min(bounds[0], values_N.min()), max(bounds[1], values_N.max())
-        least, most = unseen_bounds([value], [size], reach, confidence)
-        low, high = min(low, least), max(high, most)
+        down, up = unseen_shifts([value], [size], reach, confidence)
+        low, high = min(low, value - down), max(high, value + up)
     return Interval(value, min(low, value), max(high, value))
 
 

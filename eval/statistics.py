@@ -17,7 +17,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from .unseen import is_uniform, square_and_add, unseen_bounds
+from .unseen import is_uniform, unseen_shifts
 
 CHUNK = 500  # resamples drawn at once: bounds the memory at 500 indices a problem
 LARGEST_COUNTED = 1000  # completions: the juries of more are too many for a float
@@ -216,35 +216,25 @@ def _stratified_bootstrap(
         raise ValueError(f"confidence must be between 0 and 1, got {confidence}")
     if num_resamples < 1:
         raise ValueError(f"num_resamples must be at least 1, got {num_resamples}")
-    samples = [np.asarray(stratum, dtype=float) for stratum in strata.values()]
-    for name, values in zip(strata, samples, strict=True):
+    rng = np.random.default_rng(seed)
+    resampled = np.zeros(num_resamples)
+    samples = []
+    for name, stratum in strata.items():
+        values = np.asarray(stratum, dtype=float)
         if not np.isfinite(values).all():
             raise ValueError(f"a value of {name!r} is NaN or infinite: leave unscorable completions out")
-    rng = np.random.default_rng(seed)
-    resampled = {uniform: np.zeros(num_resamples) for uniform in (False, True)}  # sums over strata of each kind
-    members: dict[bool, list[np.ndarray]] = {False: [], True: []}
-    for values in samples:
-        uniform = is_uniform(values)
-        members[uniform].append(values)
+        samples.append(values)
         for start in range(0, num_resamples, CHUNK):
             size = min(CHUNK, num_resamples - start)
             drawn = rng.integers(len(values), size=(size, len(values)))
-            resampled[uniform][start : start + size] += values[drawn].mean(axis=1)
+            resampled[start : start + size] += values[drawn].mean(axis=1)
+    low, high = np.quantile(resampled / len(strata), [(1 - confidence) / 2, (1 + confidence) / 2])
     value = float(np.mean([values.mean() for values in samples]))
-    parts = []
-    for uniform, group in members.items():
-        if group:
-            part = float(np.sum([values.mean() for values in group])) / len(samples)
-            tails = [(1 - confidence) / 2, (1 + confidence) / 2]
-            low, high = map(float, np.quantile(resampled[uniform] / len(samples), tails))
-            if uniform:
-                reach = min(bounds[0], *map(np.min, samples)), max(bounds[1], *map(np.max, samples))
-                least, most = unseen_bounds([each.mean() for each in group], list(map(len, group)), reach, confidence)
-                share = len(group) / len(samples)
-                low, high = min(low, share * least), max(high, share * most)
-            parts.append((part, low, high))
-    low, high = parts[0][1:] if len(parts) == 1 else square_and_add(parts)
-    return Interval(value, min(low, value), max(high, value))
+    if uniform := [values for values in samples if is_uniform(values)]:
+        reach = min(bounds[0], *map(np.min, samples)), max(bounds[1], *map(np.max, samples))
+        down, up = unseen_shifts([each.mean() for each in uniform], list(map(len, uniform)), reach, confidence)
+        low, high = min(low, value - down / len(samples)), max(high, value + up / len(samples))
+    return Interval(value, min(float(low), value), max(float(high), value))
 
 
 def _check_k(n: int, k: int) -> None:

@@ -25,10 +25,10 @@ def is_uniform(values: np.ndarray) -> bool:
     return bool(2 * same > len(values) and len(values) - same <= MOST_OTHERS)
 
 
-def unseen_bounds(
+def unseen_shifts(
     means: Sequence[float], sizes: Sequence[float], bounds: tuple[float, float], confidence: float
 ) -> tuple[float, float]:
-    """Return how low and how high the mean over strata may be, for all that their samples do not show.
+    """Return how much lower and how much higher the sum of means may be, for all that their samples do not show.
 
     Args:
         means (`Sequence[float]` of length S): mean of each stratum's sample.
@@ -37,9 +37,8 @@ def unseen_bounds(
         confidence (`float`): coverage of the interval.
     """
     means_S, sizes_S = np.asarray(means, dtype=float), np.asarray(sizes, dtype=float)
-    mean = float(means_S.mean())
     down, up = (_largest_shift(reach_S, sizes_S, confidence) for reach_S in (means_S - bounds[0], bounds[1] - means_S))
-    return mean - down / len(means_S), mean + up / len(means_S)
+    return down, up
 
 
 def _largest_shift(reach: np.ndarray, sizes: np.ndarray, confidence: float) -> float:
@@ -62,18 +61,3 @@ def _largest_shift(reach: np.ndarray, sizes: np.ndarray, confidence: float) -> f
         middle = (low + high) / 2
         low, high = (middle, high) if float(sizes @ seen(middle)) < limit else (low, middle)
     return float(reach @ -np.expm1(seen(high)))
-
-
-def square_and_add(parts: Sequence[tuple[float, float, float]]) -> tuple[float, float]:
-    """Return the interval of a sum of independent parts, each with its own interval.
-
-    Each side's distances are added as squares (Newcombe, "Interval estimation for the difference between independent
-    proportions", 1998; Zou and Donner, 2008). One part keeps its interval.
-
-    Args:
-        parts (`Sequence[tuple[float, float, float]]`): value, low and high of each.
-    """
-    total = sum(value for value, _, _ in parts)
-    down = math.hypot(*(max(0.0, value - low) for value, low, _ in parts))
-    up = math.hypot(*(max(0.0, high - value) for value, _, high in parts))
-    return total - down, total + up
