@@ -41,7 +41,7 @@ _HEADING_WORDS = (
 _HEADING = re.compile(rf"\W*(?:(?:{_HEADING_WORDS})s?\b[^\n]*|[^\W\d_]{{2}}[^\n]*(?:\s[^\n]*|:))\n", re.IGNORECASE)
 _PHRASE = re.compile(
     r"\banswer\b[*_]*(?:\s+(?:to|of|for)\b[^.:=\n]{0,80}?)?"
-    r"(?:\s+(?:is|equals|would be|will be|must be|becomes)\b|\s*[:=])"
+    r"(?:\s+(?:is|equals|would be|will be|must be|should be|becomes)\b|\s*[:=])"
     r"(?:\s+(?:therefore|thus|then|simply|just|equal to)\b)*",
     re.IGNORECASE,
 )
@@ -76,7 +76,8 @@ class MathVerifier(BoundedGrader):
         if final is None:
             return False
         if isinstance(final, str):
-            if len(final) < LONGEST_PHRASE and read_formula(final).key == reference.key:
+            last_line = final.strip().rpartition("\n")[2]
+            if len(last_line) < LONGEST_PHRASE and read_formula(last_line).key == reference.key:
                 return True
             return self.grade({"completion": final, "answer": reference.text})
         verdict = final.equals(reference)
@@ -160,6 +161,7 @@ def marked_answer(completion: str) -> str | None:
 
 def _with_math(line: str) -> str:
     """Write Unicode math of free text as LaTeX between dollars, where math-verify looks for it: `2√3` is not 3."""
+    line = re.sub(r"-\$(?=\d)", "-", line)
     if "$" in line or "\\" in line or line.isascii():
         return from_unicode(line)
 

@@ -29,7 +29,7 @@ _BASED = re.compile(
     rf"(?<![\w\\.])\(?({_NUMERAL})\)?\s?_\s?(?:\{{?\(?(?:\\text\{{)?\s?(\d\d?|[a-z]+)\s?\)?\}}{{0,2}})(?![\w.])"
 )
 _NAMES = ("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
-_BASES = {name: base for base, name in enumerate(_NAMES, 2)} | {"sixteen": 16}
+_BASES = {name: str(base) for base, name in enumerate(_NAMES, 2)} | {"sixteen": "16"}
 
 _MULTIPLES = {"dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _MULTIPLE = re.compile(rf"(?<![\w.])(\d+(?:\.\d+)?)\s*({'|'.join(_MULTIPLES)})s?(?![A-Za-z])", re.IGNORECASE)
@@ -67,8 +67,8 @@ def take_currency(text: str, marks: Marks) -> str:
 
 def take_bases(text: str, marks: Marks) -> str:
     """Drop the bases of numerals, and note them with their numerals."""
-    numerals = [(numeral[1].upper(), _base(numeral[2])) for numeral in _BASED.finditer(text)]
-    if not numerals or not all(base for _, base in numerals):
+    numerals = [(numeral[1].upper(), _BASES.get(numeral[2], numeral[2])) for numeral in _BASED.finditer(text)]
+    if not numerals or not all(base.isdigit() for _, base in numerals):
         return text
     marks["base"] = tuple(sorted(f"{digits}_{base}" for digits, base in numerals))
     return _BASED.sub(r"\1", text)
@@ -100,8 +100,3 @@ def without_words(text: str) -> str:
         text = text[lead_in.end() :]
     one_letter = _ONE_LETTER_UNIT.fullmatch(text)
     return one_letter[1] if one_letter else text
-
-
-def _base(written: str) -> int | None:
-    base = int(written) if written.isdigit() else _BASES.get(written)
-    return base if base and 2 <= base <= 36 else None
