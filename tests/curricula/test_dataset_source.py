@@ -204,6 +204,7 @@ def test_without_a_verifier_no_answer_is_asked_for(tmp_path):
         ({"prompt": "Q"}, {}, r"rows\.jsonl, line 3: there is no column 'answer' \(answer_column\)"),
         ({"prompt": "Q", "answr": "1"}, {}, r"line 3: .*'answer'.*did you mean 'answr'\?"),
         ({"prompt": "Q", "answer": " "}, {}, r"line 3: answer_column 'answer' is empty"),
+        ({"prompt": "Q", "answer": "$."}, {"verifier": "math"}, r"line 3: .*the reference '\$\.' has no answer that"),
         ({"prompt": "Q", "answer": None}, {}, r"line 3: answer_column 'answer' must be text or an int, got None"),
         ({"prompt": "Q", "answer": 0.5}, {}, r"must be text or an int, got 0\.5"),
         ({"prompt": "Q", "answer": "1"}, {"answer_after": "####"}, r"line 1: answer_column 'answer' lacks the mark"),

@@ -9,7 +9,14 @@ from datasets import Dataset
 from trl import SFTConfig
 
 from metatune.recipes.config import ConfigError
-from metatune.recipes.data import CONVERSATION, check_messages, check_template_columns, load_splits, split_of
+from metatune.recipes.data import (
+    CONVERSATION,
+    check_messages,
+    check_references,
+    check_template_columns,
+    load_splits,
+    split_of,
+)
 from metatune.recipes.reward_functions import check_reward_columns
 from metatune.recipes.sft import SFTScriptArguments, check_rows, columns_of, in_length_buckets, load_data
 from metatune.rewards import correctness_reward
@@ -167,3 +174,11 @@ def test_a_number_that_a_reward_function_reads_is_finite(value):
     with pytest.raises(ConfigError, match=r"rows: row 3: 'difficulty' is .*, not a finite number"):
         check_reward_columns([scaled], rows, "rows")
     check_reward_columns([scaled], rows.select([0, 1]), "rows")  # null: the column belongs to another task
+
+
+def test_a_reference_that_cannot_be_graded_is_refused_at_its_row():
+    rows = {"verifier": ["math", "math", ""], "answer": ["42.", r"\boxed{}", ""]}
+    with pytest.raises(ConfigError, match=r"^problems: row 2: 'answer': the reference .* no answer that"):
+        check_references(Dataset.from_dict(rows), "problems")
+    check_references(Dataset.from_dict({"verifier": ["math", "exact", ""], "answer": ["42.", "$", ""]}), "problems")
+    check_references(Dataset.from_dict({"answer": ["$"]}), "graded by another reward")
