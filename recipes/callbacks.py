@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from functools import partial
 from pathlib import Path
 
@@ -16,13 +17,17 @@ from .stopping import SIGNALS, STOPPER
 
 
 class MetricsLog(TrainerCallback):
-    """Writes every log line of a run into `output_dir/metrics.jsonl`, one JSON object a line.
+    """Writes every log line of a run into `output_dir/metrics.jsonl`, one JSON object per line.
 
     The file is written anew from the trainer's log history when training begins, so a resumed run holds the lines up
-    to its checkpoint once, and no line of what was lost after it.
+    to its checkpoint once, and no line of what was lost after it. Each line also has `time/run`: the seconds of
+    training until then, evaluations and checkpoints included. They are part of the log history, so a resumed run
+    continues to count from its checkpoint.
     """
 
     def on_train_begin(self, args, state, control, **kwargs):
+        earlier = max((row.get("time/run", 0.0) for row in state.log_history), default=0.0)
+        self._started = time.perf_counter() - earlier
         if state.is_world_process_zero:
             self._path = Path(args.output_dir) / "metrics.jsonl"
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -31,9 +36,13 @@ class MetricsLog(TrainerCallback):
             temporary.replace(self._path)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if state.is_world_process_zero and hasattr(self, "_path"):
+        if not hasattr(self, "_started"):  # an evaluation without training
+            return
+        seconds = {"time/run": round(time.perf_counter() - self._started, 3)}
+        state.log_history[-1].update(seconds)
+        if state.is_world_process_zero:
             with self._path.open("a") as file:
-                file.write(json.dumps({**(logs or {}), "step": state.global_step}) + "\n")
+                file.write(json.dumps({**(logs or {}), **seconds, "step": state.global_step}) + "\n")
 
 
 class ProgressLine(ProgressCallback):

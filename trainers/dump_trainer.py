@@ -172,6 +172,7 @@ class DUMPTrainer(ExactResume, FiniteTraining, GRPOTrainer):
         self._gold = torch.full_like(rewards[:, 0], torch.nan)
         if self._gold_index is not None:
             self._gold = rewards[:, self._gold_index].clone()
+        self._log_references_and_verdicts(inputs)
         by_model = torch.tensor([isinstance(function, OPINIONS) for function in self.reward_funcs])
         paid = self.reward_weights.cpu() != 0
         # TRL adds a missing reward as 0: what a reward model or a judge could not score has no reward at all.
@@ -184,6 +185,19 @@ class DUMPTrainer(ExactResume, FiniteTraining, GRPOTrainer):
             missing |= unknown.all(dim=1, keepdim=True) | (unknown & spoke).any(dim=1, keepdim=True)
         self._rewards_per_func = rewards.masked_fill(missing, torch.nan)
         return self._rewards_per_func
+
+    def _log_references_and_verdicts(self, inputs: list[dict[str, Any]]) -> None:
+        """Add the columns `reference` and `correct` to the table of completions, unless a reward function has them."""
+        columns: dict[str, list[Any]] = {}
+        if "answer" in inputs[0]:
+            columns["reference"] = [None if row["answer"] is None else str(row["answer"]) for row in inputs]
+        if self._gold_index is not None:
+            first = self.accelerator.process_index * len(inputs)
+            gold = self._gold[first : first + len(inputs)].tolist()
+            columns["correct"] = [None if math.isnan(reward) else reward >= 1 for reward in gold]
+        for name, values in columns.items():
+            if name not in self._pending_extra_logs and name not in self.reward_func_names:
+                self._log_completion_extra(name, values)
 
     def _total_rewards(self) -> torch.Tensor:
         """Return the weighted rewards of all ranks' completions, shape (B,); NaN where none could be scored."""

@@ -134,6 +134,7 @@ def test_every_log_line_has_every_distribution_and_completions_go_to_parquet(tmp
     assert len(table) == 16
     assert set(table["distribution"]) <= set(DISTRIBUTIONS)
     assert {"prompt", "completion", "digits", "advantage", "step"} <= set(table.columns)
+    assert list(table["correct"]) == [reward >= 1 for reward in table["digits"]]
 
 
 def test_truncated_completions_count_as_generated_tokens_also_when_they_are_not_trained_on(tmp_path):
