@@ -2,6 +2,7 @@
 
     metatune eval --model runs/quickstart                     # on the held-out part of what it was trained on
     metatune eval --model starter --recipe recipes/dump/quickstart.yaml
+    metatune eval --into runs/mine --num_samples 4            # before and after training, for metatune report
     metatune eval --model runs/quickstart --benchmark gsm8k --data data/gsm8k --num_samples 4
     metatune eval --model Qwen/Qwen2.5-0.5B-Instruct --lm_eval_tasks arc_easy,hellaswag
     metatune eval --model starter --recipe FILE.yaml --budgets 16,32,64 --extrapolate 2,4 --output_dir runs/starter
@@ -11,9 +12,10 @@
 What is evaluated is a named `benchmark` (from the hub, or from `data`), the held-out parts of `distributions:` in its
 own `config` or in a training `recipe` (by default the one that the run `model` was trained by), or the
 `lm_eval_tasks` of standard suites, which go through lm-eval. `temperature: 0` decodes greedily, anything else samples.
-With `output_dir` it keeps `summary.json` and `completions.parquet` there. `budgets` add test-time compute, see
-`test_time.py`; `compare` sets saved evaluations at budgets side by side. `reward_model` evaluates reward models in
-place of a language model, see `reward_evaluation.py`.
+With `output_dir` it keeps `summary.json` and `completions.parquet` there. `into` evaluates the model that a run was
+trained from and the trained one on the same problems, and keeps both in the run's folder, see `before_after.py`.
+`budgets` add test-time compute, see `test_time.py`; `compare` sets saved evaluations at budgets side by side.
+`reward_model` evaluates reward models in place of a language model, see `reward_evaluation.py`.
 """
 
 import json
@@ -23,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from metatune.recipes.adapters import base_and_adapter, folder_of
+from metatune.recipes.before_after import base_of, evaluate_into
 from metatune.recipes.config import ConfigError, StrictParser, read_recipe, run
 from metatune.recipes.conform import conform
 from metatune.recipes.own_code import HELP, import_own
@@ -39,7 +42,17 @@ from metatune.recipes.test_time import (
 MAX_NEW_TOKENS = 1024
 BATCH_SIZE, REWARD_BATCH_SIZE = 128, 16
 OF_BENCHMARK = {"data", "instruction"}
-TASKS = {"model", "benchmark", "distributions", "recipe", "lm_eval_tasks", "budgets", "compare"} | OF_BENCHMARK
+TASKS = {
+    "model",
+    "into",
+    "before",
+    "benchmark",
+    "distributions",
+    "recipe",
+    "lm_eval_tasks",
+    "budgets",
+    "compare",
+} | OF_BENCHMARK
 SAMPLING = {"engine", "num_samples", "k", "temperature", "top_p", "top_k", "max_new_tokens", "attn_implementation"}
 
 
@@ -65,6 +78,12 @@ class EvaluateArguments(TestTimeArguments, RewardEvaluationArguments):
         recipe (`str`, *optional*):
             A training recipe, of which `distributions` and `imports` are taken, and `max_completion_length` for
             `max_new_tokens`; where nothing else is evaluated, the `recipe.yaml` in the folder of `model`.
+        into (`str`, *optional*):
+            Folder of a run. The model that it was trained from and the trained one, or `model`, are evaluated on the
+            same problems, and the results go to its folders `before` and `after`, which `metatune report` shows.
+        before (`str`, *optional*):
+            The model to evaluate as the one before training; with `into` alone. By default `model_name_or_path` of the
+            run's recipe.
         lm_eval_tasks (`list[str]`, *optional*):
             Tasks of lm-eval, separated by spaces or commas; needs the extra `metatune[eval]`.
         engine (`str`, *optional*, defaults to `"compact"`):
@@ -107,6 +126,12 @@ class EvaluateArguments(TestTimeArguments, RewardEvaluationArguments):
     )
     recipe: str | None = field(
         default=None, metadata={"help": "A training recipe whose tasks are evaluated; by default the model's own."}
+    )
+    into: str | None = field(
+        default=None, metadata={"help": "Folder of a run: evaluate before and after training, for metatune report."}
+    )
+    before: str | None = field(
+        default=None, metadata={"help": "The model before training, with into; by default the one in its recipe."}
     )
     lm_eval_tasks: list[str] | None = field(default=None, metadata={"help": "Tasks of lm-eval, such as arc_easy."})
     engine: str = field(
@@ -153,9 +178,10 @@ class EvaluateArguments(TestTimeArguments, RewardEvaluationArguments):
         if self.compare:
             self._refuse((TASKS | SAMPLING) - {"compare"}, "`compare` reads saved evaluations: give it without `{}`")
             return
+        self._prepare_into()
         if self.model is None:
             raise ValueError("`model` is required: a folder, a hub name or starter")
-        own = Path(self.model) / "recipe.yaml"
+        own = Path(self.into or self.model) / "recipe.yaml"
         if not given and not self.lm_eval_tasks and own.is_file():
             self.recipe = str(own)
         if self.recipe is not None:
@@ -172,6 +198,15 @@ class EvaluateArguments(TestTimeArguments, RewardEvaluationArguments):
         if too_many:
             raise ValueError(f"`k` {too_many[0]} must be between 1 and `num_samples`, {self.num_samples}")
         self.model = folder_of(self.model)
+
+    def _prepare_into(self) -> None:
+        """Fill in the two models of `into`, and refuse what does not go with it."""
+        if self.into is None:
+            self._refuse({"before"}, "`{}` belongs to `into`, and none is given")
+            return
+        self._refuse({"output_dir", "budgets", "lm_eval_tasks"}, "`into` keeps its results in the run: remove `{}`")
+        self.before = base_of(self.into) if self.before is None else self.before
+        self.model = self.into if self.model is None else self.model
 
     def _take_tasks(self, path: str) -> None:
         """Take what a training recipe was trained on."""
@@ -338,6 +373,7 @@ def check(args: EvaluateArguments) -> None:
     if args.output_dir is not None:
         check_output_dir(args.output_dir)
     need_model(args.model, "model")
+    need_model(args.before, "before")
     for name in args.reward_model or []:
         need_model(name, "reward_model")
     if args.device is not None:
@@ -354,7 +390,9 @@ def main(args: EvaluateArguments) -> None:
         show_reward_models(evaluate_reward_models(args))
     if args.compare:
         show_comparison(compare_saved(args.compare, args.output_dir))
-    if args.benchmark is not None or args.distributions is not None:
+    if args.into is not None:
+        evaluate_into(args)
+    elif args.benchmark is not None or args.distributions is not None:
         summary = evaluate_items(args)
         show_summary(summary)
         show_budgets(summary.get("test_time"))

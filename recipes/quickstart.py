@@ -15,44 +15,22 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from metatune.recipes.config import ConfigError, PlainParser
+
+if TYPE_CHECKING:
+    from metatune.recipes.evaluate import EvaluateArguments
 
 RECIPE = Path(__file__).parent / "dump" / "quickstart.yaml"
 
 
-def evaluate_checkpoint(model: Path, items, samples: int, max_new_tokens: int, folder: Path, use_cpu: bool):
-    """Sample every held-out problem `samples` times, print one line, and save the evaluation in `folder`."""
-    from transformers import AutoTokenizer
+def evaluate(args: "EvaluateArguments", side: str, model: str) -> None:
+    """Evaluate a model into the folder `before` or `after`, and print one line."""
+    from metatune.recipes.before_after import evaluate_side
 
-    from metatune.eval import evaluate
-    from metatune.eval.engines import load_engine
-    from metatune.recipes.adapters import base_and_adapter
-
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    base, adapter = base_and_adapter(str(model))
-    engine = load_engine(
-        "compact",
-        base.name,
-        tokenizer,
-        dtype="float32",
-        device="cpu" if use_cpu else None,
-        batch_size=256,
-        revision=base.revision,
-        adapter=adapter,
-    )
-    evaluation = evaluate(
-        engine,
-        tokenizer,
-        items,
-        num_samples=samples,
-        max_new_tokens=max_new_tokens,
-        settings={"model": "starter" if folder.name == "before" else "trained"},
-    )
-    summary = evaluation.save(folder)
-    interval = f"[{summary['ci_low']:.3f}, {summary['ci_high']:.3f}]"
-    print(f"  sampled accuracy {summary['accuracy']:.3f} {interval}")
-    return evaluation
+    summary = evaluate_side(args, side, model)
+    print(f"  sampled accuracy {summary['accuracy']:.3f} [{summary['ci_low']:.3f}, {summary['ci_high']:.3f}]")
 
 
 def keep_earlier_run(folder: Path) -> None:
@@ -84,11 +62,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     import torch
     import transformers
 
-    from metatune.eval.evaluation import compare
-    from metatune.eval.files import write_atomically
     from metatune.eval.report import write_report
     from metatune.recipes import grpo
-    from metatune.recipes.adapters import STARTER
+    from metatune.recipes.before_after import in_one_line, write_comparison
+    from metatune.recipes.evaluate import EvaluateArguments
     from metatune.recipes.run_folder import check_output_dir
 
     datasets.disable_progress_bars()
@@ -100,32 +77,37 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     keep_earlier_run(folder)
     _, held_out = grpo.load_data(script_args, with_evaluation=True)
-    length, use_cpu = training_args.max_completion_length, training_args.use_cpu
+    evaluation = EvaluateArguments(
+        model="starter",
+        distributions=script_args.distributions,
+        into=str(folder),
+        before="starter",
+        num_samples=args.samples,
+        max_new_tokens=training_args.max_completion_length,
+        batch_size=256,
+        dtype="float32",
+        device="cpu" if training_args.use_cpu else None,
+    )
 
     print(f"1/4 Evaluating the starter on {len(held_out)} held-out problems, {args.samples} samples each")
-    before = evaluate_checkpoint(STARTER, held_out, args.samples, length, folder / "before", use_cpu)
+    evaluate(evaluation, "before", "starter")
     print(f"2/4 Training with the curriculum '{training_args.curriculum}' for {training_args.max_steps} steps")
     grpo.main(script_args, training_args, model_args)
     print("3/4 Evaluating the trained checkpoint on the same problems")
-    after = evaluate_checkpoint(folder, held_out, args.samples, length, folder / "after", use_cpu)
+    evaluate(evaluation, "after", str(folder))
 
     log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    comparison = compare(before, after)
-    summary = {
-        **comparison,
-        "generated_tokens": log[-1]["rollout_tokens"],
-        "evaluation_tokens": comparison["generated_tokens"],
-        "seconds": round(time.perf_counter() - started, 1),
-        "threads": torch.get_num_threads(),
-    }
-    text = json.dumps(summary, indent=2)
-    write_atomically(folder / "summary.json", lambda path: path.write_text(text))
+    summary = write_comparison(
+        folder,
+        generated_tokens=log[-1]["rollout_tokens"],
+        seconds=round(time.perf_counter() - started, 1),
+        threads=torch.get_num_threads(),
+    )
     print("4/4 Writing the report")
     report = write_report(folder)
     print(
-        f"Held-out accuracy {summary['accuracy_before']:.3f} -> {summary['accuracy_after']:.3f} "
-        f"(+{summary['difference']:.3f}, 95 % interval [{summary['ci_low']:.3f}, {summary['ci_high']:.3f}]) "
-        f"in {summary['seconds'] / 60:.1f} minutes, {summary['generated_tokens']:,} tokens generated.\nOpen {report}"
+        f"{in_one_line(summary)} in {summary['seconds'] / 60:.1f} minutes, {summary['generated_tokens']:,} tokens "
+        f"generated.\nOpen {report}"
     )
 
 
