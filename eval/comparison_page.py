@@ -1,23 +1,29 @@
 """The page that sets runs side by side: `comparison.html`, one file that opens offline."""
 
-import base64
 import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from .comparison_plots import AXES, plot_runs
-from .files import write_atomically
-from .pages import page_template
+from .comparison_plots import AXES, runs_chart
+from .pages import page_template, write_page
+from .report.charts import Chart
+from .report.interactive import as_json, content_security_policy, interactive, scripts
+from .report.pictures import inline, panels
 from .run_comparison import MIN_SEEDS, Group, differing_options, log_ends
 
 CURVES = {  # what `metrics.jsonl` calls it: what the page does
     "reward": "training reward",
+    "loss": "training loss",
+    "mean_token_accuracy": "training accuracy of tokens",
     "accuracy": "training accuracy of pairs",
     "eval_accuracy": "held-out accuracy",
     "completions/mean_length": "completion length in tokens",
+    "completions/clipped_ratio": "share of truncated completions",
     "entropy": "entropy of a token in nats",
+    "kl": "KL divergence of a token in nats",
+    "grad_norm": "gradient norm",
 }
 
 
@@ -32,33 +38,43 @@ def write_comparison_page(groups: Sequence[Group], path: str | Path) -> Path:
         `Path`: the page.
     """
     path = Path(path)
+    found = _charts(groups)
+    charts = [chart for pair in found.values() for chart in pair]
+    page_scripts = scripts(*(["charts.js"] if charts else []), with_plotly=bool(charts))
     page = page_template("comparison.html").render(
         groups=groups,
         runs=[run for group in groups for run in group.runs],
         page_of=lambda run: quote(Path(os.path.relpath(run.folder / "report.html", path.parent)).as_posix()),
         options=differing_options(groups),
         ends=log_ends(groups),
-        pictures=_draw_pictures(groups),
+        pictures=_pictures(found, ", ".join(group.name for group in groups)),
         min_seeds=MIN_SEEDS,
+        chart_data=as_json([interactive(chart) for chart in charts]) if charts else None,
+        scripts=page_scripts,
+        policy=content_security_policy(page_scripts),
     )
-    write_atomically(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
-    return path
+    return write_page(path, page)
 
 
-def _draw_pictures(groups: Sequence[Group]) -> dict[str, list[dict[str, str]]]:
-    """Draw every number of [`CURVES`] that a run logged, by title; each is inlined, with its alternative text."""
-    names = ", ".join(group.name for group in groups)
-    pictures: dict[str, list[dict[str, str]]] = {}
+def _charts(groups: Sequence[Group]) -> dict[str, list[Chart]]:
+    """Return the charts of every number of [`CURVES`] that a run logged and that varies, by title."""
+    charts: dict[str, list[Chart]] = {}
+    for key, label in CURVES.items():
+        for place in AXES:
+            chart = runs_chart(groups, key, label, place)
+            if chart is not None and len({value for line in chart.lines for value in line.y}) > 1:
+                charts.setdefault(label[0].upper() + label[1:], []).append(chart)
+    return charts
+
+
+def _pictures(charts: dict[str, list[Chart]], names: str) -> dict[str, dict]:
+    """Draw the static picture of each title's charts."""
+    pictures, first = {}, 0
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "picture.png"
-        for key, label in CURVES.items():
-            title = label[0].upper() + label[1:]
-            for place, axis in AXES.items():
-                try:
-                    plot_runs(groups, key, label, place, file)
-                except ValueError:  # no run has it
-                    continue
-                text = f"{title} by {axis}, of {names}"
-                data = base64.b64encode(file.read_bytes()).decode()
-                pictures.setdefault(title, []).append({"text": text, "data": data})
+        for title, pair in charts.items():
+            text = f"{title} by {' and by '.join(chart.x for chart in pair)}, of {names}"
+            (picture,) = inline(Path(folder), [panels("picture.png", text, pair)], [])
+            numbers = " ".join(str(first + place) for place in range(len(pair)))
+            pictures[title] = picture | {"numbers": numbers}
+            first += len(pair)
     return pictures

@@ -1,21 +1,21 @@
-"""A curve of several runs in one picture."""
+"""A curve of several runs in one chart."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
-from matplotlib.ticker import EngFormatter
 
-from .plots import HUES, new_figure, running_mean, save_figure, set_heading
-from .run_comparison import ComparedRun, Group, is_number
+from .plots import HUES
+from .report.charts import Chart, Line, curve, smoothed
+from .run_comparison import ComparedRun, Group
 
 AXES = {"step": "optimizer step", "rollout_tokens": "rollout tokens"}
-STYLES = ("-", "--", "-.", ":")  # so that groups can be told apart in grey, and beyond as many as there are hues
+DASHES = ("solid", "dash", "dashdot", "dot")  # so that groups can be told apart in gray, and beyond the hues
+MOST_NAMED = 8  # runs of a group that the legend names one by one
 GRID_POINTS = 200  # of the mean over runs that were not logged at the same places
 
 
-def plot_runs(groups: Sequence[Group], key: str, label: str, place: str, path: Path) -> None:
-    """Draw a logged number of every run; a colour and a line style a group, its mean over seeds thick.
+def runs_chart(groups: Sequence[Group], key: str, label: str, place: str) -> Chart | None:
+    """Return the chart of a logged number of every run: a color and a dash per group, its mean over seeds bold.
 
     A curve is smoothed over the last tenth of its own points. A mean is over the finished runs of a group, where there
     are any, and reaches as far as all of them do.
@@ -25,40 +25,34 @@ def plot_runs(groups: Sequence[Group], key: str, label: str, place: str, path: P
         key (`str`): what `metrics.jsonl` calls the number.
         label (`str`): what the axis calls it.
         place (`str`): what it is drawn over, a key of [`AXES`].
-        path (`Path`): the PNG to write.
 
-    Raises:
-        ValueError: if no run logged the number at such a place.
+    Returns:
+        `Chart`: `None` if no run logged the number at two places.
     """
-    figure = new_figure(5.75, 4.0 + 0.2 * len(groups))
-    axes = figure.subplots()
+    lines: list[Line] = []
     for number, group in enumerate(groups):
         curves = [(run, *_curve(run, key, place)) for run in group.runs]
-        curves = [curve for curve in curves if len(curve[1])]
+        curves = [found for found in curves if len(found[1])]
         if not curves:
             continue
-        colour, style = HUES[number % len(HUES)], STYLES[(number + number // len(HUES)) % len(STYLES)]
-        for _, x, y in curves if len(curves) > 1 else ():
-            axes.plot(x, y, color=colour, linestyle=style, linewidth=0.8, alpha=0.35)
-        finished = [curve[1:] for curve in curves if curve[0].finished]
-        x, y = _mean_curve(finished or [curve[1:] for curve in curves])
-        marker = "o" if len(x) == 1 else None
-        axes.plot(x, y, color=colour, linestyle=style, linewidth=2, marker=marker, label=group.name)
-    if not axes.get_lines():
-        raise ValueError(f"no run has logged {key} with its {place}")
-    axes.set_xlabel(AXES[place])
-    axes.xaxis.set_major_formatter(EngFormatter())
-    axes.set_ylabel(label)
+        color, dash = HUES[number % len(HUES)], DASHES[(number + number // len(HUES)) % len(DASHES)]
+        for run, x, y in curves if len(curves) > 1 else ():
+            name = run.name if len(group.runs) <= MOST_NAMED else ""
+            line = Line(name=name, x=x.tolist(), y=y.tolist(), color=color, dash=dash, width=0.8, opacity=0.35)
+            lines.append(line)
+        finished = [found[1:] for found in curves if found[0].finished]
+        x, y = _mean_curve(finished or [found[1:] for found in curves])
+        lines.append(Line(name=group.name, x=x.tolist(), y=y.tolist(), color=color, dash=dash))
+    if all(len(line.x) < 2 for line in lines):
+        return None
     several = any(len(group.runs) > 1 for group in groups)
-    set_heading(axes, f"By {AXES[place]}", "thick: mean over seeds" if several else "a line each run")
-    figure.legend(frameon=False, loc="outside lower left", handlelength=3.5)
-    save_figure(figure, path)
+    caption = "bold: mean over seeds" if several else "a line for each run"
+    return Chart(title=f"By {AXES[place]}", caption=caption, x=AXES[place], y=label, lines=lines)
 
 
 def _curve(run: ComparedRun, key: str, place: str) -> tuple[np.ndarray, np.ndarray]:
-    rows = [row for row in run.metrics if is_number(row.get(key)) and is_number(row.get(place))]
-    x, y = (np.array([row[name] for row in rows], dtype=float) for name in (place, key))
-    return x, running_mean(y, max(1, len(y) // 10)) if len(y) else y
+    x, y = curve(run.metrics, key, place)
+    return x, smoothed(y)[0]
 
 
 def _mean_curve(curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import jinja2
 
+from .files import write_atomically
+
 MAX_CHARACTERS = 4000  # of a shown text; a longer one is cut, and says so
 
 
@@ -18,8 +20,22 @@ def page_template(name: str) -> jinja2.Template:
     )
     environment.filters["number"] = lambda value, digits=3: "\N{EN DASH}" if value is None else f"{value:.{digits}f}"
     environment.filters["signed"] = signed
-    environment.filters["duration"] = lambda s: f"{s:.0f} s" if s < 120 else f"{s / 60:.1f} min"
+    environment.filters["duration"] = duration
     return environment.get_template(name)
+
+
+def write_page(path: Path, page: str) -> Path:
+    """Write a page; half of a surrogate pair, which a sampled text may hold, becomes a question mark."""
+    data = page.encode("utf-8", "replace")
+    write_atomically(path, lambda temporary: temporary.write_bytes(data))
+    return path
+
+
+def duration(seconds: float) -> str:
+    """Write a time in the unit that fits it."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def signed(value: float, digits: int = 3) -> str:

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import EngFormatter, PercentFormatter
+from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
 from .files import write_atomically
 
@@ -46,44 +46,47 @@ def plot_learning(
     reward = np.array([row["reward"] for row in training], dtype=float)
     window = max(1, len(reward) // 10)
 
-    figure = new_figure(11.5, 4.4)
-    left, right = figure.subplots(1, 2)
+    ends = [(x, s) for x, s in ((0, before), (tokens[-1], after)) if s and s.get("accuracy") is not None]
+    measured = bool(evaluations or ends)
+    figure = new_figure(11.5 if measured else 6.5, 4.4)
+    panels = figure.subplots(1, 1 + measured, squeeze=False)[0]
+    left = panels[0]
     left.plot(tokens, reward, color=AFTER, alpha=0.3, linewidth=1)
     left.plot(tokens, running_mean(reward, window), color=AFTER, linewidth=2.2)
-    caption = f"of the prompts that the curriculum drew; thick: mean of {window} log lines"
+    caption = f"of the prompts that the curriculum drew; bold: mean of {window} log lines"
     set_heading(left, f"Training reward {_change(reward[:window].mean(), reward[-window:].mean())}", caption)
     left.set_ylabel("mean reward")
-
-    names = _suffixes(evaluations, "eval_accuracy/")
-    colours = palette(names)
-    for name in names:
-        points = [(row["rollout_tokens"], row[key]) for row in evaluations if (key := f"eval_accuracy/{name}") in row]
-        right.plot(*zip(*points, strict=True), color=colours[name], linewidth=1.3)
-    if evaluations:
-        last = {name: row[key] for name in names for row in evaluations if (key := f"eval_accuracy/{name}") in row}
-        label_ends(right, {name: f"{name}  {last[name]:.2f}" for name in names}, last, colours)
-        points = [(row["rollout_tokens"], row["eval_accuracy"]) for row in evaluations]
-        right.plot(*zip(*points, strict=True), color=INK, linewidth=2.4, marker="o", markersize=4)
-    ends = [(x, s) for x, s in ((0, before), (tokens[-1], after)) if s and s.get("accuracy") is not None]
-    for x, summary in ends:
-        low, high = summary["accuracy"] - summary["ci_low"], summary["ci_high"] - summary["accuracy"]
-        right.errorbar(
-            [x], [summary["accuracy"]], yerr=[[low], [high]], color=HUES[4], marker="D", capsize=4, zorder=4
-        )
-    if evaluations or ends:
-        marks = {"black: mixture": evaluations, "diamonds: evaluation before, after, with interval": ends}
-        set_heading(
-            right, _accuracy_finding(evaluations, ends), "; ".join(mark for mark, points in marks.items() if points)
-        )
-        right.set_ylim(0, 1)
-        right.set_ylabel("accuracy")
-    else:
-        set_heading(right, "Held-out accuracy was not measured", "set eval_strategy: steps in the recipe")
-    for axes in (left, right):
+    if measured:
+        _draw_accuracy(panels[1], evaluations, ends)
+    for axes in panels:
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.xaxis.set_major_formatter(EngFormatter())
         axes.set_xlabel("rollout tokens")
         axes.set_xlim(0 - tokens[-1] * 0.02, tokens[-1] * 1.02)
     save_figure(figure, path)
+
+
+def _draw_accuracy(axes: Axes, evaluations: Sequence[Row], ends: Sequence[tuple[float, Mapping[str, Any]]]) -> None:
+    """Draw the held-out accuracy of the evaluations during training, and of those before and after it."""
+    names = suffixes(evaluations, "eval_accuracy/")
+    colours = palette(names)
+    for name in names:
+        points = [(row["rollout_tokens"], row[key]) for row in evaluations if (key := f"eval_accuracy/{name}") in row]
+        axes.plot(*zip(*points, strict=True), color=colours[name], linewidth=1.3)
+    if evaluations:
+        last = {name: row[key] for name in names for row in evaluations if (key := f"eval_accuracy/{name}") in row}
+        label_ends(axes, {name: f"{name}  {last[name]:.2f}" for name in names}, last, colours)
+        points = [(row["rollout_tokens"], row["eval_accuracy"]) for row in evaluations]
+        axes.plot(*zip(*points, strict=True), color=INK, linewidth=2.4, marker="o", markersize=4)
+    for x, summary in ends:
+        low, high = summary["accuracy"] - summary["ci_low"], summary["ci_high"] - summary["accuracy"]
+        axes.errorbar([x], [summary["accuracy"]], yerr=[[low], [high]], color=HUES[4], marker="D", capsize=4, zorder=4)
+    marks = {"black: mixture": evaluations, "diamonds: evaluation before, after, with interval": ends}
+    set_heading(
+        axes, _accuracy_finding(evaluations, ends), "; ".join(mark for mark, points in marks.items() if points)
+    )
+    axes.set_ylim(0, 1)
+    axes.set_ylabel("accuracy")
 
 
 def plot_probabilities(rows: Sequence[Row], path: Path) -> None:
@@ -98,7 +101,7 @@ def plot_probabilities(rows: Sequence[Row], path: Path) -> None:
     """
     prefix = "curriculum/probability/"
     rows = [row for row in rows if "step" in row and any(key.startswith(prefix) for key in row)]
-    names = _suffixes(rows, prefix)
+    names = suffixes(rows, prefix)
     if not names:
         raise ValueError(f"no line of metrics.jsonl has `{prefix}…`: this run had no curriculum")
     steps = np.array([row["step"] for row in rows])
@@ -113,6 +116,7 @@ def plot_probabilities(rows: Sequence[Row], path: Path) -> None:
     axes.set_xlim(steps[0], steps[-1])
     axes.set_ylim(0, 1)
     axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("share of the prompts drawn next")
     middles = np.cumsum(shares[:, -1]) - shares[:, -1] / 2
@@ -167,7 +171,8 @@ def plot_before_after(
     axes.set_xlim(-0.02, 1.02)
     axes.set_ylim(-0.6, len(entries) - 0.4)
     axes.grid(axis="y", visible=False)
-    axes.set_xlabel("accuracy on held-out problems")
+    size = after["num_completions"] / after["num_problems"]
+    axes.set_xlabel(f"accuracy on {after['num_problems']:,} held-out problems, {size:.3g} samples each")
     for label, colour in (("before", BEFORE), ("after", AFTER)):
         axes.plot([], [], "o-", color=colour, label=label, linewidth=1.6)
     axes.legend(frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1, 1.0), borderaxespad=0.2)
@@ -281,7 +286,7 @@ def _has(row: Row, *keys: str) -> bool:
     return all(row.get(key) is not None for key in keys)
 
 
-def _suffixes(rows: Sequence[Row], prefix: str) -> list[str]:
+def suffixes(rows: Sequence[Row], prefix: str) -> list[str]:
     """List what follows `prefix` in the rows' keys, in order of appearance."""
     return list(dict.fromkeys(key.removeprefix(prefix) for row in rows for key in row if key.startswith(prefix)))
 

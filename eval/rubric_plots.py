@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from .judge_log import JudgeLog, percent, words
 from .plots import AFTER, BEFORE, HUES, QUIET, new_figure, save_figure, set_heading
@@ -26,41 +26,59 @@ def plot_rubrics(rows: Sequence[Mapping[str, Any]], events: Sequence[Mapping[str
     Raises:
         ValueError: if no row has the judge's score.
     """
-    rows = [row for row in rows if "step" in row]
-    curves = {"judge": _curve(rows, JUDGE)}
-    if not len(curves["judge"]):
+    shown, unlike = score_curves(rows)
+    if "judge" not in shown:
         raise ValueError(f"no line of metrics.jsonl has `{JUDGE}`: nothing was judged yet")
-    keys = dict.fromkeys(key for row in rows for key in row if key.startswith("rewards/") and key.endswith("/mean"))
-    names = {key: key.removeprefix("rewards/").removesuffix("/mean") for key in keys if key != "rewards/judge/mean"}
-    others = {name: _curve(rows, key) for key, name in names.items()}
-    unlike = [name for name, curve in others.items() if len(curve) and not _on_scale(curve[:, 1])]
-    curves |= {name: curve for name, curve in others.items() if name not in unlike}
-    curves |= {"held-out judge": _curve(rows, HELD_OUT)}
-
     figure = new_figure(10, 5)
     axes = figure.subplots()
-    shown = {name: curve for name, curve in curves.items() if len(curve)}
-    for colour, (name, curve) in zip((AFTER, HUES[2], *HUES[3:6] * len(shown)), shown.items(), strict=False):
+    for colour, (name, curve) in zip(score_colours(len(shown)), shown.items(), strict=False):
         marks = {"marker": "o", "markersize": 4} if name == "held-out judge" or len(curve) == 1 else {}
         axes.plot(*curve.T, color=colour, linewidth=2.2 if name == "judge" else 1.6, label=name, **marks)
     for event in events:
         if event["event"] in EVENTS:
-            axes.axvline(_last_before(event), color=BEFORE, linewidth=1, linestyle=EVENTS[event["event"]], zorder=1)
+            axes.axvline(last_before(event), color=BEFORE, linewidth=1, linestyle=EVENTS[event["event"]], zorder=1)
         if event["event"] in ("accepted", "rolled_back"):
             place = {"xycoords": axes.get_xaxis_transform(), "xytext": (-2, -2), "textcoords": "offset points"}
             place |= {"bbox": {"facecolor": "white", "edgecolor": "none", "pad": 0, "alpha": 0.8}}  # over the curves
             style = {"rotation": 90, "fontsize": 8.5, "color": QUIET, "va": "top", "ha": "right"}
-            axes.annotate(f"v{event['version']}", (_last_before(event), 1), **place, **style)
+            axes.annotate(f"v{event['version']}", (last_before(event), 1), **place, **style)
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("mean score of the log line's batches, 0 to 1")
-    changes = sum(event["event"] == "accepted" for event in events)
-    first, last = curves["judge"][[0, -1], 1]
-    finding = f"Judge's score {first:.2f} to {last:.2f}, while its rubric changed {_times(changes)}"
+    finding = score_finding(shown["judge"], events)
     caption = "right of a solid line: scores by the version taken there; dashed: gone back to; dotted: one refused"
     left_out = f"; not on this scale: {', '.join(unlike)}" if unlike else ""
     set_heading(axes, finding, caption + left_out)
     save_figure(figure, path)
+
+
+def score_curves(rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Return steps and values, shape (N, 2), of the judges' scores and of the rewards that share their scale.
+
+    The second value has the names of the rewards that do not.
+    """
+    rows = [row for row in rows if "step" in row]
+    keys = dict.fromkeys(key for row in rows for key in row if key.startswith("rewards/") and key.endswith("/mean"))
+    names = {key: key.removeprefix("rewards/").removesuffix("/mean") for key in keys if key != "rewards/judge/mean"}
+    others = {name: _curve(rows, key) for key, name in names.items()}
+    unlike = [name for name, curve in others.items() if len(curve) and not _on_scale(curve[:, 1])]
+    curves = {"judge": _curve(rows, JUDGE)}
+    curves |= {name: curve for name, curve in others.items() if name not in unlike}
+    curves |= {"held-out judge": _curve(rows, HELD_OUT)}
+    return {name: curve for name, curve in curves.items() if len(curve)}, unlike
+
+
+def score_colours(count: int) -> tuple[str, ...]:
+    """Return the colours of at least `count` curves, the judge's first."""
+    return (AFTER, HUES[2], *HUES[3:6] * count)
+
+
+def score_finding(scores: np.ndarray, events: Sequence[Mapping[str, Any]]) -> str:
+    """Say how the judge's score went, shape (N, 2), and how often its rubric changed."""
+    changes = sum(event["event"] == "accepted" for event in events)
+    first, last = scores[[0, -1], 1]
+    return f"Judge's score {first:.2f} to {last:.2f}, while its rubric changed {_times(changes)}"
 
 
 def plot_judge_log(log: JudgeLog, path: Path) -> None:
@@ -105,6 +123,7 @@ def _stack(axes: Axes, edges: np.ndarray, shares: Mapping[str, float], by_window
     axes.set_xlim(edges[0], edges[-1])
     axes.set_ylim(0, 1.05 * max(1e-3, np.sum(heights, axis=0).max()))
     axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     axes.set_xlabel("optimizer step")
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5), reverse=True)
 
@@ -114,7 +133,7 @@ def _curve(rows: Sequence[Mapping[str, Any]], key: str) -> np.ndarray:
     return np.array([(row["step"], row[key]) for row in rows if row.get(key) is not None], dtype=float).reshape(-1, 2)
 
 
-def _last_before(event: Mapping[str, Any]) -> int:
+def last_before(event: Mapping[str, Any]) -> int:
     """The last step whose log line holds scores by the rubric before: a meta step comes after its batch was judged,
     and that batch is logged with the step that it is then trained in; a user's wish comes before its batch."""
     return event["step"] + (event.get("by") != "user")

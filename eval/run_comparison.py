@@ -6,7 +6,6 @@ both have the same seeds (paired by seed).
 """
 
 import json
-import math
 import re
 from collections import defaultdict
 from collections.abc import Sequence
@@ -18,7 +17,9 @@ import numpy as np
 import yaml
 
 from .evaluation import Evaluation, compare
-from .report import Run
+from .report.charts import is_number
+from .report.facts import sample_size
+from .report.run import Run
 from .statistics import Interval, paired_bootstrap_difference
 
 # Options that say where a run goes, or how it went on, but not what it does.
@@ -44,9 +45,10 @@ class ComparedRun:
         recipe (`dict[str, str]`): its options, those within options by dotted names; see [`flat_recipe`].
         metrics (`list[dict]`): lines of its `metrics.jsonl`.
         evaluation ([`Evaluation`], *optional*): the one after training.
+        sample_size (`str`): problems and samples of each that the accuracy is taken of, where that is known.
         steps (`int`, *optional*): optimizer steps made.
         tokens (`int`, *optional*): rollout tokens generated.
-        seconds (`float`, *optional*): of training, as the trainer says at its end.
+        seconds (`float`, *optional*): of training, of all launches together.
         reward (`float`, *optional*): mean training reward over the last tenth of the log.
         accuracy (`float`, *optional*): held-out accuracy after training, else the last in the log.
         difference (`Interval`, *optional*): this accuracy minus the first run's, where both have an evaluation of the
@@ -60,6 +62,7 @@ class ComparedRun:
     recipe: dict[str, str]
     metrics: list[dict[str, Any]]
     evaluation: Evaluation | None = None
+    sample_size: str = "\N{EN DASH}"
     steps: int | None = None
     tokens: int | None = None
     seconds: float | None = None
@@ -195,11 +198,6 @@ def last_tenth(metrics: Sequence[dict[str, Any]], key: str) -> float | None:
     return float(np.mean(values[-max(1, len(values) // 10) :])) if values else None
 
 
-def is_number(value: object) -> bool:
-    """Whether a value of the log can be drawn and averaged."""
-    return isinstance(value, int | float) and math.isfinite(value)
-
-
 def _compared_run(name: str, found: Run) -> ComparedRun:
     """Read the numbers of a run, and warn of what they lack."""
     run = ComparedRun(name, found.folder, flat_recipe(found.recipe), found.metrics, found.after)
@@ -209,15 +207,17 @@ def _compared_run(name: str, found: Run) -> ComparedRun:
     run.steps = _greatest(row for row in found.metrics if {"loss", "reward", "train_runtime"} & row.keys())
     run.tokens = _greatest(found.metrics, "rollout_tokens")
     run.reward = last_tenth(found.metrics, "reward")
-    runtimes = [row["train_runtime"] for row in found.metrics if is_number(row.get("train_runtime"))]
-    run.seconds = runtimes[-1] if runtimes else None
-    run.finished = bool(runtimes) or found.after is not None
+    run.seconds = found.seconds
+    run.finished = found.finished or found.after is not None
     if not run.finished:
         run.warnings.append("It is not finished: metrics.jsonl has no line of the end of training.")
-    if "resume_from_checkpoint" in (found.recipe or "") and runtimes:
-        run.warnings.append("It went on from a checkpoint: its time is that of its last launch.")
+    if "resume_from_checkpoint" in (found.recipe or "") and run.seconds is None and found.finished:
+        run.warnings.append("It was resumed from a checkpoint, and its log does not have the time of all launches.")
     logged = [row["eval_accuracy"] for row in found.metrics if is_number(row.get("eval_accuracy"))]
-    run.accuracy = found.after.summary()["accuracy"] if found.after else logged[-1] if logged else None
+    run.accuracy = logged[-1] if logged else None
+    if found.after is not None:
+        summary = found.after.summary()
+        run.accuracy, run.sample_size = summary["accuracy"], sample_size(summary)
     return run
 
 

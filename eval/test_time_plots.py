@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import EngFormatter
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from .plots import HUES, label_ends, new_figure, palette, save_figure, set_heading
 
@@ -32,8 +32,11 @@ def plot_budgets(runs: Mapping[str, Summary], path: Path) -> None:
     if not any(curves.values()):
         raise ValueError("no run has a scored budget: there is nothing to draw")
     colours = {name: HUES[index % len(HUES)] for index, name in enumerate(runs)}
-    figure = new_figure(11.5, 4.8)
-    left, right = figure.subplots(1, 2)
+    regrets = {name: [row for row in run["regret"] if row["regret"] is not None] for name, run in runs.items()}
+    measured = any(regrets.values())
+    figure = new_figure(11.5 if measured else 6.5, 4.8)
+    panels = figure.subplots(1, 1 + measured, squeeze=False)[0]
+    left = panels[0]
     for name, run in runs.items():
         colour = colours[name]
         _line(left, [row["spent"] for row in curves[name]], curves[name], "accuracy", colour, label=name)
@@ -41,23 +44,31 @@ def plot_budgets(runs: Mapping[str, Summary], path: Path) -> None:
         if extended and curves[name]:
             rows = [curves[name][-1], *extended]
             _line(left, [row["spent"] for row in rows], rows, "accuracy", colour, linestyle="--")
-        regret = [row for row in run["regret"] if row["regret"] is not None]
-        _line(right, [row["cutoff"] for row in regret], regret, "regret", colour, label=name)
     dashed = "; dashed: extended past the largest budget" if any(run["extended"] for run in runs.values()) else ""
     set_heading(left, _budget_finding(runs), f"by forced answers, with intervals{dashed}")
     left.set_xlabel("tokens spent, forced answer included")
     left.set_ylabel("accuracy")
-    set_heading(right, _regret_finding(runs), "0: right from the first token on; 1: never right")
-    right.set_xlabel("up to this many tokens of the trace")
-    right.set_ylabel("normalised regret")
-    right.set_ylim(0, 1.02)
-    for axes in (left, right):
+    if measured:
+        _draw_regret(panels[1], runs, regrets, colours)
+    for axes in panels:
         axes.set_xlim(left=0)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.xaxis.set_major_formatter(EngFormatter())
     left.set_ylim(bottom=0)
     if len(runs) > 1:
         left.legend(frameon=False, loc="lower right")
     save_figure(figure, path)
+
+
+def _draw_regret(
+    axes: Axes, runs: Mapping[str, Summary], regrets: Mapping[str, Sequence[Summary]], colours: Mapping[str, str]
+) -> None:
+    for name, rows in regrets.items():
+        _line(axes, [row["cutoff"] for row in rows], rows, "regret", colours[name], label=name)
+    set_heading(axes, _regret_finding(runs), "0: right from the first token on; 1: never right")
+    axes.set_xlabel("up to this many tokens of the trace")
+    axes.set_ylabel("normalised regret")
+    axes.set_ylim(0, 1.02)
 
 
 def plot_episodes(summary: Summary, path: Path) -> None:
@@ -96,6 +107,7 @@ def plot_episodes(summary: Summary, path: Path) -> None:
     label_ends(axes, {name: f"{name}  {end:.2f}" for name, end in ends.items()}, ends, colours)
     dotted = f"; dotted: majority of {most} answers" if most else ""
     set_heading(axes, _episode_finding(summary["episodes"]), f"a trace that has ended keeps its outcome{dotted}")
+    axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
     axes.set_xlabel("episodes of the trace before the answer is forced")
     axes.set_ylabel("success if stopped here")
     save_figure(figure, path)

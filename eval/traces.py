@@ -24,8 +24,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from .files import write_atomically
-from .pages import cut, page_template, signed
+from .pages import cut, page_template, signed, write_page
 
 MOST_TRACES = 60  # on a page; of more, as many are drawn at random
 STRONGEST = 55  # percent of the colour behind an episode of progress 1; text must stay readable on it
@@ -81,7 +80,6 @@ def write_traces_page(traces: Sequence[Mapping[str, Any]], path: str | Path) -> 
         raise ValueError("there are no traces to show")
     for number, trace in enumerate(traces, 1):
         _check(trace, f"trace {number}")
-    path = Path(path)
     places = list(range(len(traces)))
     if len(traces) > MOST_TRACES:
         places = sorted(random.Random(0).sample(places, MOST_TRACES))
@@ -91,9 +89,7 @@ def write_traces_page(traces: Sequence[Mapping[str, Any]], path: str | Path) -> 
         scale=[_progress(0.0, value) for value in (-1.0, -0.5, 0.0, 0.5, 1.0)],
         facts=_facts(traces),
     )
-    data = page.encode("utf-8", "replace")  # a sampled text may hold half a surrogate pair
-    write_atomically(path, lambda temporary: temporary.write_bytes(data))
-    return path
+    return write_page(Path(path), page)
 
 
 def _check(trace: Any, where: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 from metatune.eval import Evaluation
 from metatune.eval.report import time_spent, write_report
 
-from .html_page import Page
+from .html_page import Page, without_scripts
 from .run_folder import DISTRIBUTIONS, make_run_folder
 
 
@@ -32,12 +32,14 @@ def test_the_page_is_one_file_that_opens_offline(run):
     path = write_report(run)
     assert path == run / "report.html"
     page = Page(path.read_text())
-    assert len(page.addresses) == 3
-    for address, name in zip(page.addresses, ("before_after", "learning", "curriculum"), strict=True):
+    assert len(page.addresses) == 4
+    for address, name in zip(page.addresses, ("before_after", "learning", "curriculum", "training"), strict=True):
         data = address.removeprefix("data:image/png;base64,")
         assert base64.b64decode(data) == (run / f"{name}.png").read_bytes()
-    assert not {"script", "link", "iframe"} & set(page.tags)
-    assert "http" not in re.sub(r'(src="data:[^"]*"|http-equiv)', "", path.read_text())
+    assert not {"link", "iframe"} & set(page.tags)
+    assert "http" not in re.sub(r'(src="data:[^"]*"|http-equiv)', "", without_scripts(path.read_text()))
+    assert len(page.scripts) == 3, "plotly, the charts and the completions"
+    assert page.allowed_scripts
 
 
 def test_the_page_shows_the_runs_own_numbers(run):
@@ -53,7 +55,7 @@ def test_the_page_shows_the_runs_own_numbers(run):
 
 def test_what_a_model_wrote_is_escaped(run):
     source = write_report(run).read_text()
-    assert "<script" not in source
+    assert "<script>alert" not in source
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in source
     assert "&lt;b&gt;problem&lt;/b&gt;" in source
     assert "<i>0</i>" not in source
@@ -63,7 +65,7 @@ def test_the_recipe_and_names_are_escaped_too(run):
     (run / "recipe.yaml").write_text("learning_rate: 1e-4 # </pre><script>")
     (run / "config.json").write_text('{"model_type": "<llama>"}')
     page = page_of(run)
-    assert "script" not in page.tags and "llama" not in page.tags
+    assert page.allowed_scripts and "llama" not in page.tags
     assert any("learning_rate: 1e-4 # </pre><script>" in text for text in page.text)
 
 
@@ -72,9 +74,8 @@ def test_a_run_without_evaluations_says_so(run):
     (run / "summary.json").unlink()
     page = page_of(run)
     text = " ".join(page.text)
-    assert "cannot be compared before and after" in text
-    assert "there is no folder before" in text
-    assert len(page.addresses) == 2, "learning and curriculum can still be drawn"
+    assert "there is no folder before (`metatune eval --into RUN` writes it)" in text
+    assert len(page.addresses) == 3, "learning, curriculum and training can still be drawn"
 
 
 def test_a_chat_reads_as_text(run):
@@ -86,6 +87,8 @@ def test_a_chat_reads_as_text(run):
     page = page_of(run)
     assert "system: Be brief.\n\nuser: 6 * 4?" in page.text
     assert "first\nthen 24" in page.text
+    shown = json.loads(page.data["completion-data"])
+    assert shown["prompts"][0] == "system: Be brief.\n\nuser: 6 * 4?"
 
 
 def test_the_comparison_is_computed_where_the_run_wrote_none(run):
@@ -112,8 +115,8 @@ def test_metrics_alone_make_a_page(run):
             "Line 2 of metrics.jsonl",
         ),
         ("metrics.jsonl", "", "metrics.jsonl is empty"),
-        ("summary.json", "{", "summary.json is not JSON"),
-        ("summary.json", "[]", "summary.json is not a comparison"),
+        ("summary.json", "{", "summary.json: not JSON"),
+        ("summary.json", "[]", "summary.json: not a JSON object"),
         ("after/summary.json", "{}", "evaluation after training: .*not a saved evaluation"),
         ("completions/completions_99999.parquet", "x", "completions_99999.parquet cannot be read"),
     ],
@@ -134,7 +137,7 @@ def test_unscorable_completions_are_shown_as_such(run):
     (run / "summary.json").unlink()
     text = " ".join(page_of(run).text)
     assert "not scored" in text
-    assert "160" in text
+    assert "160" in text and "40 \N{MULTIPLICATION SIGN} 4" in text
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):

@@ -193,7 +193,9 @@ def test_unfinished_and_resumed_runs_are_told(tmp_path):
     resumed = a_run(tmp_path, "resumed", "seed: 1\nresume_from_checkpoint: 'true'")
     told = warnings_of(compare_runs([unfinished, resumed]))
     assert "not finished" in told["unfinished"] and "not finished" not in told["resumed"]
-    assert "its time is that of its last launch" in told["resumed"]
+    assert "its log does not have the time of all launches" in told["resumed"]
+    resumed.metrics[-1]["time/run"] = 40.0
+    assert "launches" not in warnings_of(compare_runs([unfinished, resumed]))["resumed"]
 
 
 def test_unequal_work_is_told(tmp_path):
