@@ -6,7 +6,7 @@ Every verifier and every vote reads completions through these functions, so an a
 import re
 
 MARK = "answer "
-_THINKING = re.compile(r"< ?(/?) ?think(?:ing)? ?>", re.IGNORECASE)
+_THINKING = re.compile(r"< ?(/?) ?(?:think|thinking|thought|reasoning) ?>", re.IGNORECASE)
 _OPEN = re.compile(r"< ?answer ?>", re.IGNORECASE)
 _CLOSE = re.compile(r"< ?/ ?answer ?>", re.IGNORECASE)
 _VERDICT = re.compile(r"<verdict>([^<]*)</verdict>", re.IGNORECASE)

@@ -39,12 +39,13 @@ _COMMANDS = re.compile(rf"(?<![A-Za-z\\])({'|'.join(_WORDS.split())})(?![A-Za-z]
 _INVERSES = re.compile(r"(?<![A-Za-z\\])a(sin|cos|tan)(?![A-Za-z])")
 _INFINITY = re.compile(r"(?<![A-Za-z\\])(?:infinity|inf|oo)(?![A-Za-z])")
 # What takes an argument in parentheses, where LaTeX wants braces. `\sqrt(2)` is as common as `sqrt(2)`.
-_CALL = re.compile(r"(?P<call>\\sqrt(?=\s*\()|(?<![A-Za-z\\])(?:sqrt|cbrt|exp|abs)|\^)\s*(?P<open>[({[]?)")
+_CALL = re.compile(r"(?P<call>\\sqrt(?=\s*\()|(?<![A-Za-z\\])(?:sqrt|cbrt|exp|abs|floor|ceil)|\^)\s*(?P<open>[({[]?)")
 _CALLS = {"^": "^{ARGUMENT}", "sqrt": r"\sqrt{ARGUMENT}", "cbrt": r"\sqrt[3]{ARGUMENT}", "exp": "e^{ARGUMENT}"}
-_CALLS |= {"abs": "|ARGUMENT|"}
+_CALLS |= {"abs": "|ARGUMENT|", "floor": r"\lfloor ARGUMENT\rfloor ", "ceil": r"\lceil ARGUMENT\rceil "}
 _OPERAND = re.compile(r"\d+(?:\.\d+)?|\\[A-Za-z]+|[A-Za-z]")
 _LONG_EXPONENT = re.compile(r"\^\s*(-\s*[A-Za-z0-9]|-?\d\d)(\d*)")
-_E_NOTATION = re.compile(r"(?<![\w.])(\d+\.\d+[eE][+-]?\d+|\d+(?:[eE][+-]?\d{2,}|E[+-]?\d+))(?![\w.])")
+# 2e-1 may be 2e - 1, so a sign needs a decimal, a capital E, or two digits.
+_E_NOTATION = re.compile(r"(?<![\w.])(\d+\.\d+[eE][+-]?\d+|\d+(?:e\d+|e[+-]\d{2,}|E[+-]?\d+))(?![\w.])")
 
 
 def from_unicode(text: str) -> str:

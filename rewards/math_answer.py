@@ -29,8 +29,10 @@ LONGEST_PHRASE = 120  # characters of what follows "the answer is"
 
 _BOX = re.compile(r"\\f?boxed(?![A-Za-z])|\\fbox(?![A-Za-z])")
 _UNBRACED = re.compile(r"\s*([^\s$]+)")
+_AND_OR = r"[\s,]*(?:\b(?:and|or)\b)?[\s,]*"
 _BETWEEN_BOXES = re.compile(
-    r"(?:[\s$,;]|\\[,;:! ()\[\]]|\\q?quad|\b(?:and|or)\b|\\text\s*\{\s*,?\s*(?:and|or)\s*\}|\\(?:lor|land|vee|wedge))*"
+    rf"(?:[\s$,;&*]|\\[\\,;:! ()\[\]]|\\q?quad|\b(?:and|or)\b|\\(?:text|mbox|mathrm|textrm)\s*\{{{_AND_OR}\}}"
+    r"|\\(?:lor|land|vee|wedge))*"
 )
 _TAG = re.compile(r"< ?answer ?>", re.IGNORECASE)
 _END_TAG = re.compile(r"< ?/ ?answer ?>", re.IGNORECASE)
@@ -45,7 +47,9 @@ _PHRASE = re.compile(
     r"(?:\s+(?:therefore|thus|then|simply|just|equal to)\b)*",
     re.IGNORECASE,
 )
-_SENTENCE_END = re.compile(r"[.!?](?=\s+[A-Z*]|\s*$)|\*\*(?=\s)|,?\s+(?:because|since|so|which|as)\b")
+_SENTENCE_END = re.compile(
+    r"(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bDr)(?<!\bSt)(?:[.?](?=\s+[A-Z*]|\s*$)|!(?=\s+[A-Z*]))|\*\*(?=\s)|,?\s+(?:because|since|so|which|as)\b"
+)
 _PROSE = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{2,}(?![A-Za-z}])")
 _MARKS = re.compile(r"boxed|fbox|####|answer", re.IGNORECASE)
 _LETTER_OR_DIGIT = re.compile(r"(?<![\\A-Za-z])[A-Za-z0-9]")  # and no part of a command
@@ -108,7 +112,7 @@ def read_reference(answer: str) -> Formula:
     text = answer if marked is None else marked
     formula = read_formula(text)
     fix = "fix the row, or drop it"
-    if not re.search(r"[^\W_]|\\[a-z]", formula.key):
+    if not re.search(r"[^\W_]|\\[a-z]|[<>=+*/^|]|\{\}", formula.key):
         raise ValueError(f"the reference {answer[:200]!r} has no answer that could be compared: {fix}")
     if not braces_balance(formula.text):
         raise ValueError(f"the braces of the reference {answer[:200]!r} do not balance: {fix}")

@@ -117,7 +117,7 @@ def read_formula(answer: str) -> Formula:
 def _bare(text: str) -> str:
     """Drop what surrounds a formula: delimiters of math, Markdown, a leading `=` or `:`, a trailing full stop."""
     text = re.sub(r"^\s*[*_]+", "", _DELIMITERS.sub("", text))
-    return _LEADING.sub("", _TRAILING.sub("", text), count=1)
+    return _LEADING.sub("", _TRAILING.sub("", text), count=1) or text.strip()
 
 
 def _without_separators(text: str) -> str:

@@ -17,9 +17,18 @@ Marks = dict[str, tuple[str, ...]]
 _CURRENCY = re.compile(
     r"\\(?:euro|texteuro|pounds|textsterling|textdollar|\$)(?![A-Za-z])|[€£¥₹₩₽₪₫₴₦₱฿¢]"
     r"|(?<![A-Za-z])(?:US|A|C|HK|NZ)\s?(?=\\?\$\s?\d)"
-    r"|(?<![A-Za-z])(?:USD|EUR|GBP|JPY|CNY|INR|CAD|AUD|CHF|RMB)(?![A-Za-z])"
+    r"|(?<![A-Za-z])Rs\.?\s?(?=\d)|(?<![A-Za-z])(?:USD|EUR|GBP|JPY|CNY|INR|CAD|AUD|CHF|RMB)(?![A-Za-z])"
 )
-_SYMBOLS = {"EUR": "€", "euro": "€", "texteuro": "€", "GBP": "£", "pounds": "£", "textsterling": "£", "INR": "₹"}
+_SYMBOLS = {
+    "EUR": "€",
+    "euro": "€",
+    "texteuro": "€",
+    "GBP": "£",
+    "pounds": "£",
+    "textsterling": "£",
+    "INR": "₹",
+    "Rs": "₹",
+}
 _SYMBOLS |= dict.fromkeys(["USD", "US", "A", "C", "HK", "NZ", "CAD", "AUD", "$", "textdollar"], "$")
 _SYMBOLS |= dict.fromkeys(["JPY", "CNY", "RMB"], "¥")
 _MERIDIEM = re.compile(r"(?<![A-Za-z])([ap])\.?\s?m\b\.?", re.IGNORECASE)
@@ -27,6 +36,9 @@ _MERIDIEM = re.compile(r"(?<![A-Za-z])([ap])\.?\s?m\b\.?", re.IGNORECASE)
 _NUMERAL = r"[0-9]+[A-Fa-f0-9]*|[A-Fa-f]+[0-9][A-Fa-f0-9]*|[A-F]{2,}"
 _BASED = re.compile(
     rf"(?<![\w\\.])\(?({_NUMERAL})\)?\s?_\s?(?:\{{?\(?(?:\\text\{{)?\s?(\d\d?|[a-z]+)\s?\)?\}}{{0,2}})(?![\w.])"
+)
+_SPOKEN_BASE = re.compile(
+    r"(?<=[0-9A-Fa-f)])(?:\s*_\s*\{?)?\s*(?:\\text\s*\{)?[\s(,]*(?:in )?\bbase[\s~}-]*(\d+|[a-z]+)[\s)]*\}{0,2}"
 )
 _NAMES = ("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 _BASES = {name: str(base) for base, name in enumerate(_NAMES, 2)} | {"sixteen": "16"}
@@ -42,7 +54,8 @@ _UNIT = (
 _POWER = r"(?:\^\{?[23]\}?)?"
 _WORD = rf"(?:{_UNIT}|(?:of|a|an|to|by|on|at|per|/)(?![A-Za-z])|[^\W\d_]{{3,}}){_POWER}[.,]?"
 _UNITS = re.compile(rf"(?<=[\d}})\]%!|])(?:\s*{_UNIT}{_POWER})?(?:\s+{_WORD}|(?<=[a-z])\s?/\s?{_WORD})*[\s.]*$")
-_ONE_LETTER_UNIT = re.compile(rf"([-+]?[\d.,]+(?:/\d+)?) [mgshlLVAWNJKCF]{_POWER}")
+_POWER_OF_TEN = r"(?:\s*\\(?:times|cdot)\s*10\^\{?[-+]?\d+\}?)?"
+_ONE_LETTER_UNIT = re.compile(rf"([-+]?[\d.,]+(?:/\d+)?{_POWER_OF_TEN}) [mgshlLVAWNJKCF]{_POWER}")
 _TEXT_UNITS = re.compile(
     r"(?:\s*\\(?:text(?:bf|it|rm|normal)?|mathrm|mbox)\s*\{(?!\s*[eid]\s*\})[^{}]*\}(?:\^\{?[-\d]+\}?)?)+\s*$"
 )
@@ -58,7 +71,7 @@ _IN_LEAD_IN = re.compile(
 
 def take_currency(text: str, marks: Marks) -> str:
     """Drop signs and codes of currencies, and note which."""
-    found = {match[0].strip(" \\") for match in _CURRENCY.finditer(text)}
+    found = {match[0].strip(" .\\") for match in _CURRENCY.finditer(text)}
     if not found:
         return text
     marks["currency"] = tuple(sorted({_SYMBOLS.get(name, name) for name in found}))
@@ -67,6 +80,7 @@ def take_currency(text: str, marks: Marks) -> str:
 
 def take_bases(text: str, marks: Marks) -> str:
     """Drop the bases of numerals, and note them with their numerals."""
+    text = _SPOKEN_BASE.sub(r"_{\1}", text)
     numerals = [(numeral[1].upper(), _BASES.get(numeral[2], numeral[2])) for numeral in _BASED.finditer(text)]
     if not numerals or not all(base.isdigit() for _, base in numerals):
         return text

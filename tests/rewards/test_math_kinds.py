@@ -23,7 +23,22 @@ MARKS = [
     "**Answer:** {}",
     "Final Answer: ${}$. I hope it is correct.",
 ]
-IDENTICAL = ["x+1", "sqrt(2)", "(1,2)", "[1,2)", "C", "Paris", "New York", "3:4", "{1,2}", "12:00", "x > 1", "2516_7"]
+IDENTICAL = [
+    "x+1",
+    "sqrt(2)",
+    "(1,2)",
+    "[1,2)",
+    "C",
+    "Paris",
+    "New York",
+    "3:4",
+    "{1,2}",
+    "12:00",
+    "x > 1",
+    "2516_7",
+    "Mr. Smith",
+    "n!",
+]
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +142,8 @@ def test_boxes_that_only_separators_keep_apart_are_one_list(verifier, completion
         ("3.1415926", r"\pi", True),
         ("3.1415928", r"\pi", False),
         ("9.53674316e-7", "2^{-20}", True),
+        ("1e-12", "2e-12", False),
+        (r"1.6\times10^{-19}\text{ C}", r"3.2\times10^{-19}\text{ C}", False),
         (r"6.02\times10^{23}", "6.02e23", True),
         ("1.6e-19", r"1.6\times 10^{-18}", False),
         (r"12.5\%", "0.125", True),
@@ -147,6 +164,8 @@ def test_numbers_are_compared_to_the_last_digit(verifier, answer, reference, rig
         ("2516", "2516_8", True),
         ("2517", "2516_8", False),
         (r"2516_{\text{eight}}", "2516_8", True),
+        ("2516 (base 8)", "2516_8", True),
+        (r"2516_{\text{base }7}", "2516_8", False),
         ("1a_{16}", "1A_{16}", True),
         (r"\{11_2, 10_3\}", r"\{11_3, 10_2\}", False),
         ("a_1", "a_2", False),
