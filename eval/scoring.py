@@ -9,6 +9,7 @@ which is what reinforcement learning moves. Search tasks may loop when decoded g
 """
 
 import json
+import logging
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,9 +19,12 @@ from transformers import PreTrainedTokenizerBase
 
 from ..curricula import check_verified
 from ..rewards import get_verifier
+from ..rewards.correctness import refusal_of_row
 from .engines import Engine, Sampling
 from .evaluation import Completion, Evaluation
 from .votes import vote
+
+logger = logging.getLogger(__name__)
 
 COLUMNS = ("prompt", "answer", "distribution", "verifier", "info", "key")
 
@@ -85,14 +89,13 @@ def score(
 ) -> Completion:
     """Score one completion of an item by the item's verifier; its verdict `None` stays `None`.
 
+    A verifier that raises has the verdict `None` as well, and a log line names verifier, distribution and completion.
+
     Raises:
         ValueError: if the item is at fault, so that no completion of it could be scored.
     """
     info = json.loads(item["info"]) if item["info"] else {}
-    try:
-        verdict = get_verifier(item["verifier"]).score(text, item["answer"], info)
-    except ValueError as error:
-        raise ValueError(f"{item['distribution']}: the item {item['key']!r} cannot be scored: {error}") from error
+    verdict = _verdict(item, text, info)
     return Completion(
         distribution=item["distribution"],
         key=item["key"],
@@ -105,6 +108,29 @@ def score(
         truncated=not ids or ids[-1] not in eos_token_ids,
         correct=None if verdict is None else bool(verdict),
     )
+
+
+def _verdict(item: Mapping[str, Any], text: str, info: dict[str, Any]) -> bool | None:
+    """Ask the item's verifier; raises `ValueError` if it refuses the item with its own reference, too."""
+    where = f"{item['distribution']}: the item {item['key']!r} cannot be scored"
+    try:
+        verifier = get_verifier(item["verifier"])
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    try:
+        return verifier.score(text, item["answer"], info)
+    except Exception as raised:  # a verifier may be a user's own; the other completions are not to be lost
+        if isinstance(raised, ValueError) and (error := refusal_of_row(verifier, item["answer"], info)):
+            raise ValueError(f"{where}: {error}") from error
+        logger.warning(
+            "the verifier %r raised %s: %s on a completion of %s, which counts as unscorable: %r",
+            item["verifier"],
+            type(raised).__name__,
+            " ".join(str(raised).split())[:200],
+            item["distribution"],
+            text[:200],
+        )
+        return None
 
 
 def render(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Mapping[str, str]]) -> list[int]:

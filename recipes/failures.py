@@ -81,6 +81,8 @@ def known_cause(error: BaseException, output_dir: str | None, resumes: bool = Tr
     while cause is not None and cause not in seen:  # an error may have been raised from itself
         seen.append(cause)
         text = str(cause)
+        if isinstance(cause, (RewardServerError, JudgeError)) and resumes and output_dir is not None:
+            return f"{text}. {kept_so_far(output_dir)}"
         if isinstance(cause, (VLLMServerError, RewardServerError, JudgeError, NonFiniteError)):
             return text
         full = (isinstance(cause, OSError) and cause.errno in FULL) or any(part in text for part in FULL_TEXTS)
@@ -104,6 +106,18 @@ def known_cause(error: BaseException, output_dir: str | None, resumes: bool = Tr
 def lost_peer(error: BaseException) -> bool:
     """Return whether an error only says that another process has gone."""
     return any(part in f"{type(error).__name__} {error}" for part in LOST_PEER_TEXTS)
+
+
+def kept_so_far(output_dir: str) -> str:
+    """Say which checkpoint a run can be resumed from, as a sentence."""
+    from metatune.trainers.whole_checkpoints import last_whole_checkpoint
+
+    last = last_whole_checkpoint(Path(output_dir))
+    return (
+        "There is no checkpoint yet: the run starts again"
+        if last is None
+        else f"The last complete checkpoint is {last}"
+    )
 
 
 def cause_of(failures: Mapping[int, Any]) -> tuple[int, Any]:
@@ -132,9 +146,9 @@ def cause_of(failures: Mapping[int, Any]) -> tuple[int, Any]:
 
 
 def one_line(message: str | dict) -> str:
-    """Return what a process recorded, as one line of at most 500 characters."""
+    """Return what a process recorded, as one line of at most 800 characters."""
     text = message["message"] if isinstance(message, dict) else message
-    return " ".join(text.removeprefix(f"{RecordedError.__name__}: ").split())[:500]
+    return " ".join(text.removeprefix(f"{RecordedError.__name__}: ").split())[:800]
 
 
 def describe_exit(code: int, message: str | dict, process: str) -> str:

@@ -32,6 +32,7 @@ class RewardModelEntry:
         url (`str`, *optional*): of a vLLM pooling server.
         model (`str`, *optional*): the name by which the server serves the model.
         tokenizer (`str`, *optional*): the server's model as this machine sees it, if under another name.
+        api_key_variable (`str`, *optional*): environment variable with the server's key; never the key itself.
         weight (`float`, *optional*, defaults to 1.0): of this reward in the sum.
         device (`str`, *optional*): where `path` or `paths` compute; by default where the policy does.
         dtype (`str`, *optional*): their precision; by default the checkpoint's.
@@ -46,6 +47,7 @@ class RewardModelEntry:
     url: str | None = None
     model: str | None = None
     tokenizer: str | None = None
+    api_key_variable: str | None = None
     weight: float = 1.0
     device: str | None = None
     dtype: str | None = None
@@ -55,7 +57,7 @@ class RewardModelEntry:
     def __post_init__(self):
         if [self.path, self.paths, self.url].count(None) != 2:
             raise ValueError("give exactly one of path, paths and url")
-        for option in ("device", "dtype") if self.url is not None else ("model", "tokenizer"):
+        for option in ("device", "dtype") if self.url is not None else ("model", "tokenizer", "api_key_variable"):
             if getattr(self, option) is not None:
                 raise ValueError(f"`{option}` does not go with {'url' if self.url is not None else 'path or paths'}")
         if self.paths is not None and len(self.paths) < 2:
@@ -88,7 +90,7 @@ def load_reward_models(entries: Sequence[RewardModelEntry]) -> list[RewardModelR
     rewards = []
     for index, entry in enumerate(entries):
         try:
-            scorers = _scorers(entry)
+            scorers = _scorers(entry, f"reward_models[{index}]")
         except (ValueError, RewardServerError) as error:
             raise ConfigError(f"reward_models[{index}]: {error}") from error
         name = f"reward_model_{index + 1}" if len(entries) > 1 else "reward_model"
@@ -96,13 +98,13 @@ def load_reward_models(entries: Sequence[RewardModelEntry]) -> list[RewardModelR
     return rewards
 
 
-def _scorers(entry: RewardModelEntry) -> list[Any]:
+def _scorers(entry: RewardModelEntry, name: str) -> list[Any]:
     from metatune.rewards.reward_model import RewardModel
     from metatune.rewards.reward_server import RewardServer
 
-    names = ("model", "tokenizer", "device", "dtype", "batch_size", "max_length")
-    given = {name: getattr(entry, name) for name in names if getattr(entry, name) is not None}
+    options = ("model", "tokenizer", "api_key_variable", "device", "dtype", "batch_size", "max_length")
+    given = {option: getattr(entry, option) for option in options if getattr(entry, option) is not None}
     if entry.url is not None:
-        return [RewardServer(entry.url, **given)]
+        return [RewardServer(entry.url, name=name, **given)]
     paths = [entry.path] if entry.path is not None else entry.paths or []
     return [RewardModel(path, base=base_of(path).name if is_adapter(path) else None, **given) for path in paths]

@@ -13,7 +13,7 @@ RETRIED = ("timeout", "connection", "rate_limit", "server_error", "bad_reply")  
 FAILURES = (*RETRIED, "refused", "refusal", "empty", "truncated")
 NO_ACCESS, NOT_FOUND = (401, 402, 403, 429), 404  # 429 where it is refused for want of credit
 RETRIED_STATUSES = {408: "timeout", 409: "server_error", 429: "rate_limit"}  # and those of 500 and more
-LONGEST_DETAIL = 300  # characters of a server's words
+LONGEST_DETAIL = 200  # characters of a server's words
 NO_CREDIT = "insufficient_quota"  # OpenAI sends it with 429, and no waiting helps
 
 
@@ -39,11 +39,6 @@ class Reply:
     tries: int = 0
     status: int | None = None
 
-    @property
-    def is_hopeless(self) -> bool:
-        """Whether every other request would fail in the same way: no access, or no such model."""
-        return self.failure == "refused" and self.status in (*NO_ACCESS, NOT_FOUND)
-
 
 @dataclass(frozen=True)
 class Cause:
@@ -60,6 +55,11 @@ class Cause:
     detail: str
     status: int | None = None
     wait: float | None = None
+
+
+def is_hopeless(failure: str | None, status: int | None) -> bool:
+    """Return whether every other request would fail in the same way: no access, or no such model."""
+    return failure == "refused" and status in (*NO_ACCESS, NOT_FOUND)
 
 
 def read_completion(completion: Any) -> Reply:

@@ -4,9 +4,22 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .verifiers import get_verifier
+from .verifiers import Verifier, get_verifier
 
 Completion = str | list[dict[str, Any]]
+
+
+class RowError(ValueError):
+    """A row of the data cannot be scored, whatever the completion.
+
+    Args:
+        reason (`str`): why.
+        row (`int`, *optional*): its number in the batch.
+    """
+
+    def __init__(self, reason: str, row: int | None = None):
+        super().__init__(reason if row is None else f"row {row} of the batch: {reason}")
+        self.reason = reason
 
 
 def correctness_reward(
@@ -36,11 +49,12 @@ def correctness_reward(
         `list[float | None]`: B rewards.
 
     Raises:
-        ValueError: a column has another length, or a row lacks its answer, names an unknown verifier or has bad info.
+        RowError: a column has another length, or a row lacks its answer, names an unknown verifier or has bad info. A
+            `ValueError`; whatever else a verifier raises is its own.
     """
     for column, values in (("answer", answer), ("verifier", verifier), ("info", info)):
         if len(values) != len(completions):
-            raise ValueError(f"column {column!r} has {len(values)} rows for {len(completions)} completions")
+            raise RowError(f"column {column!r} has {len(values)} rows for {len(completions)} completions")
     rewards: list[float | None] = []
     for row, (completion, reference, name, details) in enumerate(
         zip(completions, answer, verifier, info, strict=True)
@@ -50,8 +64,8 @@ def correctness_reward(
             continue
         try:
             verdict = _verdict(completion, reference, name, details)
-        except ValueError as error:
-            raise ValueError(f"row {row} of the batch: {error}") from error
+        except RowError as error:
+            raise RowError(error.reason, row) from error
         rewards.append(None if verdict is None else float(verdict))
     verified = [reward for reward, name in zip(rewards, verifier, strict=True) if name]
     if log_metric is not None and verified:
@@ -60,10 +74,29 @@ def correctness_reward(
 
 
 def _verdict(completion: Completion, reference: str | None, name: str, info: str) -> bool | None:
-    verifier = get_verifier(name)
+    text = completion if isinstance(completion, str) else completion[-1]["content"]
+    try:
+        verifier, details = get_verifier(name), json.loads(info) if info else {}
+    except ValueError as error:
+        raise RowError(str(error)) from error
     if reference is None or (verifier.needs_answer and not reference.strip()):
-        raise ValueError(
+        raise RowError(
             f"column 'answer' is empty, and the verifier {name!r} needs a reference: fill it or drop the row"
         )
-    text = completion if isinstance(completion, str) else completion[-1]["content"]
-    return verifier.score(text, reference, json.loads(info) if info else {})
+    try:
+        return verifier.score(text, reference, details)
+    except ValueError:
+        if error := refusal_of_row(verifier, reference, details):
+            raise RowError(f"{error} (verifier {name!r}, reference {reference[:100]!r})") from error
+        raise
+
+
+def refusal_of_row(verifier: Verifier, reference: str, info: dict[str, Any]) -> ValueError | None:
+    """Return the error by which a verifier refuses a row whatever the completion: also with its own reference."""
+    try:
+        verifier.score(reference, reference, info)
+    except ValueError as error:
+        return error
+    except Exception:  # of the verifier's own, which is counted where it is raised
+        return None
+    return None

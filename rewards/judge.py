@@ -12,7 +12,7 @@ once more. A judgement that failed has no total: it is never a score of 0.
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,8 @@ class Judgement:
         detail (`str`, *optional*): of a failure: what the server said, or what is wrong with the reply.
         prompt_tokens (`int`): of all requests for this answer; a plan counts for the first answer that it is for.
         completion_tokens (`int`): likewise.
+        tries (`int`): requests sent for the last step of this judgement.
+        status (`int`, *optional*): HTTP status of a failure, if the server sent one.
     """
 
     total: float | None = None
@@ -49,6 +51,8 @@ class Judgement:
     detail: str | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    tries: int = 0
+    status: int | None = None
 
 
 class Judge:
@@ -162,7 +166,7 @@ class Judge:
             shared = (
                 plan
                 if first[case["prompt"], case["reference"]] == index
-                else Reply(plan.text, plan.failure, plan.detail)
+                else replace(plan, prompt_tokens=0, completion_tokens=0)
             )
             replies[index].append(shared)
             case["plan"] = plan.text
@@ -189,7 +193,8 @@ class Judge:
             ]
             for index in again
         ]
-        warmer = max(self.client.temperature if temperature is None else temperature, SECOND_TEMPERATURE)
+        usual = self.client.temperature or 0.0
+        warmer = max(usual if temperature is None else temperature, SECOND_TEMPERATURE)
         for index, reply in zip(again, self.client.complete(corrected, schema, warmer), strict=True):
             judgement = read_judgement(reply, rubric)
             if judgement.failure is not None:
@@ -230,11 +235,16 @@ def failure_shares(judgements: Sequence[Judgement]) -> dict[str, float]:
 
 def _with_tokens(judgement: Judgement | None, replies: Sequence[Reply]) -> Judgement:
     """Return a judgement with what its requests cost; without one, the failure of the last of them."""
-    used = (sum(reply.prompt_tokens for reply in replies), sum(reply.completion_tokens for reply in replies))
+    last = replies[-1]
     if judgement is None:
-        return Judgement(None, None, None, replies[-1].failure, replies[-1].detail, *used)
-    kept = (judgement.total, judgement.scores, judgement.rationales, judgement.failure, judgement.detail)
-    return Judgement(*kept, *used)
+        judgement = Judgement(failure=last.failure, detail=last.detail)
+    return replace(
+        judgement,
+        prompt_tokens=sum(reply.prompt_tokens for reply in replies),
+        completion_tokens=sum(reply.completion_tokens for reply in replies),
+        tries=last.tries,
+        status=last.status,
+    )
 
 
 def read_json(text: str) -> Any:

@@ -19,12 +19,13 @@ import difflib
 import math
 import os
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 from . import own_loop
-from .chat_replies import FAILURES, NOT_FOUND, RETRIED, Cause, Reply, cause_of, error_in, read_completion
+from .chat_replies import FAILURES, NOT_FOUND, RETRIED, Cause, Reply, cause_of, error_in, is_hopeless, read_completion
 from .judge_advice import TOKEN_FIELDS, advice
 from .retries import LONGEST_PAUSE, WaitReport, pause_before_retry
 
@@ -47,7 +48,29 @@ PROBE_SCHEMA = {
 
 
 class JudgeError(RuntimeError):
-    """The server of a judge cannot be used, with the cause and how to fix it in one line."""
+    """The server of a judge cannot be used, with the cause and how to fix it in one line.
+
+    Args:
+        message (`str`): the line.
+        is_hopeless (`bool`, *optional*, defaults to `False`): whether waiting cannot help: no access, no such model.
+    """
+
+    def __init__(self, message: str, is_hopeless: bool = False):
+        super().__init__(message)
+        self.is_hopeless = is_hopeless
+
+
+class Failed(Protocol):
+    """A reply or a judgement that failed."""
+
+    @property
+    def failure(self) -> str | None: ...
+    @property
+    def detail(self) -> str | None: ...
+    @property
+    def tries(self) -> int: ...
+    @property
+    def status(self) -> int | None: ...
 
 
 class JudgeClient:
@@ -201,6 +224,27 @@ class JudgeClient:
             extra_keys=self.extra_body,
         )
 
+    def describe(self, what: str, failures: Sequence[Failed]) -> str:
+        """Say in one line what N > 0 failures are: which judge, how many tries, the server's words, and how to fix it.
+
+        Args:
+            what (`str`): what failed, such as `the last 16 judgements in a row failed`.
+            failures (`Sequence[Reply | Judgement]`): the failures; the last one of the most frequent kind is quoted.
+        """
+        worst = Counter(each.failure for each in failures).most_common(1)[0][0]
+        last = next(each for each in reversed(failures) if each.failure == worst)
+        tries = f"{last.tries} {'try' if last.tries == 1 else 'tries'} each"
+        detail = (last.detail or "").removesuffix(".")
+        fix = self.advice(str(worst), detail, last.status)
+        return f"{self.description}: {what}, after {tries}; mostly {worst}: {detail}. To fix it, {fix}"
+
+    def error(self, what: str, failures: Sequence[Failed]) -> JudgeError:
+        """Return the error that ends a run for such failures."""
+        return JudgeError(
+            f"{self.describe(what, failures)}; then resume with resume_from_checkpoint: true",
+            all(is_hopeless(each.failure, each.status) for each in failures),
+        )
+
     # ---- chats ----
 
     def complete(
@@ -270,7 +314,7 @@ class JudgeClient:
 
         def note(reply: Reply) -> None:
             nonlocal failed_in_a_row, last
-            dead = reply.failure in RETRIED or reply.is_hopeless
+            dead = reply.failure in RETRIED or is_hopeless(reply.failure, reply.status)
             failed_in_a_row = failed_in_a_row + 1 if dead else 0
             last = reply if dead else last
 
@@ -308,6 +352,11 @@ class JudgeClient:
             cause = cause_of(error)
         reply = Reply(failure=cause.failure, detail=self._without_key(cause.detail), status=cause.status)
         return reply, cause.wait
+
+
+def is_servers_fault(failures: Sequence[Failed]) -> bool:
+    """Return whether all of N replies or judgements failed by what no prompt is to blame for."""
+    return all(each.failure in RETRIED or is_hopeless(each.failure, each.status) for each in failures)
 
 
 def read_key(variable: str) -> str:

@@ -6,8 +6,9 @@ on what is left.
 """
 
 import json
+import logging
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import takewhile
 from typing import Any
@@ -15,7 +16,9 @@ from typing import Any
 import numpy as np
 
 from .judge import FAILURES, Judge, Judgement, failure_shares
-from .judge_client import JudgeError
+from .judge_client import is_servers_fault
+
+logger = logging.getLogger(__name__)
 
 GONE = 16  # failed judgements in a row after which nothing more is to be expected of a server
 
@@ -35,6 +38,7 @@ class JudgeReward:
 
     Attributes:
         last (`tuple`): prompts, completions, references and judgements of the last call.
+        trouble (`str`, *optional*): which judge failed in the last call, and how, in one line; `None` if none did.
 
     Raises:
         ValueError: an option out of range.
@@ -55,8 +59,8 @@ class JudgeReward:
             )
         self.judge, self.reference_column, self.__name__ = judge, reference_column, name
         self.max_failure_rate = max_failure_rate
-        # causes and details, `None` where nothing failed
-        self._failures: deque[tuple[str | None, str | None]] = deque(maxlen=window)
+        self._window: deque[Judgement] = deque(maxlen=window)
+        self.trouble: str | None = None
         self.last: tuple[list[Any], list[Any], list[str | None], list[Judgement]] = ([], [], [], [])
 
     def __call__(
@@ -99,24 +103,26 @@ class JudgeReward:
         return list(columns[self.reference_column])
 
     def _count_failures(self, judgements: Sequence[Judgement]) -> None:
-        """Raise `JudgeError` once a window's share of failures is past what is allowed, or the server is gone."""
-        self._failures.extend((judgement.failure, judgement.detail) for judgement in judgements)
-        causes = Counter(cause for cause, _ in self._failures if cause is not None)
-        rate = causes.total() / max(1, len(self._failures))
-        streak = sum(1 for _ in takewhile(lambda each: each[0] is not None, reversed(self._failures)))
-        full = len(self._failures) == self._failures.maxlen
-        gone = streak >= GONE and self.max_failure_rate < 1
-        if not gone and (rate <= self.max_failure_rate or not full):
-            return
-        worst = causes.most_common(1)[0][0]
-        detail = next(detail for cause, detail in reversed(self._failures) if cause == worst)
-        what = f"{rate:.0%} of the last {len(self._failures)} judgements"
-        if gone:
-            what = f"the last {streak} judgements in a row"
-        raise JudgeError(
-            f"{what} by {self.judge.client.base_url} failed (max_failure_rate {self.max_failure_rate:.0%}); mostly "
-            f"{worst}: {detail}. Mend the server and go on with resume_from_checkpoint: true"
-        )
+        """Log what failed; raise `JudgeError` past the allowed share of a window, or if all is lost.
+
+        That is where all judgements of a call failed for reasons of the server's, each after all its tries, or many
+        in a row for any reason.
+        """
+        self._window.extend(judgements)
+        failed = [judgement for judgement in judgements if judgement.failure is not None]
+        client, self.trouble = self.judge.client, None
+        if failed:
+            self.trouble = client.describe(f"{len(failed)} of {len(judgements)} judgements failed", failed)
+            logger.warning("%s", self.trouble)
+        failures = [judgement for judgement in self._window if judgement.failure is not None]
+        streak = sum(1 for _ in takewhile(lambda each: each.failure is not None, reversed(self._window)))
+        lost = bool(judgements) and is_servers_fault(judgements)
+        if self.max_failure_rate < 1 and (lost or streak >= GONE):
+            raise client.error(f"the last {streak} judgements in a row failed", failures[-streak:])
+        rate = len(failures) / max(1, len(self._window))
+        if rate > self.max_failure_rate and len(self._window) == self._window.maxlen:
+            share = f"{rate:.0%} of the last {len(self._window)} judgements failed"
+            raise client.error(f"{share} (max_failure_rate {self.max_failure_rate:.0%})", failures)
 
 
 def judgement_statistics(judgements: Sequence[Judgement]) -> dict[str, float]:

@@ -20,7 +20,7 @@ import numpy as np
 
 from .fencing import defuse, fence
 from .judge import read_json
-from .judge_client import Chat, JudgeClient, Reply
+from .judge_client import Chat, JudgeClient, Reply, is_servers_fault
 from .judged_cases import JudgedCase
 from .prompt_templates import PromptTemplates
 from .rubric import Rubric, RubricBounds, diff_rubrics
@@ -100,7 +100,7 @@ class MetaJudge:
 
         Raises:
             ValueError: no case.
-            JudgeError: the server does not say what it serves.
+            JudgeError: the server does not say what it serves, or fails at all analyses.
         """
         if not cases:
             raise ValueError("a meta step needs at least one case")
@@ -117,6 +117,8 @@ class MetaJudge:
         def nothing(failure: str) -> Revision:
             return Revision(None, analyses, failure, *_tokens(used))
 
+        if is_servers_fault(replies):
+            raise self.client.error(f"all {len(replies)} analyses failed", replies)
         if not analysed:
             return nothing(f"no analysis: {_first_failure(replies)}")
         asked = self.templates.render("refine.j2", bounds=self.bounds)

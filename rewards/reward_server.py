@@ -11,17 +11,21 @@ A server that fails ends the run with its cause; it never becomes a reward.
 """
 
 import asyncio
-import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import httpx
 import numpy as np
 
 from . import own_loop
+from .chat_replies import RETRIED, Cause, cause_of_status, requested_wait, shorten, words_of
+from .judge_client import read_key
 from .responses import ResponseScorer, padding_token
+from .retries import WaitReport
 
-PAUSES = (1.0, 5.0)  # seconds before the second try of a request and the third
+# seconds before each further try of a request: about two minutes, in which a server can be started again
+PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 30.0, 30.0)
 Row = TypeVar("Row")
 
 
@@ -39,7 +43,10 @@ class RewardServer(ResponseScorer):
             configuration; by default as the server names it.
         batch_size (`int`, *optional*, defaults to 64): responses in a request.
         max_length (`int`, *optional*): as for [`RewardModel`]; by default what the server takes.
-        timeout (`float`, *optional*, defaults to 120.0): seconds for one request; it is tried three times.
+        timeout (`float`, *optional*, defaults to 120.0): seconds for one try of a request.
+        api_key_variable (`str`, *optional*): environment variable with the server's key; it is never logged or
+            written.
+        name (`str`, *optional*, defaults to `"reward server"`): what messages call it.
 
     Raises:
         RewardServerError: no answer, another model, or one that has several labels; scoring raises it too.
@@ -55,11 +62,16 @@ class RewardServer(ResponseScorer):
         batch_size: int = 64,
         max_length: int | None = None,
         timeout: float = 120.0,
+        api_key_variable: str | None = None,
+        name: str = "reward server",
     ):
-        for name, value in (("batch_size", batch_size), ("max_length", max_length), ("timeout", timeout)):
+        for option, value in (("batch_size", batch_size), ("max_length", max_length), ("timeout", timeout)):
             if value is not None and value <= 0:
-                raise ValueError(f"{name} must be above 0, not {value}")
+                raise ValueError(f"{option} must be above 0, not {value}")
+        if api_key_variable is not None:
+            read_key(api_key_variable)
         self.url, self.batch_size, self.timeout = url.rstrip("/"), batch_size, timeout
+        self._key_variable, self.name = api_key_variable, name
         self.model, root, longest = self._served(model)
         self.max_length = max_length or longest
         self.tokenizer, config = _load_tokenizer(tokenizer or root or self.model, self.url)
@@ -104,44 +116,67 @@ class RewardServer(ResponseScorer):
         return ids[:end]
 
     def _ask(self, method: str, path: str, read: Callable[[Any], Row], body: Any = None) -> list[Row]:
-        """Read each entry of the server's answer; what may pass (no connection, HTTP 5xx) is tried again."""
-        for pause in (*PAUSES, None):
-            try:
-                response = own_loop.run(self._request(method, path, body))
-                if response.is_success:
-                    return [read(entry) for entry in response.json()["data"]]
-                trouble, passing = f"HTTP {response.status_code}: {_reason(response)}", response.is_server_error
-            except TimeoutError:
-                trouble, passing = f"no whole answer in {self.timeout:g} s", True
-            except httpx.TransportError as error:
-                trouble, passing = f"{type(error).__name__}: {error}", True
-            except (httpx.InvalidURL, ValueError, KeyError, TypeError, AttributeError) as error:
-                trouble, passing = f"an answer that is not vLLM's, {type(error).__name__}: {error}", False
-            if pause is None or not passing:
-                break
-            time.sleep(pause)
-        raise RewardServerError(
-            f"no use of the reward server at {self.url}{path}{f', tried {len(PAUSES) + 1} times' if passing else ''} "
-            f"({' '.join(trouble.split())[:300]}); start it with `vllm serve MODEL --runner pooling`"
-        )
+        """Read each entry of the server's answer; what may pass (no connection, HTTP 429 and 5xx) is tried again."""
+        return own_loop.run(self._persist(method, path, read, body))
+
+    async def _persist(self, method: str, path: str, read: Callable[[Any], Row], body: Any) -> list[Row]:
+        report, tries = WaitReport(f"{self.name} ({self.url})", 1), len(PAUSES) + 1
+        async with report.running():
+            tried = 0
+            while True:
+                tried += 1
+                found = await self._try(method, path, read, body)
+                if isinstance(found, list):
+                    return found
+                if tried == tries or found.failure not in RETRIED:
+                    often = f", tried {tried} times" if tried > 1 else ""
+                    said = f"no use of the reward server at {self.url}{path}{often} ({found.detail})"
+                    raise RewardServerError(f"{self.name}: {said}; {self._advice(found)}")
+                pause = max(PAUSES[tried - 1], found.wait or 0.0)
+                report.retry(found.detail, tried, tries, pause)
+                await asyncio.sleep(pause)
+
+    def _advice(self, cause: Cause) -> str:
+        if cause.status in (401, 403) and self._key_variable is None:
+            return "give the environment variable that has the server's key as `api_key_variable`"
+        if cause.status in (401, 403):
+            return f"check the key in the environment variable {self._key_variable}"
+        return "start it with `vllm serve MODEL --runner pooling`"
+
+    async def _try(self, method: str, path: str, read: Callable[[Any], Row], body: Any) -> list[Row] | Cause:
+        """Send a request once; returns the entries of the answer, or why there are none."""
+        try:
+            response = await self._request(method, path, body)
+            if response.is_success:
+                return [read(entry) for entry in response.json()["data"]]
+            status, words = response.status_code, self._words(response)
+            cause = cause_of_status(status, words, None, requested_wait(response.headers))
+            return replace(cause, detail=f"HTTP {status}: {words}")
+        except TimeoutError:
+            return Cause("timeout", f"no whole answer in {self.timeout:g} s")
+        except httpx.TransportError as error:
+            return Cause("connection", f"{type(error).__name__}: {shorten(str(error))}")
+        except (httpx.InvalidURL, ValueError, KeyError, TypeError, AttributeError) as error:
+            return Cause("refused", f"an answer that is not vLLM's, {type(error).__name__}: {shorten(str(error))}")
 
     async def _request(self, method: str, path: str, body: Any) -> httpx.Response:
+        headers = {"Authorization": f"Bearer {read_key(self._key_variable)}"} if self._key_variable else {}
         # httpx's own timeout is that of each read
-        async with httpx.AsyncClient(timeout=None) as client, asyncio.timeout(self.timeout):
+        async with httpx.AsyncClient(timeout=None, headers=headers) as client, asyncio.timeout(self.timeout):
             return await client.request(method, self.url + path, json=body)
+
+    def _words(self, response: httpx.Response) -> str:
+        """Return what the server says about a refusal, without the key that it may repeat."""
+        try:
+            words = words_of(response.json())
+        except ValueError:
+            words = words_of(response.text)
+        return words.replace(read_key(self._key_variable), "[key]") if self._key_variable else words
 
 
 def _indexed(row: Any) -> tuple[int, list[float]]:
     """Read the place and the labels' scores of a response."""
     return int(row["index"]), [float(score) for score in row["probs"]]
-
-
-def _reason(response: httpx.Response) -> str:
-    """Return what the server says about a refusal."""
-    try:
-        return response.json()["error"]["message"]
-    except (ValueError, KeyError, TypeError):
-        return response.text
 
 
 def _load_tokenizer(model: str, url: str) -> tuple[Any, Any]:

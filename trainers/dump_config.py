@@ -48,6 +48,10 @@ class DUMPConfig(GRPOConfig):
             Completions that a process generates at once in an evaluation. By default twice
             `per_device_train_batch_size`, since nothing is kept for a backward pass, rounded up to a multiple of
             `num_generations_eval`. A larger one is faster where memory allows it, above all with vLLM.
+        max_verifier_failures (`float`, *optional*, defaults to `0.1`):
+            Share of the last 256 completions on which a verifier or a reward function of your own may raise an
+            exception. Such a completion has no reward. Beyond it, and if the first completions all fail, the run ends
+            with the exception's traceback; 1 never ends it.
         vllm_server_timeout (`float`, *optional*, defaults to `100.0`):
             Seconds to wait for the vLLM server at the start (TRL's default is 240). A large model needs more to load:
             start the server first, or raise this.
@@ -88,6 +92,10 @@ class DUMPConfig(GRPOConfig):
         default=None,
         metadata={"help": "Completions at once in an evaluation (default: twice per_device_train_batch_size)."},
     )
+    max_verifier_failures: float = field(
+        default=0.1,
+        metadata={"help": "Share of the last 256 completions on which a verifier may raise before the run ends."},
+    )
     vllm_server_timeout: float = field(
         default=100.0,
         metadata={"help": "Seconds to wait for the vLLM server at the start; a model of many GB needs more."},
@@ -112,6 +120,8 @@ class DUMPConfig(GRPOConfig):
             raise ValueError(f"vllm_weight_transfer is auto, nccl or gloo, not {self.vllm_weight_transfer!r}")
         if not self.temperature > 0:
             raise ValueError(f"temperature must be above 0, got {self.temperature}: greedy rollouts are all alike")
+        if not 0 <= self.max_verifier_failures <= 1:
+            raise ValueError(f"max_verifier_failures is between 0 and 1, not {self.max_verifier_failures}")
         if self.curriculum_reward not in ("total", "gold"):
             raise ValueError(f"curriculum_reward is total or gold, not {self.curriculum_reward!r}")
         if self.sync_ref_model and self.save_strategy != "no":

@@ -37,9 +37,11 @@ from trl import GRPOTrainer
 from trl.extras.profiling import profiling_context
 from trl.models import unwrap_model_for_generation
 from trl.trainer.grpo_trainer import RewardFunc
+from trl.trainer.utils import is_async_callable
 
 from ..curricula import ItemCycle, make_curriculum
 from ..rewards import JudgeReward, RewardModelReward, correctness_reward
+from ..rewards.guarded_reward import AsyncGuardedReward, GuardedReward
 from .dump_config import DUMPConfig
 from .finite_training import FiniteTraining
 from .generation import sample_completions
@@ -113,6 +115,7 @@ class DUMPTrainer(ExactResume, FiniteTraining, GRPOTrainer):
         self._rewards_per_func: torch.Tensor  # of the batch being scored: (all ranks' completions, reward functions)
         self._gold: torch.Tensor  # what the gold reward says of that batch: (all ranks' completions,)
         self._gold_index = self._find_gold(args.gold_reward)
+        self._guard_rewards(args.max_verifier_failures)
         if args.curriculum_reward == "gold" and self._gold_index is None:
             raise ValueError("curriculum_reward: gold needs a reward function that is neither judge nor reward model")
         self._eval_rewards: dict[str, list[float]] = defaultdict(list)
@@ -127,6 +130,15 @@ class DUMPTrainer(ExactResume, FiniteTraining, GRPOTrainer):
         ]
         candidates = [each for each in (name, correctness_reward.__name__, *tellers) if each in names]
         return names.index(candidates[0]) if candidates else None
+
+    def _guard_rewards(self, max_failures: float) -> None:
+        """Let an exception of a reward function cost the completions that cause it, and not the run."""
+        self.reward_funcs: list[Any] = [
+            function
+            if isinstance(function, OPINIONS)
+            else (AsyncGuardedReward if is_async_callable(function) else GuardedReward)(function, name, max_failures)
+            for name, function in zip(self.reward_func_names, self.reward_funcs, strict=True)
+        ]
 
     @staticmethod
     def _rollout_engine(args: DUMPConfig):
@@ -169,6 +181,7 @@ class DUMPTrainer(ExactResume, FiniteTraining, GRPOTrainer):
         self._lengths = torch.tensor([len(ids) for ids in completion_ids_list], device=self.accelerator.device)
         with self._throughput.phase("score"):
             rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        self._num_missing = rewards.isnan().sum(dim=0).tolist()
         self._gold = torch.full_like(rewards[:, 0], torch.nan)
         if self._gold_index is not None:
             self._gold = rewards[:, self._gold_index].clone()
@@ -211,11 +224,7 @@ class DUMPTrainer(ExactResume, FiniteTraining, GRPOTrainer):
         """Pass every prompt's group to the curriculum, in the order of the draw, and keep what is to be logged."""
         totals = rewards = self._total_rewards()
         if totals.isnan().all():
-            raise ValueError(
-                f"none of the {len(totals)} completions of this batch could be scored: every reward function "
-                f"({', '.join(self.reward_func_names)}) returned None or NaN. Look at its own errors; the run can be "
-                "resumed from its last checkpoint"
-            )
+            raise ValueError(self._nothing_scored(len(totals)))
         local = torch.stack([outputs["advantages"].float(), self._lengths.float()], dim=1)
         advantages, tokens = self.accelerator.gather(local).unbind(dim=1)
         self._rollout_tokens += int(tokens.sum())
@@ -235,6 +244,19 @@ class DUMPTrainer(ExactResume, FiniteTraining, GRPOTrainer):
             metrics[f"reward/{arm}"].append(sum(values) / len(values))
         for arm, values in self._by_arm(self._gold).items():
             metrics[f"pass_rate/{arm}"].append(_pass_rate(values))
+
+    def _nothing_scored(self, number: int) -> str:
+        """Say which reward functions left a batch of `number` completions without a reward, in their own words."""
+        told = []
+        functions = zip(self.reward_func_names, self.reward_funcs, self.reward_weights, self._num_missing, strict=True)
+        for name, function, weight, missing in functions:
+            if missing and weight != 0:
+                trouble = getattr(function, "trouble", None)
+                told.append(f"{name} gave none to {missing} of them{f' ({trouble})' if trouble else ''}")
+        return (
+            f"none of the {number} completions of this batch has a reward: {'; '.join(told)}. The run can be resumed "
+            "from its last checkpoint"
+        )
 
     def _by_arm(self, rewards: torch.Tensor) -> dict[str, list[float]]:
         """Return each drawn distribution's rewards, without NaN; `rewards` are of all ranks, shape (B,)."""

@@ -31,6 +31,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from datasets import Dataset
 
 from ..rewards.judge import Judge, conversation_text
+from ..rewards.judge_client import JudgeError
 from ..rewards.judge_reward import JudgeReward
 from ..rewards.judged_cases import JudgedCase
 from ..rewards.meta_judge import MetaJudge
@@ -168,12 +169,12 @@ class MPOTrainer(DUMPTrainer):
                 current = self.rubric_history.current
                 told = [None, current.number, current.rubric.to_dict()]
             except Exception as error:  # the others wait for an answer
-                told = [f"{type(error).__name__}: {error}", None, None]
+                told = [f"{type(error).__name__}: {error}", isinstance(error, JudgeError), None]
                 broadcast_object_list(told)
                 raise
         broadcast_object_list(told)
         if told[0] is not None:
-            raise RuntimeError(f"the main process failed: {told[0]}")
+            raise (JudgeError if told[1] else RuntimeError)(f"the main process failed: {told[0]}")
         if told[1] != self.rubric_version:
             if self.rubric_version != UNTOLD:  # on resume the checkpoint's is compared
                 self._forget_other_rubric()

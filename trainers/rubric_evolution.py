@@ -14,7 +14,7 @@ import numpy as np
 from accelerate.logging import get_logger
 
 from ..rewards.judge import Judge
-from ..rewards.judge_client import JudgeError
+from ..rewards.judge_client import JudgeError, is_servers_fault
 from ..rewards.judge_watch import JudgeAlarm, RubricWatch, batch_quality
 from ..rewards.judged_cases import JudgedCase, select_cases, split_by_prompt
 from ..rewards.meta_judge import MetaJudge, describe_scores, describe_versions
@@ -25,6 +25,7 @@ from .mpo_config import MPOConfig
 
 logger = get_logger(__name__)
 
+MOST_SERVER_FAILURES = 3  # of a meta judge or a held-out judge in a row, before they end the run
 CASE_COLUMNS = ("prompt", "completion", "reference")
 
 
@@ -59,6 +60,7 @@ class RubricEvolution:
         self._judged: list[JudgedCase] = []  # judged by the rubric in force, the newest last
         self._early: list[JudgedCase] = []  # of the run's beginning, with gold: what the policy is compared with
         self._watch = RubricWatch(max(1, args.rollback_window), args.rollback_drop)
+        self._server_failures = {"meta_judge": 0, "held_out_judge": 0}  # in a row
         self._alarm = JudgeAlarm(args.alarm_window, args.alarm_gap)
 
     def after_batch(self, cases: list[JudgedCase], step: int) -> None:
@@ -121,7 +123,9 @@ class RubricEvolution:
         try:
             revision = meta_judge.revise(current.rubric, chosen, spread, describe_versions(self._history))
         except JudgeError as error:
+            self._count_server_failure("meta_judge", error)
             return self._nothing_new(str(error))
+        self._server_failures["meta_judge"] = 0
         self._log("mpo/tokens", revision.prompt_tokens + revision.completion_tokens)
         if revision.rubric is None:
             return self._nothing_new(str(revision.failure))
@@ -197,6 +201,12 @@ class RubricEvolution:
         self._judged = []  # their scores are of another rubric
         self._watch.rubric_changed()
 
+    def _count_server_failure(self, judge: str, error: JudgeError) -> None:
+        """Raise the error of a judge's server if no later call can succeed, or after several in a row."""
+        self._server_failures[judge] += 1
+        if error.is_hopeless or self._server_failures[judge] >= MOST_SERVER_FAILURES:
+            raise error
+
     def _nothing_new(self, reason: str) -> None:
         self._log("mpo/failed", 1.0)
         self._history.note_failure(self._step, reason)
@@ -211,15 +221,18 @@ class RubricEvolution:
         if not cases:  # nothing was judged
             return
         columns = [[getattr(case, name) for case in cases] for name in CASE_COLUMNS]
-        try:
-            judgements = held_out_judge.judge(*columns)
-        except JudgeError as error:
-            logger.warning(f"the held-out judge does not answer: {error}")
-            return
+        judgements = held_out_judge.judge(*columns)
+        if is_servers_fault(judgements):
+            error = held_out_judge.client.error(f"all {len(judgements)} judgements failed", judgements)
+            self._count_server_failure("held_out_judge", error)
+            logger.warning(str(error))
+        else:
+            self._server_failures["held_out_judge"] = 0
         pairs = [
             (case.total, each.total) for case, each in zip(cases, judgements, strict=True) if each.total is not None
         ]
         self._log("held_out_judge/failures", 1 - len(pairs) / len(cases))
+        self._log("held_out_judge/tokens", sum(each.prompt_tokens + each.completion_tokens for each in judgements))
         if not pairs:
             return
         trained, held_out = np.mean(pairs, axis=0)

@@ -68,6 +68,18 @@ def test_a_verdict_that_cannot_be_had_is_none_not_false(tokenizer):
     assert evaluation.summary()["accuracy"] is None
 
 
+def test_a_verifier_that_raises_costs_its_completion_and_not_the_evaluation(tokenizer, monkeypatch, caplog):
+    class Fragile(Verifier):
+        def score(self, completion, answer, info):
+            return int(completion) == int(answer)
+
+    monkeypatch.setattr(module, "get_verifier", lambda name: Fragile())
+    evaluation = evaluate(Scripted(tokenizer, ["7", "seven"]), tokenizer, [item("p"), item("q")])
+    assert [completion.correct for completion in evaluation.completions] == [True, None]
+    assert evaluation.summary()["num_unscorable"] == 1
+    assert "the verifier 'contains' raised ValueError" in caplog.text and "of sums" in caplog.text
+
+
 def test_an_item_that_cannot_be_scored_is_named(tokenizer):
     broken = item(verifier="knights_and_knaves", info=json.dumps({"names": ["Zoey"], "solution": []}))
     with pytest.raises(ValueError, match=r"sums: the item 'p' cannot be scored: .*solution"):

@@ -3,16 +3,19 @@
 The server is a stand-in over HTTP: it judges by the length of an answer, and its meta judge raises the item's points.
 """
 
+import dataclasses
 import json
 import os
 import re
 import signal
+from pathlib import Path
 
 import pytest
 import yaml
 
 from metatune.recipes import doctor, grpo
 from metatune.recipes.config import ConfigError, read_recipe
+from metatune.recipes.judges import ENTRIES
 from metatune.rewards import RubricHistory
 
 from ..rewards.fake_judge_server import FakeJudgeServer
@@ -100,6 +103,9 @@ def test_mistakes_are_told_before_a_launch(tmp_path, options, message):
     [
         ("judge", {"url": "http://127.0.0.1:80x1/v1"}, "`url` is the address of a server"),
         ("judge", {"url": "http:///v1"}, "`url` is the address of a server"),
+        ("judge", {"url": "http://me:secret@host/v1"}, "`url` has a user or a password: give the name of a variable"),
+        ("judge", {"api_key_variable": "sk-12"}, "`api_key_variable` is the name of an environment variable, such as"),
+        ("judge", {"max_tokens_field": "tokens"}, "max_tokens_field is one of max_tokens, max_completion_tokens, not"),
         ("judge", {"max_failure_rate": 1.5}, "`max_failure_rate` is between 0 and 1, not 1.5"),
         ("judge", {"max_failure_rate": -0.1}, "`max_failure_rate` is between 0 and 1, not -0.1"),
         ("judge", {"weight": float("inf")}, "`weight` is not finite: inf"),
@@ -131,6 +137,14 @@ def test_a_wrong_option_is_one_line_that_names_it_and_its_entry(tmp_path, monkey
     with pytest.raises(ConfigError) as error:
         grpo.check(*grpo.make_parser().parse_args_and_config(["--config", str(recipe)]))
     assert f"{entry}: {message}" in str(error.value) and "\n" not in str(error.value)
+    assert "secret" not in str(error.value) and "sk-12" not in str(error.value)
+
+
+def test_the_documentation_has_every_option_of_every_judge():
+    page = (Path(__file__).parents[2] / "docs" / "judges.md").read_text()
+    for entry in ENTRIES.values():
+        missing = [option.name for option in dataclasses.fields(entry) if f"| `{option.name}` |" not in page]
+        assert not missing
 
 
 def test_the_given_rubric_keeps_the_bounds_but_for_the_length_that_no_meta_judge_changes(tmp_path):
@@ -213,7 +227,8 @@ def test_a_judge_that_fails_ends_the_run_in_its_words_and_the_run_goes_on(tmp_pa
         code, _, errors = finish(start(metatune("grpo", "--config", recipe)))
         error = last_line(errors)
         assert code != 0 and error.startswith("metatune: error: ") and "told to answer 400" in error, errors[-2000:]
-        assert "resume_from_checkpoint: true" in error
+        assert f"judge ({server.url}, model fake): the last " in error and "after 1 try each" in error
+        assert "resume_from_checkpoint: true. The last complete checkpoint is " in error and "correctness" not in error
     with FakeJudgeServer(answer) as server:
         recipe = judged(tmp_path, server.url, meta_every=0, meta_judge=None, save_steps=1, resume_from_checkpoint=True)
         succeed(metatune("grpo", "--config", recipe))

@@ -1,14 +1,18 @@
 """The client of a judge's server, against a real HTTP server that fails in every way it was asked to."""
 
 import json
+import re
 import socket
 import threading
 import time
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from unittest.mock import patch
 
 import pytest
 
-from metatune.rewards import judge_client, own_loop
+from metatune.rewards import judge_client, own_loop, retries
+from metatune.rewards.chat_replies import requested_wait
 from metatune.rewards.judge_client import JudgeClient, JudgeError
 
 from .fake_judge_server import FakeJudgeServer, completion, drip
@@ -242,3 +246,135 @@ def test_a_server_that_never_ends_its_answer(method):
 def test_bad_options(options, message):
     with pytest.raises(ValueError, match=message):
         JudgeClient("http://127.0.0.1:1/v1", **options)
+
+
+@pytest.mark.parametrize(
+    ("message", "text", "failure"),
+    [
+        ({"content": [{"type": "text", "text": "a "}, {"type": "text", "text": "b"}]}, "a b", None),
+        ({"content": [{"type": "thinking", "thinking": "no"}, {"type": "text", "text": "b"}]}, "b", None),
+        ({"content": [{"type": "reasoning", "text": "no"}]}, None, "empty"),
+        ({"content": None, "reasoning_content": "all of it"}, "all of it", None),
+        ({"content": "", "reasoning": "all of it"}, "all of it", None),
+        ({"content": "b", "reasoning_content": "thoughts"}, "b", None),
+        ({"content": None, "refusal": "I cannot help with that."}, None, "refusal"),
+        ({"content": [{"type": "refusal", "refusal": "I cannot help with that."}]}, None, "refusal"),
+    ],
+)
+def test_forms_of_a_message(message, text, failure):
+    body = completion("x")
+    body["choices"][0]["message"] = {"role": "assistant", **message}
+    with FakeJudgeServer(echo, lambda number, request: ("body", json.dumps(body))) as server:
+        (reply,) = client(server).complete([chat("a")])
+    assert (reply.text, reply.failure) == (text, failure)
+    assert failure != "refusal" or "I cannot help with that." in reply.detail
+
+
+def test_an_answer_that_a_content_filter_holds_back_is_a_refusal():
+    body = json.dumps(completion(None, "content_filter"))
+    with FakeJudgeServer(echo, lambda number, request: ("body", body)) as server:
+        (reply,) = client(server).complete([chat("a")])
+    assert (reply.failure, reply.tries) == ("refusal", 1)
+
+
+def test_fields_that_hosted_models_rename_or_refuse():
+    with FakeJudgeServer(echo) as server:
+        options = {"max_tokens": 50, "max_tokens_field": "max_completion_tokens", "temperature": None}
+        client(server, **options).complete([chat("a")], temperature=0.7)
+    (body,) = server.bodies
+    assert body["max_completion_tokens"] == 50 and not {"max_tokens", "temperature"} & set(body)
+
+
+@pytest.mark.parametrize(
+    ("words", "options", "advice"),
+    [
+        ("Unsupported parameter: 'max_tokens'", {}, "set `max_tokens_field: max_completion_tokens`"),
+        (
+            "Unrecognized request argument: max_completion_tokens",
+            {"max_tokens_field": "max_completion_tokens"},
+            "set `max_tokens_field: max_tokens`",
+        ),
+        ("'temperature' does not support 0.0 with this model", {}, "set `temperature: null`"),
+        ("This response_format type is unavailable now", {}, "set `structured: none`"),
+        ("Unrecognized request argument supplied: top_k", {"extra_body": {"top_k": 1}}, "`top_k` in `extra_body`"),
+        ("This model's maximum context length is 4096 tokens", {}, "lower `max_prompt_characters`"),
+    ],
+)
+def test_a_refused_field_names_the_option_that_fixes_it(words, options, advice):
+    with FakeJudgeServer(echo, lambda number, body: ("error", (400, words))) as server:
+        problem = client(server, **options).probe()
+    assert "400 Bad Request: " + words in problem and advice in problem
+
+
+@pytest.mark.parametrize(
+    ("fault", "problem"),
+    [
+        (None, None),
+        (("busy", 30), None),
+        (("cut", "{"), None),
+        (
+            ("error", (401, "Incorrect API key provided: sk-secret")),
+            "401 Unauthorized: Incorrect API key provided: [key]",
+        ),
+        (("error", (404, "The model `fake` does not exist")), "404 Not Found: The model `fake` does not exist"),
+        (("status", 500), "500 Internal Server Error: told to answer 500"),
+        (("body", "<html><title>Sign in</title></html>"), "no JSON: a web page, 'Sign in'"),
+        (("body", json.dumps({"error": {"message": "No credit", "code": 402}})), "402 Payment Required: No credit"),
+        (("late", 1.0), "timeout: no answer in 0.3 s"),
+    ],
+)
+def test_a_probe_is_one_chat_with_the_key(monkeypatch, fault, problem):
+    monkeypatch.setenv("KEY_OF_THE_JUDGE", "sk-secret\n")
+    with FakeJudgeServer(echo, lambda number, body: fault) as server:
+        found = client(server, model="fake", api_key_variable="KEY_OF_THE_JUDGE").probe(
+            timeout=0.3 if fault and fault[0] == "late" else 5.0
+        )
+    assert len(server.bodies) == 1 and server.headers[0]["authorization"] == "Bearer sk-secret"
+    assert found is None if problem is None else problem in found
+
+
+def test_a_server_without_a_list_of_models_needs_the_model_s_name():
+    with FakeJudgeServer(echo) as server:
+        server._server.RequestHandlerClass.do_GET = lambda handler: handler.reply(404, {"detail": "Not Found"})
+        client(server, model="fake").check()
+        with pytest.raises(JudgeError, match=r"no use of the judge's server .*404 Not Found"):
+            client(server).check()
+
+
+def test_a_wrong_key_is_noticed_before_the_first_batch_though_the_models_are_listed(monkeypatch):
+    monkeypatch.setenv("KEY_OF_THE_JUDGE", "wrong")
+    said = r"401 Unauthorized: no such key\); check the key in .* KEY_OF_THE_JUDGE"
+    refused = FakeJudgeServer(echo, lambda number, body: ("error", (401, "no such key")))
+    with refused as server, pytest.raises(JudgeError, match=said):
+        client(server, api_key_variable="KEY_OF_THE_JUDGE").check()
+
+
+@pytest.mark.parametrize("value", ["sk-\N{EM DASH}", "sk a\nb"])
+def test_a_key_that_cannot_be_sent_is_refused_without_its_value(monkeypatch, value):
+    monkeypatch.setenv("KEY_OF_THE_JUDGE", value)
+    with pytest.raises(ValueError, match="KEY_OF_THE_JUDGE, which has the judge's key, has characters") as refused:
+        client("http://127.0.0.1:1/v1", api_key_variable="KEY_OF_THE_JUDGE")
+    assert value not in str(refused.value)
+    with pytest.raises(ValueError, match="the name of an environment variable, such as OPENAI_API_KEY") as refused:
+        client("http://127.0.0.1:1/v1", api_key_variable="sk-12")
+    assert "sk-12" not in str(refused.value)
+
+
+def test_a_wait_is_logged_at_the_first_retry_and_from_time_to_time(monkeypatch, caplog):
+    monkeypatch.setattr(retries, "REPORT_EVERY", 0.1)
+    with FakeJudgeServer(echo, lambda number, body: ("status", 503) if number < 4 else ("late", 0.3)) as server:
+        client(server, max_concurrency=2).complete([chat(i) for i in range(2)])
+    first, *later = caplog.messages
+    assert first.startswith(f"judge ({server.url}, model fake): try 1 of 11 failed: server_error, 503 Service Unavai")
+    assert re.search(r"0 of 2 requests done after \d s; last failure: server_error, 503 .* \(try \d of 11\)", later[0])
+    caplog.clear()
+    with FakeJudgeServer(echo, lambda number, body: ("late", 0.15)) as server:
+        client(server).complete([chat("a")])
+    assert re.search(r"0 of 1 requests done after \d s; no answer yet$", caplog.messages[0])
+
+
+def test_a_wait_that_a_server_asks_for_as_a_date_or_in_milliseconds():
+    later = datetime.now(UTC) + timedelta(seconds=60)
+    assert 50 < requested_wait({"retry-after": format_datetime(later, usegmt=True)}) <= 60
+    assert requested_wait({"retry-after-ms": "1500", "retry-after": "2"}) == 1.5
+    assert requested_wait({"retry-after": "soon"}) is None and requested_wait({}) is None

@@ -9,6 +9,7 @@ from transformers import LlamaForSequenceClassification
 
 from metatune.curricula import build_tokenizer
 from metatune.rewards import RewardModelReward
+from metatune.rewards.guarded_reward import VerifierError
 from metatune.trainers import DUMPTrainer
 
 from .dump_setup import config, digits, make, rows, tiny_model, training_log
@@ -181,6 +182,40 @@ def test_a_batch_that_nothing_could_score_stops_the_run_and_names_the_reward(tmp
 
     with pytest.raises(ValueError, match=r"none of the 16 completions .*broken_grader.*resumed"):
         make(tmp_path, reward=broken_grader).train()
+
+
+def test_a_verifier_that_worked_is_not_blamed_for_a_reward_model_that_did_not(tmp_path):
+    class Silent:
+        def score(self, prompts, completions):
+            return np.full(len(completions), math.nan)
+
+    with pytest.raises(ValueError, match=r"has a reward: reward_model gave none to 16 of them\. The run") as error:
+        make(tmp_path, reward=[digits, RewardModelReward(Silent())]).train()
+    assert "digits" not in str(error.value)
+
+
+def test_a_completion_that_a_reward_function_raises_on_has_no_reward_and_the_run_goes_on(tmp_path):
+    def fragile(completions, **kwargs):
+        fragile.calls += 1
+        if fragile.calls == 1 or (fragile.calls == 4 and len(completions) == 1):
+            raise KeyError("the third of the first batch")
+        return [float(row % 2) for row in range(len(completions))]
+
+    fragile.calls = 0
+    trainer = make(tmp_path, reward=fragile, max_steps=2, max_verifier_failures=0.5)
+    trainer.train()
+    first, second = training_log(trainer)
+    assert first["fragile/raised"] == first["unscorable"] == 1 / 16
+    assert second["fragile/raised"] == second["unscorable"] == 0
+
+
+def test_a_reward_function_that_always_raises_ends_the_run_with_its_traceback(tmp_path):
+    def broken(completions, **kwargs):
+        raise KeyError("no such key")
+
+    with pytest.raises(VerifierError, match=r"'broken' raised KeyError: .* each of its first 16 ") as error:
+        make(tmp_path, reward=broken).train()
+    assert isinstance(error.value.__cause__, KeyError)
 
 
 def test_an_infinite_reward_stops_the_run_and_names_the_reward(tmp_path):

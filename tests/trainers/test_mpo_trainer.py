@@ -6,7 +6,7 @@ import threading
 import numpy as np
 import pytest
 
-from metatune.rewards import Rubric, RubricHistory, RubricItem
+from metatune.rewards import JudgeError, Rubric, RubricHistory, RubricItem
 from metatune.rewards.judge_watch import batch_quality
 from metatune.rewards.judged_cases import JudgedCase
 from metatune.trainers import MPOConfig
@@ -96,6 +96,15 @@ def test_without_gold_high_scores_are_judged_again_and_their_agreement_shown(tmp
     assert agreements and max(agreements) < 1, "what the judge does not stand by is shown as inflated"
     (analysis,) = [body for body in bodies if is_meta(body) and len(body["messages"]) == 2]
     assert "agreement of repeated judgements" in analysis["messages"][1]["content"]
+
+
+def test_a_meta_judge_that_denies_access_ends_the_run(tmp_path):
+    """No later meta step could succeed, and a run whose rubric stays is not what was asked for."""
+    denied = ("error", (401, "no such key"))
+    with pytest.raises(
+        JudgeError, match=r"all 1 analyses failed, after 1 try each; mostly refused: 401 .*no such key"
+    ):
+        run(tmp_path, max_steps=3, fault=lambda number, body: denied if is_meta(body) else None)
 
 
 def test_a_meta_step_that_fails_changes_nothing(tmp_path):
