@@ -120,8 +120,8 @@ def _verdict(item: Mapping[str, Any], text: str, info: dict[str, Any]) -> bool |
     try:
         return verifier.score(text, item["answer"], info)
     except Exception as raised:  # a verifier may be a user's own; the other completions are not to be lost
-        if isinstance(raised, ValueError) and (error := refusal_of_row(verifier, item["answer"], info)):
-            raise ValueError(f"{where}: {error}") from error
+        if isinstance(raised, ValueError) and (refusal := refusal_of_row(verifier, item["answer"], info)):
+            raise ValueError(f"{where}: {refusal}") from refusal
         logger.warning(
             "the verifier %r raised %s: %s on a completion of %s, which counts as unscorable: %r",
             item["verifier"],

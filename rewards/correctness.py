@@ -86,8 +86,8 @@ def _verdict(completion: Completion, reference: str | None, name: str, info: str
     try:
         return verifier.score(text, reference, details)
     except ValueError:
-        if error := refusal_of_row(verifier, reference, details):
-            raise RowError(f"{error} (verifier {name!r}, reference {reference[:100]!r})") from error
+        if refusal := refusal_of_row(verifier, reference, details):
+            raise RowError(f"{refusal} (verifier {name!r}, reference {reference[:100]!r})") from refusal
         raise
 
 
