@@ -3,35 +3,31 @@
 How rows become a training and a held-out part:
 
 - The data has the splits `train` and `test` (or the entry names both): these are the parts.
-- Otherwise all rows are one pool, and each row's key decides (`is_held_out`): the partition survives reordering.
+- Otherwise all rows are one pool. Its `test_size` rows whose keys hash lowest are held out and the rest is trained
+  on; without `test_size` about a fifth is held out (`held_out_keys`). The choice depends neither on the order nor on
+  the seed, and a smaller held-out part is inside a larger one.
 
-The key of a row is its normalised prompt text. A key occurs once in a part, and `load_distributions` drops from
-training every key that any held-out part of the same load has.
+The key of a row is its normalized prompt text; that of a conversation with more than one turn is all turns with
+their roles. A key occurs once in a part, and `load_distributions` drops from training every key that any held-out part
+of the same load has.
 """
 
-import glob
 import json
 import logging
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
-import datasets
-import pyarrow
-import pyarrow.parquet
-
 from ..rewards import check_reference
+from .cells import cell, read_answer, read_prompt, text_problem
+from .dataset_files import Row, file_splits, hub_splits, local_files
 from .entry import Entry, MissingDataError, Parts, nearest
-from .problem import Problem, is_held_out
+from .problem import Message, Problem, held_out_keys
 
 logger = logging.getLogger(__name__)
-
-SUFFIXES = (".jsonl", ".parquet")
-Row = tuple[str, dict[str, Any]]  # where the row stands, and its columns
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +39,12 @@ class DatasetSource(Entry):
             the name of a dataset on the hub. What exists locally is never looked up on the hub.
         verifier (`str`, *optional*): verifier of the answers. Without one nothing says what is right: such a
             distribution is for judges and reward models.
-        prompt_column (`str`, *optional*, defaults to `"prompt"`): column of the question.
+        prompt_column (`str`, *optional*): column of the question, a text or a conversation (a list of role and
+            content); by default `prompt`, or `messages` where a row has no `prompt`. A final assistant turn is left
+            out of the prompt. This and the other columns may be dotted paths into nested columns, such as
+            `reward_model.ground_truth` or `messages.1.content`.
         answer_column (`str`, *optional*): column of the reference answer, `answer` where there is a verifier. Without
-            one it is read only if it is given, for a judge's `reference_column: answer`.
+            one it is read only if it is given, for a judge's `reference_column: answer`. Text or a number.
         answer_after (`str`, *optional*): the reference is what follows the last occurrence of this mark.
         info_columns (`list[str]`, *optional*): columns that the verifier needs beside the reference.
         split_by (`str`, *optional*): column whose values make one distribution each, named `name-value`. `file` is the
@@ -60,7 +59,7 @@ class DatasetSource(Entry):
 
     path: str | list[str]
     verifier: str | None = None
-    prompt_column: str = "prompt"
+    prompt_column: str | None = None
     answer_column: str | None = None
     answer_after: str | None = None
     info_columns: list[str] = field(default_factory=list)
@@ -90,39 +89,44 @@ class DatasetSource(Entry):
         paths = [self.path] if isinstance(self.path, str) else self.path
         if not paths:
             raise ValueError(f"{where}: path is an empty list; name at least one file")
-        found = {path: _local_files(path, where) for path in paths}
+        found = {path: local_files(path, where) for path in paths}
         if isinstance(self.path, list) and (missing := [path for path in paths if not found[path]]):
             raise MissingDataError(f"{where}: no data at {missing[0]!r}; a list is of local files and folders")
         files = [file for files in found.values() for file in files]
-        splits = _file_splits(files) if files else self._hub_splits(where)
+        splits = file_splits(files) if files else hub_splits(str(self.path), self.subset, where)
         if files and self.subset is not None:
             raise ValueError(f"{where}: subset {self.subset!r} is for hub datasets, but {self.path!r} is local")
         return splits, *self._choose(list(splits), where)
 
     def load(self, where: str) -> dict[str, Parts]:
-        """Read the rows and part them; see the head of this file."""
+        """Read the rows and divide them; see the head of this file."""
         splits, train_names, test_names = self._splits(where)
         if unused := [name for name in splits if name not in (*train_names, *test_names)]:
             logger.warning(
                 "%s: the splits %s are not used; name others by train_split and test_split", where, ", ".join(unused)
             )
-        pool = self._unique((row for name in train_names for row in splits[name]), "training", where)
-        if test_names:
-            held_out = self._unique((row for name in test_names for row in splits[name]), "held-out", where)
-        else:
-            held_out = [(value, problem) for value, problem in pool if is_held_out(problem.key)]
-            pool = [(value, problem) for value, problem in pool if not is_held_out(problem.key)]
-
-        values = {value for value, _ in [*pool, *held_out]}
-        if not values:
+        parts = self._read((row for name in train_names for row in splits[name]), where)
+        held_out = self._read((row for name in test_names for row in splits[name]), where)
+        if not parts and not held_out:
             raise ValueError(f"{where}: {self.path!r} has no items in split {', '.join(train_names + test_names)}")
-        return {
-            self.name if self.split_by is None else f"{self.name}-{value}": Parts(
-                [problem for v, problem in pool if v == value],
-                [problem for v, problem in held_out if v == value],
+        empty = _Rows()
+        loaded = {}
+        for value in sorted({*parts, *held_out}, key=_natural):
+            name = self.name if self.split_by is None else f"{self.name}-{value}"
+            pool, test = parts.get(value, empty), held_out.get(value, empty)
+            loaded[name] = pool.divided(test) if test_names else self._divide(pool, f"{where}: {name}")
+        return loaded
+
+    def _divide(self, pool: "_Rows", where: str) -> Parts:
+        """Hold out `test_size` rows of a pool, about a fifth without it."""
+        if self.test_size is not None and self.test_size >= len(pool.problems):
+            raise ValueError(
+                f"{where}: test_size {self.test_size} of {len(pool.problems)} distinct rows leaves none to train on; "
+                "lower it, or give a split to hold out (test_split)"
             )
-            for value in sorted(values, key=_natural)
-        }
+        held_out = held_out_keys(pool.problems, self.test_size)
+        train = [problem for key, problem in pool.problems.items() if key not in held_out]
+        return Parts(train, [problem for key, problem in pool.problems.items() if key in held_out], pool.duplicates)
 
     def _choose(self, names: list[str], where: str) -> tuple[list[str], list[str]]:
         """Pick the splits to train on and to hold out; no split to hold out means that the keys decide."""
@@ -138,40 +142,43 @@ class DatasetSource(Entry):
             )
         return [train] if train else [name for name in names if name != test], [test] if test else []
 
-    def _unique(self, rows: Iterable[Row], part: str, where: str) -> list[tuple[str, Problem]]:
-        """Read each row as a problem, beside its `split_by` value; of equal keys the first stays."""
-        unique: dict[str, tuple[str, Problem]] = {}
-        count = 0
-        for count, (location, row) in enumerate(rows, 1):  # noqa: B007
+    def _read(self, rows: Iterable[Row], where: str) -> dict[str, "_Rows"]:
+        """Read each row as a problem, by `split_by` value; of equal keys the first row of all stays."""
+        read: dict[str, _Rows] = {}
+        known: dict[str, _Rows] = {}
+        for location, row in rows:
             problem = self._problem(location, row, where)
-            if problem.key not in unique:
-                unique[problem.key] = self._value(location, row, where), problem
-        if count > len(unique):
-            logger.warning(
-                "%s: dropped %d of %d %s rows as duplicates of another", where, count - len(unique), count, part
-            )
-        return list(unique.values())
+            if problem.key in known:
+                known[problem.key].duplicates += 1
+                continue
+            members = read.setdefault(self._value(location, row, where), _Rows())
+            members.problems[problem.key] = problem
+            known[problem.key] = members
+        return read
 
     def _value(self, location: str, row: dict[str, Any], where: str) -> str:
         if self.split_by is None:
             return ""
         value = _column(row, self.split_by, "split_by", location, where)
-        if not isinstance(value, str | int):
+        if not isinstance(value, str | int) or (isinstance(value, str) and text_problem(value)):
             raise ValueError(
                 f"{where}: {location}: split_by column {self.split_by!r} has {value!r}; text or int needed"
             )
         return str(value)
 
     def _problem(self, location: str, row: dict[str, Any], where: str) -> Problem:
-        prompt = _column(row, self.prompt_column, "prompt_column", location, where)
-        if not isinstance(prompt, str) or not prompt.strip():
-            raise ValueError(
-                f"{where}: {location}: prompt_column {self.prompt_column!r} must be text and not empty, got {prompt!r}"
-            )
-        info = {column: _column(row, column, "info_columns", location, where) for column in self.info_columns}
+        column = self.prompt_column or ("messages" if "prompt" not in row and "messages" in row else "prompt")
+        prompt = _parsed(read_prompt, row, column, "prompt_column", location, where)
         try:
-            json.dumps(info)
-        except TypeError as error:
+            if self.system is not None and not isinstance(prompt, str):
+                self.messages(prompt)
+        except ValueError as error:
+            raise ValueError(f"{where}: {location}: {error}") from error
+        info = {name: _column(row, name, "info_columns", location, where) for name in self.info_columns}
+        try:
+            if info:
+                json.dumps(info, ensure_ascii=False).encode()
+        except (TypeError, ValueError) as error:
             raise ValueError(f"{where}: {location}: info_columns {self.info_columns} are not JSON: {error}") from error
         return Problem(
             prompt=prompt,
@@ -185,11 +192,7 @@ class DatasetSource(Entry):
         column = self._answer_column
         if column is None:
             return ""
-        answer = _column(row, column, "answer_column", location, where)
-        if isinstance(answer, int) and not isinstance(answer, bool):
-            answer = str(answer)
-        if not isinstance(answer, str):
-            raise ValueError(f"{where}: {location}: answer_column {column!r} must be text or an int, got {answer!r}")
+        answer = _parsed(read_answer, row, column, "answer_column", location, where)
         if self.answer_after is not None:
             if self.answer_after not in answer:
                 raise ValueError(f"{where}: {location}: answer_column {column!r} lacks the mark {self.answer_after!r}")
@@ -202,87 +205,56 @@ class DatasetSource(Entry):
             raise ValueError(f"{where}: {location}: answer_column {column!r}: {error}") from error
         return answer.strip()
 
-    def _hub_splits(self, where: str) -> dict[str, Iterable[Row]]:
-        try:
-            splits = datasets.load_dataset(self.path, name=self.subset)
-        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-            raise MissingDataError(
-                f"{where}: {self.path!r} is neither a local file or folder nor a dataset that the hub gave: {error}"
-            ) from error
-        return {name: _hub_rows(f"{self.path}, split {name}", name, split) for name, split in splits.items()}
+
+@dataclass
+class _Rows:
+    """The rows of one distribution before they are divided: problems by key, and how many rows repeated a key."""
+
+    problems: dict[str, Problem] = field(default_factory=dict)
+    duplicates: int = 0
+
+    def divided(self, held_out: "_Rows") -> Parts:
+        """Return these rows as the training part beside a given held-out part."""
+        return Parts(
+            list(self.problems.values()), list(held_out.problems.values()), self.duplicates + held_out.duplicates
+        )
 
 
-def normalised(prompt: str) -> str:
-    """Write a prompt's canonical key: one form of Unicode, no case, single spaces."""
+def normalised(prompt: str | list[Message]) -> str:
+    """Return a prompt's canonical key: one form of Unicode, no case, single spaces.
+
+    A conversation of one user turn has the key of its text; a longer one has all its turns in the key.
+    """
+    if not isinstance(prompt, str):
+        if len(prompt) > 1:
+            prompt = "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
+        else:
+            prompt = prompt[0]["content"]
     return " ".join(unicodedata.normalize("NFC", prompt).casefold().split())
 
 
 def _natural(text: str) -> list[str | int]:
-    """Sort key that puts `people10` after `people3`: text at even places, numbers at odd ones."""
+    """Return a sort key that puts `people10` after `people3`: text at even places, numbers at odd ones."""
     return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+)", text))]
 
 
 def _column(row: dict[str, Any], column: str, option: str, location: str, where: str) -> Any:
-    if column not in row:
-        raise ValueError(f"{where}: {location}: there is no column {column!r} ({option}); {nearest(column, row)}")
-    return row[column]
-
-
-def _local_files(path: str, where: str) -> list[Path]:
-    """List the files that a path names; none when it can only be a hub dataset's name."""
-    place = Path(path).expanduser()
-    if place.is_file():
-        if place.suffix not in SUFFIXES:
-            raise ValueError(f"{where}: cannot read {path!r}: its suffix must be one of {', '.join(SUFFIXES)}")
-        return [place]
-    candidates = place.iterdir() if place.is_dir() else map(Path, glob.glob(str(place)))  # noqa: PTH207 - takes absolute patterns
-    files = sorted(file for file in candidates if file.suffix in SUFFIXES)
-    looks_local = place.is_dir() or place.is_absolute() or path[:1] in (".", "~") or place.suffix in SUFFIXES
-    if not files and (looks_local or glob.has_magic(path)):
-        siblings = [file.name for file in place.parent.iterdir()] if place.parent.is_dir() else []
-        hint = f"it holds no {' or '.join(SUFFIXES)} file" if place.is_dir() else nearest(place.name, siblings)
-        raise MissingDataError(f"{where}: no data at {path!r}; {hint}")
-    return files
-
-
-def _file_splits(files: list[Path]) -> dict[str, Iterable[Row]]:
-    """Group the files' rows by stem, without the number of a shard (`train-00000-of-00002`)."""
-    splits: dict[str, list[Path]] = {}
-    for file in dict.fromkeys(files):
-        splits.setdefault(re.sub(r"-\d+-of-\d+$", "", file.stem), []).append(file)
-    return {stem: _file_rows(stem, members) for stem, members in splits.items()}
-
-
-def _file_rows(stem: str, files: list[Path]) -> Iterator[Row]:
-    for file in files:
-        read = _parquet_rows if file.suffix == ".parquet" else _jsonl_rows
-        for location, row in read(file):
-            yield location, {"file": stem, **row}
-
-
-def _jsonl_rows(file: Path) -> Iterator[Row]:
-    with file.open("rb") as lines:  # bytes, so that only a newline ends a row
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line.decode("utf-8-sig"))
-            except ValueError as error:
-                raise ValueError(f"{file}, line {number}: not JSON: {error}") from error
-            if not isinstance(row, dict):
-                raise ValueError(f"{file}, line {number}: a row must be a JSON object, got {type(row).__name__}")
-            yield f"{file}, line {number}", row
-
-
-def _parquet_rows(file: Path) -> Iterator[Row]:
     try:
-        rows = (row for batch in pyarrow.parquet.ParquetFile(file).iter_batches() for row in batch.to_pylist())
-        for number, row in enumerate(rows, 1):
-            yield f"{file}, row {number}", row
-    except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(f"{file}: not Parquet: {error}") from error
+        return cell(row, column)
+    except KeyError as error:
+        part, known = error.args
+        raise ValueError(
+            f"{where}: {location}: there is no column {column!r} ({option}); {nearest(part, known)}"
+        ) from None
 
 
-def _hub_rows(origin: str, name: str, split: datasets.Dataset) -> Iterator[Row]:
-    for number, row in enumerate(split, 1):
-        yield f"{origin}, row {number}", {"file": name, **row}
+def _parsed(
+    read: Callable[[Any], Any], row: dict[str, Any], column: str, option: str, location: str, where: str
+) -> Any:
+    """Read a column's value by a function of `cells`; its errors get the row and the column."""
+    try:
+        return read(_column(row, column, option, location, where))
+    except ValueError as error:
+        if str(error).startswith(where):
+            raise
+        raise ValueError(f"{where}: {location}: {option} {column!r} {error}") from error

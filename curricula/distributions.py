@@ -18,9 +18,9 @@
         source: dataset
         path: essays.jsonl
 
-Training and held-out items never share a key, over all distributions of one load: a drawn problem, or a row of data
-without a split to hold out, is held out if and only if its key says so (`is_held_out`); and what any held-out part
-contains is dropped from every training part.
+Training and held-out items never share a key, over all distributions of one load. A drawn problem is held out if and
+only if its key says so (`is_held_out`); of data without a split to hold out, `test_size` rows are (`held_out_keys`);
+and what any held-out part contains is dropped from every training part.
 """
 
 import json
@@ -34,7 +34,7 @@ import datasets
 
 from ..rewards import VERIFIERS
 from .dataset_source import DatasetSource
-from .entry import Entry, nearest, parse_options
+from .entry import Entry, Parts, nearest, parse_options
 from .families import FAMILIES
 from .problem import Problem
 from .procedural_source import ProceduralSource
@@ -60,11 +60,32 @@ class Distribution:
         train (`datasets.Dataset`): training items, with the columns `prompt` (conversation), `answer`, `distribution`,
             `verifier` (empty where there is none), `info` (JSON) and `key`; never empty.
         test (`datasets.Dataset`): held-out items with the same columns; may be empty.
+        duplicates (`int`, *optional*, defaults to `0`): rows dropped because an earlier one has their key.
+        overlap (`int`, *optional*, defaults to `0`): training rows dropped because they are held out somewhere.
+        unused (`int`, *optional*, defaults to `0`): rows left out by `train_size` and `test_size`.
     """
 
     name: str
     train: datasets.Dataset
     test: datasets.Dataset
+    duplicates: int = 0
+    overlap: int = 0
+    unused: int = 0
+
+    def rows(self) -> str:
+        """Return a line that says how many rows are trained on, held out, dropped and not used."""
+        left_out = [
+            f"{count:,} {what}"
+            for count, what in (
+                (self.duplicates, "dropped as duplicates"),
+                (self.overlap, "dropped from training because they are held out"),
+                (self.unused, "not used (train_size, test_size)"),
+            )
+            if count
+        ]
+        return f"{self.name}: " + ", ".join(
+            [f"{len(self.train):,} to train on", f"{len(self.test):,} held out", *left_out]
+        )
 
 
 def load_distributions(configs: Sequence[Mapping[str, Any]], *, where: str = "distributions") -> list[Distribution]:
@@ -86,31 +107,29 @@ def load_distributions(configs: Sequence[Mapping[str, Any]], *, where: str = "di
     _refuse_duplicates([(place, name) for place, _, name, _ in loaded])
 
     held_out = {problem.key for *_, parts in loaded for problem in parts.test}
-    distributions = []
-    for place, entry, name, parts in loaded:
-        train = [problem for problem in parts.train if problem.key not in held_out]
-        if len(train) < len(parts.train):
-            dropped = len(parts.train) - len(train)
-            logger.warning("%s: dropped %d training rows of %s that are held out", place, dropped, name)
-        if not train:
-            raise ValueError(
-                f"{place}: distribution {name!r} has no training items (and {len(parts.test)} held-out ones); "
-                "give it data that is not held out, or remove it"
-            )
-        if not parts.test:
-            logger.warning("%s: distribution %s has no held-out items: it will not be evaluated", place, name)
-        distributions.append(
-            Distribution(
-                name,
-                _dataset(
-                    entry, name, _sample(train, entry.train_size, entry.seed, f"{place}: training part of {name}")
-                ),
-                _dataset(
-                    entry, name, _sample(parts.test, entry.test_size, entry.seed, f"{place}: held-out part of {name}")
-                ),
-            )
+    return [_distribution(place, entry, name, parts, held_out) for place, entry, name, parts in loaded]
+
+
+def _distribution(place: str, entry: Entry, name: str, parts: Parts, held_out: set[str]) -> Distribution:
+    """Drop what is held out anywhere from a training part, and take as many items as the entry asks for."""
+    train = [problem for problem in parts.train if problem.key not in held_out]
+    if not train:
+        raise ValueError(
+            f"{place}: distribution {name!r} has no training items (and {len(parts.test)} held-out ones); "
+            "give it data that is not held out, or remove it"
         )
-    return distributions
+    if not parts.test:
+        logger.warning("%s: distribution %s has no held-out items: it will not be evaluated", place, name)
+    used = _sample(train, entry.train_size, entry.seed, f"{place}: training part of {name}")
+    tested = _sample(parts.test, entry.test_size, entry.seed, f"{place}: held-out part of {name}")
+    return Distribution(
+        name,
+        _dataset(entry, name, used),
+        _dataset(entry, name, tested),
+        duplicates=parts.duplicates,
+        overlap=len(parts.train) - len(train),
+        unused=len(train) - len(used) + len(parts.test) - len(tested),
+    )
 
 
 def check_distributions(
@@ -227,7 +246,8 @@ def _dataset(entry: Entry, name: str, problems: list[Problem]) -> datasets.Datas
         "answer": [problem.answer for problem in problems],
         "distribution": [name] * len(problems),
         "verifier": [problem.verifier for problem in problems],
-        "info": [json.dumps(problem.info) for problem in problems],
+        "info": [json.dumps(problem.info) if problem.info else "{}" for problem in problems],
         "key": [problem.key for problem in problems],
     }
-    return datasets.Dataset.from_dict(columns, features=FEATURES)
+    # not from_dict, which encodes each value on its own: half the time of a large load
+    return datasets.Dataset(datasets.table.InMemoryTable.from_pydict(columns, schema=FEATURES.arrow_schema))

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from .problem import Problem
+from .problem import Message, Problem
 
 
 class MissingDataError(ValueError):
@@ -21,10 +21,12 @@ class Parts(NamedTuple):
     Args:
         train (`list[Problem]`): problems to train on.
         test (`list[Problem]`): held-out problems.
+        duplicates (`int`, *optional*, defaults to `0`): rows that were dropped because an earlier one has their key.
     """
 
     train: list[Problem]
     test: list[Problem]
+    duplicates: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,11 +62,20 @@ class Entry:
         """
         raise NotImplementedError
 
-    def messages(self, prompt: str) -> list[dict[str, str]]:
-        """Write a prompt as a conversation: the system message, if any, and the user's turn."""
-        content = prompt if self.instruction is None else f"{prompt}\n\n{self.instruction}"
-        system = [] if self.system is None else [{"role": "system", "content": self.system}]
-        return [*system, {"role": "user", "content": content}]
+    def messages(self, prompt: str | list[Message]) -> list[Message]:
+        """Return a prompt as a conversation, with this entry's system message first and its instruction last.
+
+        Raises:
+            ValueError: if both the entry and the conversation have a system message.
+        """
+        turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(turn) for turn in prompt]
+        if self.instruction is not None:
+            turns[-1]["content"] = f"{turns[-1]['content']}\n\n{self.instruction}"
+        if self.system is None:
+            return turns
+        if turns[0]["role"] in ("system", "developer"):
+            raise ValueError("the data has system messages and so has the option `system`: remove one of them")
+        return [{"role": "system", "content": self.system}, *turns]
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -7,11 +7,14 @@ and for warm-start demonstrations as well as for RL prompts.
 """
 
 import hashlib
+import heapq
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 HELD_OUT_FRACTION = 0.2
+Message = dict[str, str]  # role and content
 
 
 @dataclass(frozen=True)
@@ -19,14 +22,14 @@ class Problem:
     """A prompt, and how an answer to it is verified if it can be.
 
     Args:
-        prompt (`str`): what the user asks.
+        prompt (`str` or `list[dict]`): what the user asks: a text, or a conversation that ends with the user's turn.
         answer (`str`): a reference answer, in the form that `verifier` reads; empty where there is none.
         verifier (`str`): name of the verifier in `metatune.rewards.VERIFIERS`; empty where nothing verifies an answer.
         key (`str`): canonical identity; equal keys are the same problem.
         info (`dict`, *optional*): what the verifier needs beside the reference (JSON values only).
     """
 
-    prompt: str
+    prompt: str | list[Message]
     answer: str
     verifier: str
     key: str
@@ -45,7 +48,27 @@ class Family(Protocol):
         """Write a trace that attempts `problem`; the demonstrator is imperfect by design."""
 
 
-def is_held_out(key: str) -> bool:
-    """Tell whether the problem with this canonical key belongs to the held-out part."""
+def key_position(key: str) -> float:
+    """Return a key's position in [0, 1), a hash of the key alone; the held-out keys are those with the lowest."""
     digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") / 2**64 < HELD_OUT_FRACTION
+    return int.from_bytes(digest, "big") / 2**64
+
+
+def is_held_out(key: str) -> bool:
+    """Return whether the problem with this canonical key belongs to the held-out part."""
+    return key_position(key) < HELD_OUT_FRACTION
+
+
+def held_out_keys(keys: Iterable[str], size: int | None) -> set[str]:
+    """Choose the held-out keys of a data set without splits: the `size` keys with the lowest positions.
+
+    The choice depends on the keys alone, never on a seed or their order, and a smaller held-out part is inside a
+    larger one.
+
+    Args:
+        keys (`Iterable[str]`): distinct keys.
+        size (`int`, *optional*): how many; by default those below `HELD_OUT_FRACTION`, about a fifth.
+    """
+    if size is None:
+        return {key for key in keys if is_held_out(key)}
+    return set(heapq.nsmallest(size, keys, key=key_position))

@@ -82,7 +82,9 @@ BENCHMARKS = {
 }
 
 
-def load_benchmark(name: str, data: str | None = None, *, instruction: str | None = None) -> list[Item]:
+def load_benchmark(
+    name: str, data: str | None = None, *, instruction: str | None = None, system: str | None = None
+) -> list[Item]:
     """Load the items of a benchmark.
 
     Args:
@@ -90,6 +92,7 @@ def load_benchmark(name: str, data: str | None = None, *, instruction: str | Non
         data (`str`, *optional*): a local file or folder with the benchmark's columns; the hub by default.
         instruction (`str`, *optional*): text appended to every question, after an empty line, in place of the
             benchmark's own; an empty one appends nothing.
+        system (`str`, *optional*): system message put before every question.
 
     Returns:
         `list[dict]`: rows with the columns `prompt` (conversation), `answer`, `distribution`, `verifier`, `info`
@@ -116,6 +119,7 @@ def load_benchmark(name: str, data: str | None = None, *, instruction: str | Non
         name=name,
         source="dataset",
         instruction=(benchmark.instruction if instruction is None else instruction) or None,
+        system=system or None,
         test_split=split,
         **options,
     )

@@ -1,6 +1,6 @@
 """How likely a language model is to write given responses: one forward pass, no sampling."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import takewhile
 from typing import Any
 
@@ -9,7 +9,8 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..rewards.responses import Messages, response_ids
+from ..rewards.rendering import Messages, Rendering
+from ..rewards.responses import response_ids
 
 BATCH_TOKENS = 4096  # of a forward pass, padding included; a longer row goes alone
 
@@ -19,6 +20,7 @@ def response_log_probabilities(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str | Messages],
     responses: Sequence[str | Messages],
+    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> np.ndarray:
     """Return the log-probability of each response given its prompt, summed over its tokens, the ending one included.
 
@@ -30,6 +32,7 @@ def response_log_probabilities(
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): its tokenizer.
         prompts (`list`): N texts or conversations.
         responses (`list`): N texts or conversations, each of its prompt's kind.
+        chat_template_kwargs (`Mapping`, *optional*): variables of the chat template, as in the model's training.
 
     Returns:
         `np.ndarray` of shape (N,).
@@ -37,21 +40,16 @@ def response_log_probabilities(
     Raises:
         ValueError: as [`~metatune.rewards.responses.response_ids`].
     """
-    rows = response_ids(tokenizer, prompts, responses)
+    rows = response_ids(tokenizer, prompts, responses, chat_template_kwargs=chat_template_kwargs)
+    rendering = Rendering(tokenizer, chat_template_kwargs or {})
     starts = [
-        max(1, _num_shared(_prompt_ids(tokenizer, prompt), ids)) for prompt, ids in zip(prompts, rows, strict=True)
+        max(1, _num_shared(rendering.prompt_ids(prompt), ids)) for prompt, ids in zip(prompts, rows, strict=True)
     ]
     values_N = np.zeros(len(rows))
     model.eval()
     for batch in _batches([len(ids) for ids in rows]):
         values_N[batch] = _log_probabilities(model, [rows[row] for row in batch], [starts[row] for row in batch])
     return values_N
-
-
-def _prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str | Messages) -> list[int]:
-    if isinstance(prompt, str):
-        return tokenizer(text=prompt)["input_ids"]
-    return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=False)
 
 
 def _num_shared(first: Sequence[int], second: Sequence[int]) -> int:

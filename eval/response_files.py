@@ -17,7 +17,8 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 
-from ..rewards.responses import Messages, response_ids
+from ..rewards.rendering import Messages
+from ..rewards.responses import response_ids
 from .reward_models import Scorer, as_turns
 
 COLUMNS = ("prompt", "responses", "gold")

@@ -15,7 +15,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..rewards.responses import Messages, response_ids
+from ..rewards.rendering import Messages, Rendering
+from ..rewards.responses import response_ids
 from ..rewards.reward_ensemble import combine_rewards
 from .calibration import expected_calibration_error, fit_temperature, pair_loss, reliability
 from .pair_statistics import clustered_mean, correctness, correlation_within, rank_correlation
@@ -49,6 +50,7 @@ class Pairs:
         strength (`np.ndarray` of shape (N,), *optional*): preference strength.
         subsets (`Sequence[str]` of length N, *optional*): the subset of each pair.
         turns (`bool`, *optional*, defaults to `False`): texts are turns of a conversation; see [`as_turns`].
+        template (`Sequence[Mapping]` of length N, *optional*): each pair's own variables of the chat template.
     """
 
     chosen: Sequence[str | Messages]
@@ -58,6 +60,7 @@ class Pairs:
     strength: np.ndarray | None = None
     subsets: Sequence[str] | None = None
     turns: bool = False
+    template: Sequence[Mapping[str, Any]] | None = None
 
     def __len__(self) -> int:
         return len(self.chosen)
@@ -101,11 +104,13 @@ def score_pairs(model: Scorer, pairs: Pairs) -> PairScores:
     tokenizer = model.tokenizer
     prompts, chosen = as_turns(tokenizer, pairs.prompts, pairs.chosen, pairs.turns)
     rejected = as_turns(tokenizer, pairs.prompts, pairs.rejected, pairs.turns)[1]
-    ids_2N = [response_ids(tokenizer, prompts, side) for side in (chosen, rejected)]
+    ids_2N = [response_ids(tokenizer, prompts, side, pairs.template) for side in (chosen, rejected)]
     rewards_2N = model.score_ids(ids_2N[0] + ids_2N[1]).reshape(2, -1)
     total_2N = np.array([[len(ids) for ids in side] for side in ids_2N]).reshape(2, -1)
     given = prompts is not None
-    before_N = _prompt_lengths(tokenizer, prompts) if given else _shared_beginnings(ids_2N, pairs.groups)
+    before_N = (
+        _prompt_lengths(tokenizer, prompts, pairs.template) if given else _shared_beginnings(ids_2N, pairs.groups)
+    )
     limit = math.inf if model.max_length is None else model.max_length
     equal_N = np.array([first == second for first, second in zip(*ids_2N, strict=True)], dtype=bool)
     return PairScores(rewards_2N.T, (total_2N - np.array(before_N, dtype=int)).T, (total_2N > limit).T, equal_N)
@@ -303,13 +308,18 @@ def _mask(members: np.ndarray, number: int) -> np.ndarray:
     return mask_N
 
 
-def _prompt_lengths(tokenizer: Any, prompts: Sequence[str | Messages]) -> list[int]:
-    """Return the number of tokens of every prompt."""
+def _prompt_lengths(
+    tokenizer: Any, prompts: Sequence[str | Messages], rows: Sequence[Mapping[str, Any]] | None
+) -> list[int]:
+    """Return the number of tokens of every prompt, without an opened turn."""
+    rendering = Rendering(tokenizer)
     return [
-        len(tokenizer.apply_chat_template(prompt, tokenize=True, return_dict=True)["input_ids"])
-        if isinstance(prompt, list) and prompt
-        else len(tokenizer(text=prompt or "")["input_ids"])
-        for prompt in prompts
+        len(
+            rendering.response_ids([], prompt, row)
+            if isinstance(prompt, list) and prompt
+            else rendering.prompt_ids(prompt if isinstance(prompt, str) else "")
+        )
+        for prompt, row in zip(prompts, rows or [{}] * len(prompts), strict=True)
     ]
 
 

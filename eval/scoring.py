@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from ..curricula import check_verified
 from ..rewards import get_verifier
 from ..rewards.correctness import refusal_of_row
+from ..rewards.rendering import Rendering
 from .engines import Engine, Sampling
 from .evaluation import Completion, Evaluation
 from .votes import vote
@@ -40,6 +41,7 @@ def evaluate(
     top_p: float = 1.0,
     top_k: int = 0,
     seed: int = 0,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> Evaluation:
     """Draw and score `num_samples` completions of every item. Leaves torch's random state as it was.
@@ -55,6 +57,7 @@ def evaluate(
         top_p (`float`, *optional*, defaults to `1.0`): nucleus mass.
         top_k (`int`, *optional*, defaults to `0`): number of likeliest tokens kept; 0 keeps all.
         seed (`int`, *optional*, defaults to `0`): seed of the sampling.
+        chat_template_kwargs (`Mapping`, *optional*): variables of the chat template, as in the model's training.
         settings (`Mapping`, *optional*): what else to keep in the summary's `settings`, such as the model's name.
 
     Raises:
@@ -70,7 +73,8 @@ def evaluate(
     options |= {"top_p": top_p, "top_k": top_k}
     sampling = Sampling(**options, seed=seed)
     started = time.perf_counter()
-    prompt_ids = [ids for item in items for ids in [render(tokenizer, item["prompt"])] * num_samples]
+    rendering = Rendering(tokenizer, chat_template_kwargs or {})
+    prompt_ids = [ids for item in items for ids in [rendering.prompt_ids(item["prompt"])] * num_samples]
     completion_ids = engine.generate(prompt_ids, sampling)
     texts = tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
     completions = [
@@ -79,7 +83,13 @@ def evaluate(
     ]
     return Evaluation(
         completions,
-        settings={**(settings or {}), "num_samples": num_samples, **options, "seed": seed},
+        settings={
+            **(settings or {}),
+            **({"chat_template_kwargs": dict(chat_template_kwargs)} if chat_template_kwargs else {}),
+            "num_samples": num_samples,
+            **options,
+            "seed": seed,
+        },
         seconds=time.perf_counter() - started,
     )
 
@@ -131,20 +141,6 @@ def _verdict(item: Mapping[str, Any], text: str, info: dict[str, Any]) -> bool |
             text[:200],
         )
         return None
-
-
-def render(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Mapping[str, str]]) -> list[int]:
-    """Write a conversation as token ids, ready for the assistant's turn, as training does.
-
-    Raises:
-        ValueError: if the tokenizer has no chat template.
-    """
-    if not tokenizer.chat_template:
-        raise ValueError(
-            f"the tokenizer of {tokenizer.name_or_path!r} has no chat template; set tokenizer.chat_template and save "
-            "it with the model, as `metatune sft` does"
-        )
-    return tokenizer.apply_chat_template(list(prompt), add_generation_prompt=True, tokenize=True, return_dict=False)
 
 
 def _checked(items: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

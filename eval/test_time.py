@@ -21,13 +21,14 @@ from transformers import PreTrainedTokenizerBase
 
 from ..rewards.episodes import EpisodeRule, episode_ends, token_texts
 from ..rewards.forcing import Forcing
+from ..rewards.rendering import Rendering
 from .budget_evaluation import BudgetEvaluation, Cuts, TraceMeasurement, extended_budget
 from .engines import Engine, Sampling
 from .evaluation import Completion, Evaluation
 from .extension import default_phrases, extend_traces
 from .files import write_rows
 from .forced import ForcedAnswers, force_answers
-from .scoring import evaluate, render, score
+from .scoring import evaluate, score
 from .statistics import majority_at_k
 
 TRACES = "traces.jsonl"
@@ -84,6 +85,7 @@ def evaluate_at_budgets(
     extrapolate: Sequence[float] = (),
     extend_with: Sequence[str] | None = None,
     episodes: EpisodeRule | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> MeasuredTraces:
     """Draw `num_samples` traces of every item, cut each at every budget, and score what it answers there.
@@ -105,6 +107,7 @@ def evaluate_at_budgets(
         extrapolate (`Sequence[float]`, *optional*): multiples of the largest budget to extend the traces to.
         extend_with (`Sequence[str]`, *optional*): phrases that make an ended trace go on; see `default_phrases`.
         episodes ([`~metatune.rewards.episodes.EpisodeRule`], *optional*): also cut at the end of every episode.
+        chat_template_kwargs (`Mapping`, *optional*): as for [`~metatune.eval.evaluate`].
         settings (`Mapping`, *optional*): what else to keep in the settings, such as the model's name.
 
     Raises:
@@ -113,7 +116,8 @@ def evaluate_at_budgets(
     items, budgets, factors = list(items), sorted(set(budgets)), sorted(set(extrapolate))
     limit = _checked_limit(budgets, factors, num_answers, max_new_tokens)
     targets = [extended_budget(budgets, factor) for factor in factors]
-    _check_positions(engine, tokenizer, items, max([limit, *targets]), forcing, answer_tokens)
+    rendering = Rendering(tokenizer, chat_template_kwargs or {})
+    _check_positions(engine, rendering, items, max([limit, *targets]), forcing, answer_tokens)
     phrases = tuple(default_phrases(forcing.suffix) if extend_with is None else extend_with)
     settings = dict(settings or {}) | {"num_answers": num_answers, "answer_tokens": answer_tokens}
     settings |= {"forcing_suffix": forcing.suffix} | ({"extend_with": list(phrases)} if factors else {})
@@ -129,6 +133,7 @@ def evaluate_at_budgets(
         max_new_tokens=limit,
         **drawing,
         seed=seed,
+        chat_template_kwargs=chat_template_kwargs,
         settings=settings,
     )
     prompts, traces = recorder.prompt_ids, recorder.completion_ids
@@ -312,9 +317,33 @@ def _checked_limit(
     return max_new_tokens or budgets[-1]
 
 
+def longest_answered(
+    rendering: Rendering,
+    budgets: Sequence[int],
+    factors: Sequence[float],
+    max_new_tokens: int | None,
+    suffix: str | None,
+    answer_tokens: int,
+) -> int:
+    """Return the most tokens that follow a prompt: a trace, extended or not, the forcing suffix and an answer.
+
+    Args:
+        rendering ([`Rendering`]): how prompts become tokens.
+        budgets (`Sequence[int]`): as for [`evaluate_at_budgets`].
+        factors (`Sequence[float]`): its `extrapolate`.
+        max_new_tokens (`int`, *optional*): the same.
+        suffix (`str`, *optional*): what makes a cut trace answer; by default what is known for the chat template.
+        answer_tokens (`int`): the same.
+    """
+    forcing = Forcing(rendering.tokenizer, suffix, rendering.chat_template_kwargs)
+    budgets = sorted(set(budgets))
+    longest = max([max_new_tokens or budgets[-1], *(extended_budget(budgets, factor) for factor in factors)])
+    return longest + len(forcing.ids_after(".")) + answer_tokens
+
+
 def _check_positions(
     engine: Engine,
-    tokenizer: PreTrainedTokenizerBase,
+    rendering: Rendering,
     items: Sequence[Mapping[str, Any]],
     trace_tokens: int,
     forcing: Forcing,
@@ -325,7 +354,7 @@ def _check_positions(
     positions = None if model is None else getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if positions is None:
         return
-    prompt = max((len(render(tokenizer, item["prompt"])) for item in items if "prompt" in item), default=0)
+    prompt = max((len(rendering.prompt_ids(item["prompt"])) for item in items if "prompt" in item), default=0)
     suffix = len(forcing.ids_after("."))
     if prompt + trace_tokens + suffix + answer_tokens > positions:
         raise ValueError(

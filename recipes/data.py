@@ -96,6 +96,20 @@ def check_json(file: Path, option: str) -> None:
             if not isinstance(row, dict):
                 found = describe(row)[:60]
                 raise ConfigError(f"{option}: {file}, line {number}: a row is a JSON object, this is {found}")
+            if b"\\u" in line and (broken := broken_text(row)):
+                raise ConfigError(f"{option}: {file}, line {number}: {broken}")
+
+
+def broken_text(value: Any, path: str = "") -> str | None:
+    """Return what is wrong with the first text that cannot be written as UTF-8, by its column; `None` without one."""
+    from metatune.curricula.cells import text_problem
+
+    if isinstance(value, str):
+        problem = text_problem(value)
+        return None if problem is None else f"'{path}' {problem}"
+    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    found = (broken_text(part, f"{path}.{name}" if path else str(name)) for name, part in parts)
+    return next((problem for problem in found if problem is not None), None)
 
 
 def is_json_list(file: Path) -> bool:
@@ -162,6 +176,32 @@ def check_messages(dataset: Any, columns: Sequence[str], where: str, kind: str |
                 f"{where}: the column '{column}' is not used, but TRL would look at it to tell whether rows are "
                 f"conversations, and it is not {kind} as {columns[0]} is: rename it or leave it out"
             )
+
+
+def with_text_columns(dataset: Any, where: str) -> Any:
+    """Return a dataset whose `answer` and `info` are texts, as verifiers read them; without `verifier` it stays as is.
+
+    An answer that is a number is written as text, an `info` that is a mapping as JSON.
+
+    Raises [`ConfigError`] for the first row that has neither.
+    """
+    from metatune.curricula.cells import read_answer
+
+    if "verifier" not in dataset.column_names or "answer" not in dataset.column_names:
+        return dataset
+    answers = []
+    for row, (value, verifier) in enumerate(zip(dataset["answer"], dataset["verifier"], strict=True), start=1):
+        try:
+            answers.append(read_answer(value) if verifier and value is not None else value)
+        except ValueError as error:
+            raise ConfigError(f"{where}: row {row}: 'answer' {error}") from error
+    columns = {"answer": answers}
+    if "info" in dataset.column_names:
+        columns["info"] = [json.dumps(value) if isinstance(value, dict) else value or "" for value in dataset["info"]]
+    for name, values in columns.items():
+        if values != dataset[name][:]:
+            dataset = dataset.remove_columns(name).add_column(name, values)
+    return dataset
 
 
 def check_ids(dataset: Any, column: str, where: str, may_be_empty: bool = False) -> None:
@@ -244,6 +284,26 @@ def check_template_columns(dataset: Any, where: str) -> None:
         for row, value in enumerate(dataset[column][:] if column in dataset.column_names else (), start=1):
             if not isinstance(value, kinds) or (isinstance(value, str) and not names_tools(value)):
                 raise ConfigError(f"{where}: row {row}: '{column}' is {describe(value)[:60]}, not {needed}")
+
+
+def template_variables(dataset: Any) -> list[dict[str, Any]] | None:
+    """Return each row's own variables of the chat template, as TRL's SFT and reward trainers read them.
+
+    Args:
+        dataset (`datasets.Dataset`): rows, perhaps with the columns `tools` and `chat_template_kwargs`.
+
+    Returns:
+        `list[dict]`: one mapping per row; `None` without these columns.
+    """
+    columns = [name for name in ("tools", "chat_template_kwargs") if name in dataset.column_names]
+    if not columns:
+        return None
+    rows = []
+    for row in dataset.select_columns(columns):
+        tools = row.get("tools")
+        tools = json.loads(tools) if isinstance(tools, str) else tools
+        rows.append({"tools": tools, **row.get("chat_template_kwargs", {})})
+    return rows
 
 
 def names_tools(text: str) -> bool:

@@ -26,6 +26,7 @@ from typing import Any
 
 from metatune.recipes.adapters import base_and_adapter, folder_of
 from metatune.recipes.before_after import base_of, evaluate_into
+from metatune.recipes.chat_template import read_template_kwargs, recipe_of
 from metatune.recipes.config import ConfigError, StrictParser, read_recipe, run
 from metatune.recipes.conform import conform
 from metatune.recipes.own_code import HELP, import_own
@@ -41,7 +42,7 @@ from metatune.recipes.test_time import (
 
 MAX_NEW_TOKENS = 1024
 BATCH_SIZE, REWARD_BATCH_SIZE = 128, 16
-OF_BENCHMARK = {"data", "instruction"}
+OF_BENCHMARK = {"data", "instruction", "system"}
 TASKS = {
     "model",
     "into",
@@ -54,6 +55,7 @@ TASKS = {
     "compare",
 } | OF_BENCHMARK
 SAMPLING = {"engine", "num_samples", "k", "temperature", "top_p", "top_k", "max_new_tokens", "attn_implementation"}
+SAMPLING |= {"chat_template_kwargs"}
 
 
 @dataclass
@@ -71,6 +73,12 @@ class EvaluateArguments(TestTimeArguments, RewardEvaluationArguments):
             Local file or folder of the benchmark; the hub by default.
         instruction (`str`, *optional*):
             Text appended to every question in place of the benchmark's own; an empty one appends nothing.
+        system (`str`, *optional*):
+            System message of every question of the benchmark; by default that of the distributions that the run
+            `model` was trained on, if they all have the same. An empty one leaves it out.
+        chat_template_kwargs (`dict` or `str`, *optional*):
+            Variables of the chat template, such as `{"enable_thinking": false}`; by default those that the run `model`
+            was trained with, or else those of `recipe`.
         imports (`list[str]`, *optional*):
             Modules of your own that register tasks, verifiers or curricula; see `metatune.recipes.own_code`.
         distributions (`list[dict]`, *optional*):
@@ -120,6 +128,12 @@ class EvaluateArguments(TestTimeArguments, RewardEvaluationArguments):
     benchmark: str | None = field(default=None, metadata={"help": "gsm8k, math500, aime24 or knights_knaves."})
     data: str | None = field(default=None, metadata={"help": "Local file or folder of the benchmark."})
     instruction: str | None = field(default=None, metadata={"help": "Appended to every question of the benchmark."})
+    system: str | None = field(
+        default=None, metadata={"help": "System message of the benchmark's questions; the run's own by default."}
+    )
+    chat_template_kwargs: dict | str | None = field(
+        default=None, metadata={"help": "Variables of the chat template; those of the run's training by default."}
+    )
     imports: list[str] | None = field(default=None, metadata={"help": HELP})
     distributions: list[dict] | None = field(
         default=None, metadata={"help": "Task distributions: {name, source, config, test_size, …}. YAML only."}
@@ -181,8 +195,9 @@ class EvaluateArguments(TestTimeArguments, RewardEvaluationArguments):
         self._prepare_into()
         if self.model is None:
             raise ValueError("`model` is required: a folder, a hub name or starter")
-        own = Path(self.into or self.model) / "recipe.yaml"
-        if not given and not self.lm_eval_tasks and own.is_file():
+        self.chat_template_kwargs = read_template_kwargs(self.chat_template_kwargs)
+        own = recipe_of(self.into or self.model)
+        if not given and not self.lm_eval_tasks and own is not None:
             self.recipe = str(own)
         if self.recipe is not None:
             self._take_tasks(self.recipe)
@@ -212,9 +227,11 @@ class EvaluateArguments(TestTimeArguments, RewardEvaluationArguments):
         """Take what a training recipe was trained on."""
         recipe = read_recipe(path)
         taken: dict[str, Any] = {}
+        block = recipe.values.get("grpo")  # of `metatune metarm`
+        values = {**block, **recipe.values} if isinstance(block, dict) else recipe.values
         for key, hint in (("distributions", list[dict]), ("imports", list[str]), ("max_completion_length", int)):
             try:
-                taken[key] = conform(recipe.values.get(key), hint | None)
+                taken[key] = conform(values.get(key), hint | None)
             except ValueError as error:
                 raise recipe.error(key, f"`{key}`: {error}") from error
         self.distributions = taken["distributions"]
@@ -231,28 +248,20 @@ class EvaluateArguments(TestTimeArguments, RewardEvaluationArguments):
                 raise ValueError(why.format(option.name))
 
 
-def load_items(args: EvaluateArguments) -> list[dict[str, Any]]:
-    """Load the items of the benchmark, or the distributions' held-out items."""
-    from metatune.eval.benchmarks import limited, load_benchmark, load_held_out
-
-    if args.distributions is not None:
-        items = load_held_out(args.distributions)
-    else:
-        items = load_benchmark(str(args.benchmark), args.data, instruction=args.instruction)
-    return limited(items, args.limit)
-
-
 def evaluate_items(args: EvaluateArguments) -> dict[str, Any]:
     """Evaluate the model on the items and return the summary."""
     from transformers import AutoTokenizer
 
     from metatune.eval import evaluate
     from metatune.eval.engines import load_engine
+    from metatune.recipes.evaluation_items import load_items, rendering_of
 
     base, adapter = base_and_adapter(str(args.model))
+    limit = args.max_new_tokens or MAX_NEW_TOKENS
     try:
-        items = load_items(args)
         tokenizer = AutoTokenizer.from_pretrained(args.model)
+        rendering = rendering_of(args, tokenizer)
+        items, left_out = load_items(args, rendering, base, limit)
         engine = load_engine(
             args.engine,
             base.name,
@@ -270,11 +279,12 @@ def evaluate_items(args: EvaluateArguments) -> dict[str, Any]:
             "top_p": args.top_p,
             "top_k": args.top_k,
             "seed": args.seed,
+            "chat_template_kwargs": rendering.chat_template_kwargs,
             "settings": {name: getattr(args, name) for name in ("model", "benchmark", "engine", "dtype", "limit")},
         }
+        options["settings"] |= left_out | ({"system": args.system} if args.system else {})
         if args.budgets:
             return evaluate_budgets(args, engine, tokenizer, items, options)
-        limit = args.max_new_tokens or MAX_NEW_TOKENS
         evaluation = evaluate(engine, tokenizer, items, max_new_tokens=limit, **options)
     except (ValueError, OSError, ImportError) as error:
         raise ConfigError(" ".join(str(error).split())) from error

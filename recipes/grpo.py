@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from trl import ModelConfig, ScriptArguments
 
 from metatune.recipes.adapters import check_adapter_options, record_base, refusals_in_one_line
+from metatune.recipes.chat_template import check_template
 from metatune.recipes.config import ConfigError, StrictParser, check_world_size, run
 from metatune.recipes.data import (
     check_messages,
@@ -33,8 +34,15 @@ from metatune.recipes.data import (
     load_splits,
     need_columns,
     split_of,
+    with_text_columns,
 )
-from metatune.recipes.grpo_checks import check_curriculum, check_episodes, check_words
+from metatune.recipes.grpo_checks import (
+    check_curriculum,
+    check_episodes,
+    check_words,
+    fitting_prompts,
+    templated_processor,
+)
 from metatune.recipes.judges import check_judges, load_judges, read_judges
 from metatune.recipes.own_code import HELP, import_own
 from metatune.recipes.reward_functions import check_reward_columns, check_rewards, load_rewards
@@ -59,6 +67,9 @@ class GRPOScriptArguments(ScriptArguments):
     Args:
         distributions (`list[dict]`, *optional*):
             Task distributions, the arms of the curriculum; see `metatune.curricula.load_distributions`.
+        chat_template_path (`str`, *optional*):
+            A `.jinja` file, or `plain` for a base model (the texts of the turns); by default the model's own template.
+            It is saved with the model's tokenizer.
         imports (`list[str]`, *optional*):
             Modules of your own that register tasks, verifiers or curricula; see `metatune.recipes.own_code`.
         reward_funcs (`list[str]`, *optional*):
@@ -77,6 +88,9 @@ class GRPOScriptArguments(ScriptArguments):
 
     distributions: list[dict] | None = field(
         default=None, metadata={"help": "Task distributions: {name, source, config, train_size, …}. YAML only."}
+    )
+    chat_template_path: str | None = field(
+        default=None, metadata={"help": "A .jinja file, or plain for a base model; the model's own by default."}
     )
     imports: list[str] | None = field(default=None, metadata={"help": HELP})
     reward_funcs: list[str] | None = field(
@@ -98,8 +112,11 @@ class GRPOScriptArguments(ScriptArguments):
         read_judges(self)
 
 
-def load_data(script_args: GRPOScriptArguments, with_evaluation: bool):
-    """Return the training set and the held-out set (`None` without evaluation), pooled over the distributions."""
+def load_data(script_args: GRPOScriptArguments, with_evaluation: bool, announce: bool = False):
+    """Return the training set and the held-out set (`None` without evaluation), pooled over the distributions.
+
+    With `announce` the numbers of rows are printed, a line for each distribution.
+    """
     if script_args.distributions is None:
         name, wanted = script_args.dataset_name, [script_args.dataset_train_split]
         wanted += [script_args.dataset_test_split] * with_evaluation
@@ -109,6 +126,7 @@ def load_data(script_args: GRPOScriptArguments, with_evaluation: bool):
             need_columns(split_of(splits, split, name), ["prompt"], where, "it is what is trained on")
             check_messages(splits[split], ["prompt"], where)
             check_template_columns(splits[split], where)
+            splits[split] = with_text_columns(splits[split], where)
             check_references(splits[split], where)
         return splits[wanted[0]], splits[wanted[1]] if with_evaluation else None
     import datasets
@@ -119,6 +137,8 @@ def load_data(script_args: GRPOScriptArguments, with_evaluation: bool):
         distributions = load_distributions(script_args.distributions)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    for distribution in distributions if announce else ():
+        print(distribution.rows(), flush=True)
     held_out = [distribution.test for distribution in distributions if len(distribution.test)]
     if with_evaluation and not held_out:
         raise ConfigError("no distribution has held-out items: set eval_strategy to 'no', or give them a test part")
@@ -135,6 +155,8 @@ def check(script_args: GRPOScriptArguments, training_args: MetaConfig, model_arg
     if script_args.dataset_streaming:
         raise ConfigError("dataset_streaming: a curriculum draws from all rows, so set it to false")
     check_adapter_options(model_args)
+    if script_args.distributions is not None or script_args.chat_template_path is not None:
+        check_template(model_to_load(model_args), model_args.model_revision, script_args.chat_template_path)
     if training_args.eval_on_start and training_args.eval_strategy == "no":
         raise ConfigError("eval_on_start needs held-out items, which eval_strategy: no leaves out: set one of the two")
     check_words(training_args)
@@ -165,7 +187,11 @@ def main(script_args: GRPOScriptArguments, training_args: MetaConfig, model_args
     recipe = effective_recipe(script_args, training_args, model_args)
     shard_small_parameters(training_args)
     training_args.model_init_kwargs = model_init_kwargs(training_args, model_args)
-    train_dataset, eval_dataset = load_data(script_args, with_evaluation=training_args.eval_strategy != "no")
+    with_evaluation, is_main = training_args.eval_strategy != "no", training_args.process_index == 0
+    train_dataset, eval_dataset = load_data(script_args, with_evaluation, announce=is_main)
+    train_dataset = fitting_prompts(train_dataset, script_args, training_args, model_args, "training prompts")
+    if eval_dataset is not None:
+        eval_dataset = fitting_prompts(eval_dataset, script_args, training_args, model_args, "held-out prompts")
     if training_args.curriculum == "uniform" and "distribution" not in train_dataset.column_names:
         train_dataset = train_dataset.add_column("distribution", ["all"] * len(train_dataset))
     reward_funcs = load_rewards(script_args, training_args)
@@ -179,6 +205,7 @@ def main(script_args: GRPOScriptArguments, training_args: MetaConfig, model_args
             args=training_args,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
+            processing_class=templated_processor(script_args, model_args),
             callbacks=[MetricsLog()],
             quantization_config=get_quantization_config(model_args),
             peft_config=get_peft_config(model_args),

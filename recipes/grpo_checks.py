@@ -3,8 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from trl import ModelConfig
+
+from metatune.recipes.chat_template import check_chat, load_processor, need_template
 from metatune.recipes.config import ConfigError, nearest
 from metatune.recipes.conform import choose
+from metatune.recipes.overlong import positions_of, without_overlong
+from metatune.recipes.run_folder import model_to_load
 from metatune.rewards import EpisodeRule
 from metatune.trainers.meta_config import MetaConfig
 
@@ -58,3 +63,64 @@ def check_episodes(training_args: MetaConfig) -> None:
         EpisodeRule.from_options(options)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+
+
+def fitting_prompts(
+    dataset: Any, script_args: Any, training_args: MetaConfig, model_args: ModelConfig, where: str
+) -> Any:
+    """Return the rows whose prompts the model can read; the main process reports those that are too long.
+
+    Args:
+        dataset (`datasets.Dataset` or `list[dict]`): rows with `prompt`.
+        script_args (`GRPOScriptArguments`): names the chat template.
+        training_args ([`MetaConfig`]): its variables, and the length of a completion.
+        model_args ([`~trl.ModelConfig`]): the model.
+        where (`str`): what errors call the rows.
+
+    Raises [`ConfigError`] for images and parts that a text model cannot read, for conversations without a chat
+    template, and if no prompt fits the model's positions.
+    """
+    from transformers import ProcessorMixin
+
+    from metatune.rewards.rendering import Rendering
+
+    model, revision = model_to_load(model_args), model_args.model_revision
+    processor = load_processor(model, revision, script_args.chat_template_path)
+    kwargs: Any = training_args.chat_template_kwargs or {}  # transformers has read a text as JSON
+    if hasattr(dataset, "column_names"):
+        check_chat(processor, str(model_args.model_name_or_path), dataset, ["prompt"], where)
+        check_row_variables(dataset, kwargs, where)
+    elif dataset and not isinstance(dataset[0]["prompt"], str):
+        need_template(processor, str(model_args.model_name_or_path))
+    if isinstance(processor, ProcessorMixin):  # its prompts have images, and TRL renders them
+        return dataset
+    positions = positions_of(model, revision)
+    if training_args.use_vllm and training_args.vllm_max_model_length:
+        positions = min(positions or training_args.vllm_max_model_length, training_args.vllm_max_model_length)
+    new_tokens, advice = training_args.max_completion_length, "max_completion_length"
+    kept, lines = without_overlong(dataset, Rendering(processor, kwargs), positions, new_tokens, where, advice)
+    for line in lines if training_args.process_index == 0 else ():
+        print(line, flush=True)
+    return kept
+
+
+def check_row_variables(dataset: Any, kwargs: Mapping[str, Any], where: str) -> None:
+    """Raise [`ConfigError`] for a row's own `chat_template_kwargs`, which TRL's GRPO trainer does not read."""
+    if "chat_template_kwargs" not in dataset.column_names:
+        return
+    for row, value in enumerate(dataset["chat_template_kwargs"][:], start=1):
+        if value != kwargs:
+            raise ConfigError(
+                f"{where}: row {row}: 'chat_template_kwargs' is {value}, and GRPO renders all prompts with "
+                f"{dict(kwargs) or 'none'}: set chat_template_kwargs in the recipe and remove the column"
+            )
+
+
+def templated_processor(script_args: Any, model_args: ModelConfig) -> Any:
+    """Return the model's tokenizer with the recipe's chat template; `None` lets TRL load it with its own."""
+    if script_args.chat_template_path is None:
+        return None
+    sides = {"truncation_side": "left", "padding_side": "left"}  # as TRL's GRPO trainer loads it
+    return load_processor(
+        model_to_load(model_args), model_args.model_revision, script_args.chat_template_path, **sides
+    )

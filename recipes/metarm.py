@@ -198,18 +198,26 @@ def begin(loop: Any) -> None:
 def main(args: MetaRMScriptArguments) -> None:
     """Run the rounds that are missing, print the table of all, and write `rounds.json`."""
     from metatune.eval.files import read_rows, write_json
+    from metatune.recipes.grpo_checks import fitting_prompts
     from metatune.recipes.metarm_data import load_pairs, load_prompts
     from metatune.recipes.metarm_round import HELD_OUT, Loop, Round
     from metatune.recipes.metarm_summary import policy_numbers, show_rounds
 
     (reward_script, *_), (grpo_script, training_args, model_args) = check(args)
-    prompts, heldout = load_prompts(args, grpo_script, training_args.curriculum == "uniform")
+    prompts, heldout = (
+        fitting_prompts(part, grpo_script, training_args, model_args, where)
+        for part, where in zip(
+            load_prompts(args, grpo_script, training_args.curriculum == "uniform"),
+            ("training prompts", "held-out prompts"),
+            strict=True,
+        )
+    )
     if args.dataset_name is not None:
         load_pairs(args, reward_script)
     folder = Path(str(args.output_dir))
     recipe = effective_recipe(args)
     settle_folder(folder, recipe, args.resume_from_checkpoint, parts="*/*.jsonl", may_change=MAY_CHANGE)
-    loop = Loop(folder, args, training_args, model_args, prompts, heldout)
+    loop = Loop(folder, args, training_args, model_args, prompts, heldout, grpo_script.chat_template_path)
     begin(loop)
     loop.pairs, loop.test_pairs = load_pairs(args, reward_script)
     source, before = str(args.model_name_or_path), folder / "start"

@@ -7,8 +7,9 @@ import numpy as np
 from trl import GRPOConfig, ModelConfig
 
 from ..eval.engines import Sampling
-from ..eval.scoring import render
 from ..rewards import correctness_reward
+from ..rewards.rendering import Rendering
+from .chat_template import set_template
 from .config import ConfigError
 from .rounds import Row, load_policy
 
@@ -21,15 +22,19 @@ class Policy:
         args (`MetaRMScriptArguments`): `engine`, `sampling_batch_size` and `sampling_dtype` are read.
         training_args ([`~trl.GRPOConfig`]): lengths and temperature, and whether it is on the CPU.
         model_args ([`~trl.ModelConfig`]): how it is loaded.
+        template (`str`, *optional*): `chat_template_path` of the block `grpo`.
 
     Raises [`ConfigError`] if it cannot be loaded.
     """
 
-    def __init__(self, model: str, args: Any, training_args: GRPOConfig, model_args: ModelConfig):
+    def __init__(
+        self, model: str, args: Any, training_args: GRPOConfig, model_args: ModelConfig, template: str | None = None
+    ):
         try:
-            self.tokenizer, self.engine = load_policy(model, args, training_args.use_cpu, model_args)
+            self.tokenizer, self.engine = load_policy(model, args, training_args.use_cpu, model_args, template)
         except (ValueError, ImportError) as error:
             raise ConfigError(" ".join(str(error).split())) from error
+        self.rendering = Rendering(self.tokenizer, training_args.chat_template_kwargs or {})
         self.training_args = training_args
 
     def respond(self, prompts: Sequence[Row], count: int, seed: int) -> list[Row]:
@@ -46,7 +51,7 @@ class Policy:
             `distribution`, `key`, `prompt`, `text`, `tokens`, `truncated`, and `gold`: 1.0 or 0.0, `None` where
             nothing tells.
         """
-        ids = [self._ids(row["prompt"]) for row in prompts for _ in range(count)]
+        ids = [self.rendering.prompt_ids(row["prompt"]) for row in prompts for _ in range(count)]
         try:
             completions = self.engine.generate(ids, sampling_of(self.training_args, seed))
         except ValueError as error:
@@ -70,11 +75,6 @@ class Policy:
                 }
             )
         return rows
-
-    def _ids(self, prompt: str | list) -> list[int]:
-        if isinstance(prompt, str):
-            return self.tokenizer(text=prompt)["input_ids"]
-        return render(self.tokenizer, prompt)
 
 
 def sampling_of(args: GRPOConfig, seed: int = 0) -> Sampling:
@@ -100,7 +100,12 @@ def as_completion(prompt: str | list, text: str) -> str | list:
 
 
 def log_probabilities(
-    model: str, training_args: GRPOConfig, model_args: ModelConfig, prompts: Sequence, responses: Sequence
+    model: str,
+    training_args: GRPOConfig,
+    model_args: ModelConfig,
+    prompts: Sequence,
+    responses: Sequence,
+    template: str | None = None,
 ) -> np.ndarray:
     """Return the log-probabilities that a policy gives N responses, of shape (N,), by one pass of transformers.
 
@@ -113,10 +118,13 @@ def log_probabilities(
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(model)
+        set_template(tokenizer, template)
         loaded = AutoModelForCausalLM.from_pretrained(
             model, dtype=model_args.dtype, attn_implementation=model_args.attn_implementation
         )
         on_gpu = torch.cuda.is_available() and not training_args.use_cpu
-        return response_log_probabilities(loaded.to("cuda" if on_gpu else "cpu"), tokenizer, prompts, responses)
+        loaded = loaded.to("cuda" if on_gpu else "cpu")
+        kwargs = training_args.chat_template_kwargs
+        return response_log_probabilities(loaded, tokenizer, prompts, responses, kwargs)
     except (OSError, ValueError) as error:
         raise ConfigError(" ".join(str(error).split())) from error

@@ -51,6 +51,7 @@ class Loop:
         model_args ([`~trl.ModelConfig`]): how the policy is loaded.
         prompts (`list[dict]`): the policy's training prompts.
         heldout (`list[dict]`): prompts that rounds are summed up on.
+        template (`str`, *optional*): `chat_template_path` of the block `grpo`.
     """
 
     folder: Path
@@ -59,6 +60,7 @@ class Loop:
     model_args: ModelConfig
     prompts: list[Row]
     heldout: list[Row]
+    template: str | None = None
     pairs: Dataset = field(init=False)  # set once they are loaded or made
     test_pairs: Dataset | None = field(default=None, init=False)
 
@@ -68,7 +70,7 @@ class Loop:
 
     def policy(self, model: str) -> Policy:
         """Load a policy for sampling."""
-        return Policy(folder_of(model), self.args, self.training_args, self.model_args)
+        return Policy(folder_of(model), self.args, self.training_args, self.model_args, self.template)
 
     def sample_heldout(self, folder: Path, policy: Policy) -> None:
         """Let a policy respond to the held-out prompts, every policy with the same seed."""
@@ -79,7 +81,7 @@ class Loop:
         """Return the log-probabilities that a policy gives both answers of each pair together, of shape (N,)."""
         prompts, chosen, rejected = prompts_and_answers(self.pairs)
         both = (prompts * 2, chosen + rejected)
-        values_2N = log_probabilities(folder_of(model), self.training_args, self.model_args, *both)
+        values_2N = log_probabilities(folder_of(model), self.training_args, self.model_args, *both, self.template)
         return values_2N[: len(prompts)] + values_2N[len(prompts) :]
 
 

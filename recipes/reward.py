@@ -22,6 +22,7 @@ from pathlib import Path
 from trl import ModelConfig, ScriptArguments
 
 from metatune.recipes.adapters import check_adapter_options, record_base, refusals_in_one_line
+from metatune.recipes.chat_template import processor_for
 from metatune.recipes.config import ConfigError, StrictParser, check_world_size, run
 from metatune.recipes.data import check_numbers, load_splits
 from metatune.recipes.pairs import load_data, usable
@@ -138,6 +139,8 @@ def main(script_args: RewardScriptArguments, training_args: MetaRewardConfig, mo
     model_args.lora_task_type = "SEQ_CLS"  # PEFT then trains and saves the new head beside the adapter
     train_dataset, eval_dataset, notes = load_usable_data(script_args, training_args)
     meta_dataset = load_meta_set(script_args)
+    parts = {"training pairs": train_dataset} | ({"held-out pairs": eval_dataset} if eval_dataset is not None else {})
+    processor = processor_for(parts, training_args, model_args)
     with refusals_in_one_line():
         notes += settle_max_length(training_args, model_args)
         trainer = MetaRewardTrainer(
@@ -146,6 +149,7 @@ def main(script_args: RewardScriptArguments, training_args: MetaRewardConfig, mo
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             meta_dataset=meta_dataset,
+            processing_class=processor,
             callbacks=[MetricsLog()],
             quantization_config=get_quantization_config(model_args),
             peft_config=get_peft_config(model_args),
@@ -153,11 +157,18 @@ def main(script_args: RewardScriptArguments, training_args: MetaRewardConfig, mo
     record_base(trainer.model, model_args)
     for line in notes:
         trainer.accelerator.print(line)
-    left_out = len(train_dataset) - len(trainer.train_dataset)
-    if not len(trainer.train_dataset):
-        raise ConfigError(f"all {left_out} pairs are longer than max_length {training_args.max_length} tokens")
-    if left_out:
-        trainer.accelerator.print(f"{left_out} pairs are longer than max_length and left out")
+    for part, given, kept in (
+        ("", train_dataset, trainer.train_dataset),
+        ("held-out ", eval_dataset, trainer.eval_dataset),
+    ):
+        left_out = 0 if given is None else len(given) - len(kept)
+        if left_out and not len(kept):
+            raise ConfigError(
+                f"all {left_out} {part}pairs are longer than max_length {training_args.max_length} tokens"
+            )
+        if left_out:
+            counted = f"{left_out} {part}pairs are longer than max_length and left out"
+            trainer.accelerator.print(f"{counted}: of {len(given)}, more than {training_args.max_length} tokens each")
     if trainer.meta_set is not None and trainer.meta_set.num_too_long:
         number = trainer.meta_set.num_too_long
         trainer.accelerator.print(f"{number} prompts of the meta set are longer than max_length and left out")

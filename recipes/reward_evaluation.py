@@ -67,7 +67,7 @@ def load_pairs(name: str, split: str | None, limit: int | None) -> tuple[Any, di
     Raises [`ConfigError`] for what cannot be read, a split that is not there, and pairs that are not whole.
     """
     from metatune.eval.reward_models import Pairs
-    from metatune.recipes.data import load_splits
+    from metatune.recipes.data import load_splits, template_variables
     from metatune.recipes.pairs import check_pairs, unusable_pairs
     from metatune.recipes.strength_pairs import prompt_groups
 
@@ -99,6 +99,7 @@ def load_pairs(name: str, split: str | None, limit: int | None) -> tuple[Any, di
         strength=_strength(dataset, where) if "strength" in columns else None,
         subsets=subsets,
         turns=subsets is not None,
+        template=template_variables(dataset),
     )
     kept = {"split": split, "num_pairs": len(pairs), "num_prompts": len(set(pairs.groups)), "num_empty": len(empty)}
     return pairs, kept

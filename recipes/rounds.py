@@ -14,12 +14,15 @@ from trl import ModelConfig
 from ..eval.engines import Engine, load_engine
 from ..eval.files import write_atomically
 from .adapters import base_and_adapter
+from .chat_template import set_template
 from .launch import launch
 
 Row = dict[str, Any]
 
 
-def load_policy(model: str, args, use_cpu: bool, model_args: ModelConfig) -> tuple[PreTrainedTokenizerBase, Engine]:
+def load_policy(
+    model: str, args, use_cpu: bool, model_args: ModelConfig, template: str | None = None
+) -> tuple[PreTrainedTokenizerBase, Engine]:
     """Load a policy for sampling.
 
     Args:
@@ -27,6 +30,7 @@ def load_policy(model: str, args, use_cpu: bool, model_args: ModelConfig) -> tup
         args: `engine`, `sampling_batch_size` and `sampling_dtype` are read.
         use_cpu (`bool`): whether it runs on the CPU where there is a GPU.
         model_args (`ModelConfig`): `model_revision`, `dtype` and `attn_implementation` are read.
+        template (`str`, *optional*): the recipe's `chat_template_path`; the model's own by default.
 
     Returns:
         `tuple`: its tokenizer and the engine.
@@ -40,6 +44,7 @@ def load_policy(model: str, args, use_cpu: bool, model_args: ModelConfig) -> tup
     revision = None if Path(model).is_dir() else model_args.model_revision
     try:
         tokenizer = AutoTokenizer.from_pretrained(model, revision=revision)
+        set_template(tokenizer, template)
         engine = load_engine(
             args.engine,
             base.name,

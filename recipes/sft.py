@@ -20,6 +20,7 @@ from typing import Any
 from trl import ModelConfig, ScriptArguments, SFTConfig
 
 from metatune.recipes.adapters import check_adapter_options, record_base, refusals_in_one_line
+from metatune.recipes.chat_template import processor_for, record_column
 from metatune.recipes.config import ConfigError, StrictParser, check_world_size, nearest, run
 from metatune.recipes.data import (
     CONVERSATION,
@@ -33,6 +34,7 @@ from metatune.recipes.data import (
     need_columns,
     split_of,
 )
+from metatune.recipes.overlong import without_overlong_sequences
 from metatune.recipes.own_code import HELP, import_own
 from metatune.recipes.run_folder import (
     check_here,
@@ -230,10 +232,7 @@ def load_data(script_args: SFTScriptArguments, training_args: SFTConfig):
             script_args.dataset_config,
             script_args.dataset_streaming,
         )
-        wanted = [script_args.dataset_train_split] + [script_args.dataset_test_split] * (
-            training_args.eval_strategy != "no"
-        )
-        for split in wanted:
+        for split in wanted_splits(script_args, training_args):
             where = f"{script_args.dataset_name}, split '{split}'"
             check_rows(split_of(splits, split, script_args.dataset_name), where, training_args.dataset_text_field)
         return splits
@@ -244,6 +243,34 @@ def load_data(script_args: SFTScriptArguments, training_args: SFTConfig):
     except ValueError as error:
         raise ConfigError(str(error)) from error
     return {script_args.dataset_train_split: traces}
+
+
+def wanted_splits(script_args: SFTScriptArguments, training_args: SFTConfig) -> list[str]:
+    """Return the names of the splits to train on and to evaluate on."""
+    evaluated = [script_args.dataset_test_split] * (training_args.eval_strategy != "no")
+    return [script_args.dataset_train_split, *evaluated]
+
+
+def leave_out_overlong(trainer: Any, script_args: SFTScriptArguments) -> None:
+    """Leave out rows that exceed the model's positions, and report them; raises [`ConfigError`] if none is left."""
+    args = trainer.args
+    positions = getattr(trainer.model.config.get_text_config(), "max_position_embeddings", None)
+    fits = positions is None or (args.max_length is not None and args.max_length <= positions)
+    if fits and args.packing:
+        return
+    if not fits and (args.packing or script_args.dataset_streaming):
+        why = "packing fills rows of that length" if args.packing else "a stream cannot be counted"
+        raise ConfigError(
+            f"max_length: {args.max_length} exceeds the model's {positions} positions, and {why}: lower it"
+        )
+    for name in ("train_dataset", "eval_dataset"):
+        dataset = getattr(trainer, name)
+        if dataset is None:
+            continue
+        kept, lines = without_overlong_sequences(dataset, "input_ids", positions, args.max_length, name)
+        setattr(trainer, name, kept)
+        for line in lines:
+            trainer.accelerator.print(line)
 
 
 def main(script_args: SFTScriptArguments, training_args: SFTConfig, model_args: ModelConfig) -> None:
@@ -264,6 +291,9 @@ def main(script_args: SFTScriptArguments, training_args: SFTConfig, model_args: 
         model = model_to_load(model_args)
         training_args.model_init_kwargs = model_init_kwargs(training_args, model_args)
     data = load_data(script_args, training_args)
+    name = script_args.dataset_name or "distributions"
+    parts = {f"{name}, split '{split}'": data[split] for split in wanted_splits(script_args, training_args)}
+    tokenizer = processor_for(parts, training_args, model_args, tokenizer)
     if script_args.length_buckets:
         split = script_args.dataset_train_split
         batch_size = training_args.train_batch_size * training_args.world_size
@@ -282,6 +312,9 @@ def main(script_args: SFTScriptArguments, training_args: SFTConfig, model_args: 
             peft_config=get_peft_config(model_args),
         )
     record_base(trainer.model, model_args)
+    leave_out_overlong(trainer, script_args)
+    if trainer.is_world_process_zero():
+        record_column(data[script_args.dataset_train_split], training_args.output_dir)
     train_and_save(trainer, recipe, checkpoint_to_resume(training_args), script_args.dataset_name)
 
 

@@ -24,8 +24,10 @@ from typing import Any
 from trl import ModelConfig, SFTConfig
 
 from metatune.recipes.adapters import check_adapter_options
+from metatune.recipes.chat_template import check_template, load_processor, read_template_kwargs
 from metatune.recipes.config import ConfigError, StrictParser, run
 from metatune.recipes.launch import as_options, plan, resolve_accelerate_config, separate
+from metatune.recipes.overlong import positions_of, without_overlong
 from metatune.recipes.own_code import HELP, import_own
 from metatune.recipes.run_folder import check_here, effective_recipe, model_to_load, settle_folder
 from metatune.recipes.tables import show, show_number
@@ -66,6 +68,8 @@ class StarScriptArguments:
             Largest number of tokens of a forced answer.
         forcing_suffix (`str`, *optional*):
             Text that ends the thinking and opens the answer. By default what is known for the chat template.
+        chat_template_kwargs (`dict` or `str`, *optional*):
+            Variables of the chat template for all prompts, such as `{enable_thinking: false}`.
         max_completion_length (`int`, *optional*, defaults to `1024`):
             Largest number of tokens of a trace; one that is cut off there is never kept.
         engine (`str`, *optional*, defaults to `"compact"`):
@@ -103,6 +107,9 @@ class StarScriptArguments:
     forcing_suffix: str | None = field(
         default=None, metadata={"help": "Text that ends the thinking and opens the answer; by chat template."}
     )
+    chat_template_kwargs: dict | str | None = field(
+        default=None, metadata={"help": "Variables of the chat template, such as {enable_thinking: false}."}
+    )
     max_completion_length: int = field(default=1024, metadata={"help": "Largest number of tokens of a trace."})
     engine: str = field(
         default="compact",
@@ -125,6 +132,7 @@ class StarScriptArguments:
 
     def __post_init__(self):
         import_own(self.imports)
+        self.chat_template_kwargs = read_template_kwargs(self.chat_template_kwargs)
         if self.distributions is None:
             raise ValueError("give the `distributions` to sample problems from")
         for name in (
@@ -155,18 +163,38 @@ def check(args: StarScriptArguments, training_args: SFTConfig, model_args: Model
     if model_args.use_peft and args.engine == "vllm" and args.rounds > 1:
         raise ConfigError("the engine vllm samples whole models and use_peft makes adapters; use another engine")
     check_here(training_args, model_args)
+    check_template(model_to_load(model_args), model_args.model_revision, training_args.chat_template_path)
 
 
-def load_problems(args: StarScriptArguments) -> list[dict[str, Any]]:
-    """Load the training problems of all distributions."""
+def load_problems(
+    args: StarScriptArguments, training_args: SFTConfig, model_args: ModelConfig
+) -> list[dict[str, Any]]:
+    """Load the training problems of all distributions, and report what is left out."""
     from metatune.curricula import check_verified, load_distributions
+    from metatune.rewards import Forcing
+    from metatune.rewards.rendering import Rendering
 
     try:
         distributions = load_distributions(args.distributions or [])
         problems = [dict(item) for distribution in distributions for item in distribution.train]
         check_verified(problems)
-    except ValueError as error:
+        for distribution in distributions:
+            print(distribution.rows(), flush=True)
+        model, revision = model_to_load(model_args), model_args.model_revision
+        tokenizer = load_processor(model, revision, training_args.chat_template_path)
+        kwargs: Any = args.chat_template_kwargs
+        new_tokens, advice = args.max_completion_length, "max_completion_length"
+        if args.select == "progress":
+            forcing = Forcing(tokenizer, args.forcing_suffix, kwargs)
+            new_tokens += len(forcing.ids_after(".")) + args.forced_answer_tokens
+            advice += " and forced_answer_tokens together"
+        problems, lines = without_overlong(
+            problems, Rendering(tokenizer, kwargs or {}), positions_of(model, revision), new_tokens, "problems", advice
+        )
+    except (ValueError, OSError) as error:
         raise ConfigError(str(error)) from error
+    for line in lines:
+        print(line, flush=True)
     if args.num_prompts is not None and args.num_prompts > len(problems):
         raise ConfigError(f"num_prompts is {args.num_prompts}, the distributions have {len(problems)} problems")
     return problems
@@ -204,7 +232,7 @@ def main(args: StarScriptArguments, training_args: SFTConfig, model_args: ModelC
 
     check(args, training_args, model_args)
     plan(resolve_accelerate_config(launch_args), sft.__name__, [], training_args.use_cpu)  # its refusals come first
-    problems = load_problems(args)
+    problems = load_problems(args, training_args, model_args)
     folder = Path(training_args.output_dir)
     resume = bool(training_args.resume_from_checkpoint)
     recipe = effective_recipe(args, training_args, model_args)

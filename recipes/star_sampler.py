@@ -8,8 +8,9 @@ from trl import ModelConfig, SFTConfig
 
 from ..eval.engines import Sampling
 from ..eval.forced import ForcedAnswers, force_answers
-from ..eval.scoring import render, score
+from ..eval.scoring import score
 from ..rewards import EpisodeRule, Forcing, episode_ends, get_verifier, token_texts
+from ..rewards.rendering import Rendering
 from ..trainers.star import regret
 from .rounds import Row, load_policy
 
@@ -20,7 +21,7 @@ class Sampler:
     Args:
         model (`str`): its folder or hub name; an adapter is loaded onto its base.
         args (`StarScriptArguments`): how to sample.
-        training_args (`SFTConfig`): `use_cpu` and `max_length` are read.
+        training_args (`SFTConfig`): `use_cpu`, `max_length` and `chat_template_path` are read.
         model_args (`ModelConfig`): `model_revision`, `dtype` and `attn_implementation` are read.
 
     Raises:
@@ -28,9 +29,12 @@ class Sampler:
     """
 
     def __init__(self, model: str, args, training_args: SFTConfig, model_args: ModelConfig):
-        self.tokenizer, self.engine = load_policy(model, args, training_args.use_cpu, model_args)
+        self.tokenizer, self.engine = load_policy(
+            model, args, training_args.use_cpu, model_args, training_args.chat_template_path
+        )
         if args.select == "progress":
-            self.forcing = Forcing(self.tokenizer, args.forcing_suffix)
+            self.forcing = Forcing(self.tokenizer, args.forcing_suffix, args.chat_template_kwargs)
+        self.rendering = Rendering(self.tokenizer, args.chat_template_kwargs or {})
         self.rule = EpisodeRule.from_options(args.episodes)
         self.args, self.max_length = args, training_args.max_length
 
@@ -49,7 +53,7 @@ class Sampler:
                 positions.
         """
         count, longest = self.args.num_samples, self.args.max_completion_length
-        prompt_ids = [render(self.tokenizer, problem["prompt"]) for problem in problems]
+        prompt_ids = [self.rendering.prompt_ids(problem["prompt"]) for problem in problems]
         needed = max(map(len, prompt_ids)) + longest
         if self.max_length is not None and needed > self.max_length:
             raise ValueError(
@@ -104,7 +108,7 @@ class Sampler:
         forced = force_answers(
             self.engine,
             self.tokenizer,
-            [render(self.tokenizer, problems[number]["prompt"]) for number, _ in cuts],
+            [self.rendering.prompt_ids(problems[number]["prompt"]) for number, _ in cuts],
             [list(trace) for _, trace in cuts],
             self.forcing,
             num_answers=self.args.num_forced_answers,

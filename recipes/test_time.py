@@ -99,7 +99,7 @@ def evaluate_budgets(
         engine,
         tokenizer,
         items,
-        forcing=Forcing(tokenizer, args.forcing_suffix),
+        forcing=Forcing(tokenizer, args.forcing_suffix, options.get("chat_template_kwargs")),
         budgets=args.budgets,
         num_answers=args.num_answers,
         answer_tokens=args.answer_tokens,

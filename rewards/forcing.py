@@ -10,10 +10,12 @@ ended its thinking already gets only what opens the answer.
 For math the suffix should open a box or a line `answer X`: of these the last one counts, whatever the cut trace has.
 """
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from .episodes import token_texts
 from .extraction import MARK, without_thinking
+from .rendering import Rendering
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -30,16 +32,26 @@ class Forcing:
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): the model's, with its chat template.
         suffix (`str`, *optional*): the text; by default what is known for the chat template.
+        chat_template_kwargs (`Mapping`, *optional*): variables of the chat template, as the prompts are rendered.
+            Where they make it close the thinking before the trace (`enable_thinking: false`), the suffix only opens
+            the answer.
 
     Raises:
         ValueError: none is known and none is given; it is empty; or the model thinks and the suffix does not end that.
     """
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", suffix: str | None = None):
+    def __init__(
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        suffix: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ):
         self.suffix = _default_suffix(tokenizer) if suffix is None else suffix
         if not self.suffix.strip():
             raise ValueError("forcing_suffix is empty: give the text that ends the thinking and opens the answer")
-        if _thinks(tokenizer) and THINKING_END not in self.suffix:
+        rendering = Rendering(tokenizer, chat_template_kwargs or {})
+        self._closed = bool(tokenizer.chat_template) and THINKING_END in rendering.open_text()
+        if _thinks(tokenizer) and not self._closed and THINKING_END not in self.suffix:
             raise ValueError(
                 f"forcing_suffix {self.suffix!r} does not end the thinking: this tokenizer's model ends it by "
                 f"{THINKING_END} and would think on; put {THINKING_END} into the suffix, before what opens the answer"
@@ -57,7 +69,7 @@ class Forcing:
             prefix_text (`str`): what stands before it; an empty text counts as ended by newlines.
         """
         open_again = without_thinking(prefix_text) is None
-        closed = THINKING_END in prefix_text and THINKING_END in self.suffix and not open_again
+        closed = (self._closed or THINKING_END in prefix_text) and THINKING_END in self.suffix and not open_again
         suffix = self.suffix.rpartition(THINKING_END)[2] if closed else self.suffix
         body = suffix.lstrip("\n")
         newlines = len(suffix) - len(body)

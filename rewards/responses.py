@@ -6,12 +6,12 @@ that was cut off, or an empty one, is scored like any other.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-Messages = list[dict[str, Any]]
+from .rendering import Messages, Rendering
 
 
 class ResponseScorer(ABC):
@@ -74,25 +74,32 @@ class ResponseScorer(ABC):
 
 
 def response_ids(
-    tokenizer: Any, prompts: Sequence[str | Messages] | None, completions: Sequence[str | Messages]
+    tokenizer: Any,
+    prompts: Sequence[str | Messages] | None,
+    completions: Sequence[str | Messages],
+    rows: Sequence[Mapping[str, Any]] | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> list[list[int]]:
-    """Tokenize N responses with their prompts as TRL's `RewardTrainer` does; raises as [`ResponseScorer.score`]."""
+    """Tokenize N responses with their prompts as TRL's `RewardTrainer` does; raises as [`ResponseScorer.score`].
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): the model's tokenizer.
+        prompts (`list`): N texts or conversations; `None` where the completions hold their prompts.
+        completions (`list`): N texts or conversations, each of its prompt's kind.
+        rows (`list[Mapping]`, *optional*): N rows' own variables of the chat template.
+        chat_template_kwargs (`Mapping`, *optional*): variables of the chat template for all rows.
+    """
+    rendering = Rendering(tokenizer, chat_template_kwargs or {})
     if prompts is None:
         prompts = [[] if isinstance(completion, list) else "" for completion in completions]
     if len(prompts) != len(completions):
         raise ValueError(f"{len(prompts)} prompts for {len(completions)} completions")
     responses = []
     for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
-        if isinstance(prompt, list) and isinstance(completion, list):
-            ids = tokenizer.apply_chat_template(prompt + completion, tokenize=True, return_dict=True)["input_ids"]
-        elif isinstance(prompt, str) and isinstance(completion, str):
-            end = tokenizer.eos_token or ""
-            ids = tokenizer(text=prompt + completion + ("" if completion.endswith(end) else end))["input_ids"]
-        else:
-            raise ValueError(
-                f"row {row}: the prompt is of type {type(prompt).__name__}, the completion of type "
-                f"{type(completion).__name__}: both must be texts, or both lists of messages"
-            )
+        try:
+            ids = rendering.response_ids(prompt, completion, rows[row] if rows else None)
+        except ValueError as error:
+            raise ValueError(f"row {row}: {error}") from error
         if not ids:
             raise ValueError(f"row {row}: prompt and completion together have no token")
         responses.append(ids)

@@ -8,6 +8,8 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 from trl.data_utils import is_conversational
 
+from ..rewards.rendering import Rendering
+
 COLUMNS = ("prompt", "responses")
 
 
@@ -111,8 +113,6 @@ def number_of_responses(dataset: Dataset) -> int:
 
 def _token_ids(tokenizer: PreTrainedTokenizerBase, prompt: Any, response: Any) -> list[int]:
     """Return a text's token ids as TRL's reward trainer makes them: by chat template, or with the ending token."""
-    if is_conversational({"prompt": prompt}):
-        reply = [{"role": "assistant", "content": response}] if isinstance(response, str) else response
-        return tokenizer.apply_chat_template([*prompt, *reply], tokenize=True, return_dict=True)["input_ids"]
-    text = response if response.endswith(tokenizer.eos_token) else response + tokenizer.eos_token
-    return tokenizer(prompt + text)["input_ids"]
+    if is_conversational({"prompt": prompt}) and isinstance(response, str):
+        response = [{"role": "assistant", "content": response}]
+    return Rendering(tokenizer).response_ids(prompt, response)

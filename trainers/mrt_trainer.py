@@ -88,7 +88,7 @@ class MRTTrainer(SuccessAtPrefixes, DUMPTrainer):
         options: Any = args.episodes  # transformers has read a text as JSON
         self._rule = EpisodeRule.from_options(options)
         if args.progress in ("episode", "anytime") or args.terminating_generations:
-            self._forcing = Forcing(self._tokenizer, args.forcing_suffix)
+            self._forcing = Forcing(self._tokenizer, args.forcing_suffix, self.chat_template_kwargs)
         self._pool = PrefixPool()
         self._prefixes: list[list[int]] = []  # what stands before each of this process's rollouts, if anything does
         self._traces: list[dict[str, Any]] = []  # some of the last batch, for the page that shows them

@@ -43,13 +43,16 @@ def test_a_folder_with_both_splits_is_parted_by_them(tmp_path):
     assert loaded.train[3]["key"] == "question 3?" and loaded.train[3]["info"] == "{}"
 
 
-def test_a_training_row_that_is_held_out_is_dropped_and_counted(tmp_path, caplog):
+def test_a_training_row_that_is_held_out_is_dropped_and_counted(tmp_path):
     write_jsonl(tmp_path / "train.jsonl", [*questions(30), {"prompt": " QUESTION  30? ", "answer": "30"}])
     write_jsonl(tmp_path / "test.jsonl", questions(10, start=30))
-    with caplog.at_level(logging.WARNING):
-        (loaded,) = load(tmp_path)
-    assert len(loaded.train) == 30 and len(loaded.test) == 10
-    assert "dropped 1 training rows of set that are held out" in caplog.text
+    (loaded,) = load(tmp_path, train_size=20)
+    assert len(loaded.train) == 20 and len(loaded.test) == 10
+    assert (loaded.duplicates, loaded.overlap, loaded.unused) == (0, 1, 10)
+    assert loaded.rows() == (
+        "set: 20 to train on, 10 held out, 1 dropped from training because they are held out, "
+        "10 not used (train_size, test_size)"
+    )
 
 
 def test_one_distribution_never_trains_on_what_another_holds_out(tmp_path):
@@ -88,11 +91,37 @@ def test_one_pool_is_parted_by_key_whatever_the_order(tmp_path):
     assert all(map(is_held_out, forwards.test["key"])) and 5 <= len(forwards.test) <= 40
 
 
-def test_duplicates_within_a_part_are_dropped_and_counted(tmp_path, caplog):
-    with caplog.at_level(logging.WARNING):
-        (loaded,) = load(write_jsonl(tmp_path / "rows.jsonl", questions(50) + questions(5)))
+@settings(max_examples=20, deadline=None)
+@given(sizes=st.tuples(st.integers(1, 99), st.integers(1, 99)).map(sorted), order=st.randoms(use_true_random=False))
+def test_a_pool_holds_out_test_size_rows_and_a_smaller_part_is_inside_a_larger_one(tmp_path_factory, sizes, order):
+    folder, rows = tmp_path_factory.mktemp("rows"), questions(100)
+    (small,) = load(write_jsonl(folder / "rows.jsonl", rows), test_size=sizes[0])
+    order.shuffle(rows)
+    (large,) = load(write_jsonl(folder / "shuffled.jsonl", rows), test_size=sizes[1], seed=7)
+    assert (len(small.test), len(large.test)) == tuple(sizes)
+    assert set(small.test["key"]) <= set(large.test["key"])
+    for loaded in (small, large):
+        assert len(loaded.train) + len(loaded.test) == 100 and not set(loaded.train["key"]) & set(loaded.test["key"])
+
+
+def test_a_pool_without_test_size_holds_out_the_fixed_fifth(tmp_path):
+    (fifth,) = load(write_jsonl(tmp_path / "rows.jsonl", questions(200)))
+    assert set(fifth.test["key"]) == {key for key in (f"question {i}?" for i in range(200)) if is_held_out(key)}
+    (smaller,) = load(tmp_path / "rows.jsonl", test_size=10)
+    assert set(smaller.test["key"]) < set(fifth.test["key"]) and len(smaller.train) == 190
+    with pytest.raises(ValueError, match="test_size 200 of 200 distinct rows leaves none to train on"):
+        load(tmp_path / "rows.jsonl", test_size=200)
+
+
+def test_each_value_of_a_column_holds_out_test_size_rows(tmp_path):
+    loaded = load(write_jsonl(tmp_path / "rows.jsonl", questions(100)), split_by="level", test_size=5)
+    assert [(len(each.train), len(each.test)) for each in loaded] == [(45, 5), (45, 5)]
+
+
+def test_duplicates_within_a_part_are_dropped_and_counted(tmp_path):
+    (loaded,) = load(write_jsonl(tmp_path / "rows.jsonl", questions(50) + questions(5)))
     assert len(loaded.train) + len(loaded.test) == 50
-    assert "dropped 5 of 55 training rows as duplicates" in caplog.text
+    assert loaded.duplicates == 5 and "5 dropped as duplicates" in loaded.rows()
 
 
 def test_a_column_splits_the_rows(tmp_path):
@@ -146,9 +175,11 @@ def test_files_that_are_neither_trained_on_nor_held_out_are_told(tmp_path, caplo
 
 def test_sizes_take_a_seeded_subset(tmp_path, caplog):
     path = write_jsonl(tmp_path / "rows.jsonl", questions(200))
-    first, again, other = (load(path, train_size=20, test_size=900, seed=seed)[0] for seed in (0, 0, 1))
+    first, again, other = (load(path, train_size=20, test_size=30, seed=seed)[0] for seed in (0, 0, 1))
     assert len(first.train) == 20 and first.train["key"] == again.train["key"] != other.train["key"]
-    assert f"held-out part of set: only {len(first.test)} distinct items, 900 wanted" in caplog.text
+    assert first.test["key"] == other.test["key"]
+    load(path, train_size=900)
+    assert "training part of set: only" in caplog.text and "distinct items, 900 wanted" in caplog.text
 
 
 def test_a_split_value_without_training_items_is_an_error(tmp_path):
@@ -205,10 +236,47 @@ def test_without_a_verifier_no_answer_is_asked_for(tmp_path):
         ({"prompt": "Q", "answr": "1"}, {}, r"line 3: .*'answer'.*did you mean 'answr'\?"),
         ({"prompt": "Q", "answer": " "}, {}, r"line 3: answer_column 'answer' is empty"),
         ({"prompt": "Q", "answer": "$."}, {"verifier": "math"}, r"line 3: .*the reference '\$\.' has no answer that"),
-        ({"prompt": "Q", "answer": None}, {}, r"line 3: answer_column 'answer' must be text or an int, got None"),
-        ({"prompt": "Q", "answer": 0.5}, {}, r"must be text or an int, got 0\.5"),
+        ({"prompt": "Q", "answer": None}, {}, r"line 3: answer_column 'answer' must be text or a number, got None"),
+        ({"prompt": "Q", "answer": True}, {}, r"must be text or a number, got True of type bool"),
+        ({"prompt": "Q", "answer": [1, 2]}, {}, r"line 3: .*got \[1, 2\] of type list; name one value by .*answer\.0"),
+        ({"prompt": "Q", "answer": float("nan")}, {}, r"line 3: .* must be text or a finite number, got nan"),
+        (
+            {"prompt": "Q", "answer": "\ud83d"},
+            {},
+            r"line 3: answer_column 'answer' holds half of a surrogate pair \(.ud83d",
+        ),
+        ({"prompt": "Q \udc00", "answer": "1"}, {}, r"line 3: prompt_column 'prompt' holds half .*character 3"),
+        ({"prompt": "Q", "answer": "1", "x": "\ud83d"}, {"info_columns": ["x"]}, r"line 1: .*'x' \(info_columns\)"),
+        (
+            {"prompt": "Q", "answer": "1"},
+            {"answer_column": "meta.truth", "prompt_column": "prompt"},
+            r"line 1: there is no column 'meta\.truth' \(answer_column\)",
+        ),
+        (
+            {"prompt": [{"role": "user"}], "answer": "1"},
+            {},
+            r"line 3: prompt_column 'prompt' has no content in message 1",
+        ),
+        ({"prompt": [{"content": "Q"}], "answer": "1"}, {}, r"line 3: .* has no role in message 1"),
+        ({"prompt": [{"role": "assistant", "content": "Q"}], "answer": "1"}, {}, r"line 3: .* has no user turn"),
+        (
+            {"prompt": [{"role": "tool", "content": "Q"}], "answer": "1"},
+            {},
+            r"line 3: .* has the role 'tool' in message 1",
+        ),
+        (
+            {"prompt": [{"role": "user", "content": [{"type": "text", "text": "Q"}]}], "answer": "1"},
+            {},
+            r"line 3: .* has a list of content parts in message 1; .* write its content as one text",
+        ),
+        (
+            {"prompt": [{"role": "system", "content": "S"}, {"role": "user", "content": "Q"}], "answer": "1"},
+            {"system": "Be brief."},
+            r"line 3: the data has system messages and so has the option `system`",
+        ),
         ({"prompt": "Q", "answer": "1"}, {"answer_after": "####"}, r"line 1: answer_column 'answer' lacks the mark"),
-        ({"prompt": ["Q"], "answer": "1"}, {}, r"line 3: prompt_column 'prompt' must be text and not empty"),
+        ({"prompt": ["Q"], "answer": "1"}, {}, r"line 3: prompt_column 'prompt' has no role in message 1"),
+        ({"prompt": 7, "answer": "1"}, {}, r"line 3: prompt_column 'prompt' must be text or a list of .*, got 7"),
         ({"prompt": "", "answer": "1"}, {}, r"line 3: prompt_column 'prompt' must be text and not empty, got ''"),
         ({"prompt": "Q", "answer": "1"}, {"info_columns": ["names"]}, r"line 1: .*'names' \(info_columns\)"),
         ({"prompt": "Q", "answer": "1"}, {"split_by": "level"}, r"line 3: .*'level' \(split_by\)"),
@@ -229,6 +297,56 @@ def test_a_bad_row_is_named(tmp_path, row, options, message):
     with pytest.raises(ValueError, match=message) as error:
         load(path, **options)
     assert "set" in str(error.value) or "rows.jsonl" in str(error.value)
+
+
+CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is 3+4?"}]
+
+
+def test_conversations_are_read_up_to_the_turn_that_the_policy_writes(tmp_path):
+    reply = [{"role": "assistant", "content": "It is 7."}]
+    rows = [
+        {"prompt": CHAT, "answer": 7},
+        {"messages": [{"role": "user", "content": "What is 1+1?"}, *reply], "answer": 2.0},
+        {"messages": [CHAT[1], *reply, {"role": "user", "content": "And doubled?"}], "answer": 0.1},
+        {"prompt": "What is 2+2?", "answer": "4"},
+    ]
+    (loaded,) = load(write_jsonl(tmp_path / "train.jsonl", rows + questions(2)), instruction="Think.", test_size=1)
+    found = {item["key"]: item for item in [*loaded.train, *loaded.test]}
+    assert found["what is 1+1?"]["prompt"] == [{"role": "user", "content": "What is 1+1?\n\nThink."}]
+    two_turns = found["system: be brief. user: what is 3+4?"]
+    assert [turn["role"] for turn in two_turns["prompt"]] == ["system", "user"] and two_turns["answer"] == "7"
+    three_turns = found["user: what is 3+4? assistant: it is 7. user: and doubled?"]
+    assert three_turns["prompt"][-1]["content"] == "And doubled?\n\nThink." and three_turns["answer"] == "0.1"
+    assert found["what is 1+1?"]["answer"] == "2"
+
+
+def test_a_verl_parquet_is_read_by_dotted_paths(tmp_path):
+    rows = [
+        {
+            "data_source": f"source-{i % 2}",
+            "prompt": [{"role": "user", "content": f"Question {i}?"}],
+            "reward_model": {"style": "rule", "ground_truth": i},
+            "extra_info": {"index": i, "split": "train"},
+        }
+        for i in range(20)
+    ]
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "train.parquet")
+    options = {"answer_column": "reward_model.ground_truth", "info_columns": ["extra_info.index"], "test_size": 2}
+    first, second = load(tmp_path, split_by="data_source", **options)
+    assert (first.name, second.name) == ("set-source-0", "set-source-1") and len(first.train) == 8
+    for item in first.train:
+        assert item["key"] == f"question {item['answer']}?"
+        assert json.loads(item["info"]) == {"extra_info.index": int(item["answer"])}
+    with pytest.raises(ValueError, match=r"row 1: .*'reward_model\.ground_trth'.*did you mean 'ground_truth'\?"):
+        load(tmp_path, answer_column="reward_model.ground_trth")
+
+
+def test_a_large_pool_is_divided_quickly(tmp_path):
+    path = write_jsonl(tmp_path / "rows.jsonl", questions(40_000))
+    start = time.perf_counter()
+    (loaded,) = load(path, test_size=50)
+    assert time.perf_counter() - start < 5
+    assert len(loaded.train) == 39_950 and len(loaded.test) == 50
 
 
 def test_malformed_files_are_named(tmp_path):

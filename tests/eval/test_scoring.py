@@ -5,7 +5,8 @@ import torch
 
 from metatune.eval import scoring as module
 from metatune.eval.engines import CompactEngine
-from metatune.eval.scoring import evaluate, render
+from metatune.eval.scoring import evaluate
+from metatune.rewards.rendering import Rendering
 
 
 class Verifier:
@@ -105,7 +106,8 @@ def test_a_real_model_evaluates_alike_twice_and_leaves_the_random_state(model, t
 
 
 def test_rendering_is_the_chat_template_with_the_assistants_turn_open(tokenizer):
-    assert tokenizer.decode(render(tokenizer, [{"role": "user", "content": "1+1"}])) == "<user>1+1<assistant>"
+    ids = Rendering(tokenizer).prompt_ids([{"role": "user", "content": "1+1"}])
+    assert tokenizer.decode(ids) == "<user>1+1<assistant>"
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from metatune.recipes.data import (
     check_template_columns,
     load_splits,
     split_of,
+    with_text_columns,
 )
 from metatune.recipes.reward_functions import check_reward_columns
 from metatune.recipes.sft import SFTScriptArguments, check_rows, columns_of, in_length_buckets, load_data
@@ -41,6 +42,7 @@ def write(path: Path, text: str | bytes) -> str:
         ('{"a": 1}\n{"a": \n', "line 2: not JSON: Expecting value"),
         ("[" * 9000, "line 1: nested too deep"),
         ('{"a": "é"}\n'.encode("latin-1"), "line 1: not JSON: 'utf-8' codec"),
+        ('{"a": "\\ud83d\\ude00"}\n{"a": [{"b": "x\\ud83d"}]}\n', "line 2: 'a.0.b' holds half of a surrogate pair"),
         ("", "is empty"),
     ],
 )
@@ -182,3 +184,12 @@ def test_a_reference_that_cannot_be_graded_is_refused_at_its_row():
         check_references(Dataset.from_dict(rows), "problems")
     check_references(Dataset.from_dict({"verifier": ["math", "exact", ""], "answer": ["42.", "$", ""]}), "problems")
     check_references(Dataset.from_dict({"answer": ["$"]}), "graded by another reward")
+
+
+def test_answers_become_the_texts_that_verifiers_read():
+    rows = Dataset.from_list([{"answer": 3.0, "verifier": "exact", "info": {"x": 1}}] * 2)
+    assert with_text_columns(rows, "rows").to_list() == [{"verifier": "exact", "answer": "3", "info": '{"x": 1}'}] * 2
+    plain = Dataset.from_dict({"answer": [[1], [2]]})  # a reward function of the user's own reads it
+    assert with_text_columns(plain, "rows") is plain
+    with pytest.raises(ConfigError, match=r"rows: row 1: 'answer' must be text or a number, got \[1\] of type list"):
+        with_text_columns(plain.add_column("verifier", ["exact"] * 2), "rows")

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from metatune.eval import Evaluation
+from metatune.eval import Evaluation, load_held_out
 from metatune.recipes import cli, evaluate
 from metatune.recipes.config import ConfigError
 
@@ -87,7 +87,7 @@ def test_a_run_is_evaluated_on_what_it_was_trained_on(trained):
     (args,) = evaluate.make_parser().parse_args_and_config(["--model", str(trained)])
     assert [entry["name"] for entry in args.distributions] == ["sum"]
     assert args.max_new_tokens == 48
-    assert len(evaluate.load_items(args)) == 4
+    assert len(load_held_out(args.distributions)) == 4
 
 
 def test_another_model_is_evaluated_on_a_training_recipe(trained, capsys):
@@ -126,7 +126,7 @@ def test_a_benchmark_and_distributions_exclude_each_other(recipe):
         (["--benchmark", "gsm8", "--data", "x"], "unknown benchmark 'gsm8'; did you mean 'gsm8k'"),
         (["--benchmark", "gsm8k", "--data", "nowhere"], "no such file or folder: nowhere"),
         (["--config", "RECIPE", "--temperature", "0", "--num_samples", "2"], "greedy decoding repeats itself"),
-        (["--config", "RECIPE", "--max_new_tokens", "5000"], "512 positions; set max_new_tokens to at most"),
+        (["--config", "RECIPE", "--max_new_tokens", "5000"], "none would be left: set max_new_tokens to at most"),
         (["--config", "RECIPE", "--limit", "0"], "`limit` must be at least 1"),
         (["--config", "RECIPE", "--max_new_tokens", "0"], "`max_new_tokens` must be at least 1"),
         (["--config", "RECIPE", "--batch_size", "0"], "`batch_size` must be at least 1"),

@@ -1,0 +1,130 @@
+"""What `metatune eval` asks a model: the items, rendered as the model's training rendered its prompts.
+
+Items that do not fit the model's positions, and those that the run was trained on, are left out and counted: a run
+that was trained with a small `test_size` and is evaluated on a larger held-out part would answer what it was taught.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from metatune.eval.benchmarks import limited, load_benchmark, load_held_out
+from metatune.rewards.rendering import Rendering
+
+from .adapters import STARTER, Base
+from .chat_template import Recorded, recipe_of, recorded, set_template
+from .config import ConfigError, read_recipe
+from .overlong import positions_of, without_overlong
+
+Item = dict[str, Any]
+
+
+def rendering_of(args: Any, tokenizer: Any) -> Rendering:
+    """Return how the prompts are rendered, print what a recipe says of it, and complete `args.system`.
+
+    What the command line gives counts most, then the run that the model's folder is of, then the recipe that names the
+    tasks, whose chat template a model without one of its own is given.
+
+    Args:
+        args (`EvaluateArguments`): `model`, `into`, `recipe`, `benchmark`, `system` and `chat_template_kwargs` are read.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): the model's.
+    """
+    own = own_recipe(args.into or args.model)  # also the model before the training, to compare like with like
+    path = own or args.recipe
+    found = Recorded("", {}, None, None) if path is None else recorded(path)
+    if not tokenizer.chat_template:
+        set_template(tokenizer, found.template)
+    said = []
+    if args.chat_template_kwargs is None and found.chat_template_kwargs:
+        said.append(f"chat_template_kwargs {found.chat_template_kwargs}")
+    if args.benchmark is not None and args.system is None and found.system is not None:
+        args.system = found.system
+        said.append(f"the system message {found.system[:60]!r}")
+    if said:
+        print(f"Prompts are rendered with {' and '.join(said)}, as in {found.path}", flush=True)
+    kwargs = found.chat_template_kwargs if args.chat_template_kwargs is None else args.chat_template_kwargs
+    return Rendering(tokenizer, kwargs)
+
+
+def own_recipe(model: str) -> str | None:
+    """Return the recipe of the run that a model's folder is of; the starter is of none."""
+    found = None if model == str(STARTER) else recipe_of(model)
+    return None if found is None else str(found)
+
+
+def load_items(args: Any, rendering: Rendering, base: Base, max_new_tokens: int) -> tuple[list[Item], dict[str, int]]:
+    """Load the items of the benchmark, or the distributions' held-out items.
+
+    Args:
+        args (`EvaluateArguments`): what to evaluate on, and at which budgets.
+        rendering ([`Rendering`]): how prompts become tokens.
+        base ([`Base`]): the model.
+        max_new_tokens (`int`): length of a completion.
+
+    Returns:
+        `tuple`: the items, and how many were left out, `num_overlong` and `num_trained`, where any were.
+
+    Raises:
+        ValueError: as [`~metatune.eval.load_benchmark`] and [`~metatune.eval.load_held_out`].
+        ConfigError: if no item is left.
+    """
+    if args.distributions is not None:
+        items = load_held_out(args.distributions)
+    else:
+        items = load_benchmark(str(args.benchmark), args.data, instruction=args.instruction, system=args.system)
+    known = without_trained(items, args)
+    new_tokens, advice = max_new_tokens, "max_new_tokens"
+    if args.budgets:
+        from metatune.eval.test_time import longest_answered
+
+        new_tokens = longest_answered(
+            rendering,
+            args.budgets,
+            args.extrapolate,
+            args.max_new_tokens,
+            args.forcing_suffix,
+            args.answer_tokens,
+        )
+        advice = "the largest budget, with extrapolate, the forcing suffix and answer_tokens,"
+    positions = positions_of(base.name, base.revision)
+    fitting, lines = without_overlong(known, rendering, positions, new_tokens, "held-out prompts", advice)
+    for line in lines:
+        print(line, flush=True)
+    counts = {"num_overlong": len(known) - len(fitting), "num_trained": len(items) - len(known)}
+    return limited(fitting, args.limit), {name: count for name, count in counts.items() if count}
+
+
+def without_trained(items: Sequence[Item], args: Any) -> Sequence[Item]:
+    """Leave out items that the run was trained on, and report how many; raises [`ConfigError`] if none is left."""
+    own = own_recipe(args.into or args.model)
+    is_own = own is not None and args.recipe is not None and Path(own).resolve() == Path(args.recipe).resolve()
+    if own is None or is_own:  # a load never trains on what it holds out
+        return items
+    trained = trained_keys(own)
+    kept = [item for item in items if item["key"] not in trained]
+    if len(kept) == len(items):
+        return items
+    line = f"{len(items) - len(kept):,} of {len(items):,} items are problems that this run was trained on ({own})"
+    if not kept:
+        raise ConfigError(f"{line}: none is left; evaluate the run on its own held-out part (without `recipe`)")
+    print(f"{line} and are left out", flush=True)
+    return kept
+
+
+def trained_keys(path: str) -> set[str]:
+    """Return the keys of what a run's recipe trains on; none, with a line, for data that is not here any more."""
+    from metatune.curricula import load_distributions
+
+    entries = read_recipe(path).values.get("distributions")
+    if not isinstance(entries, list) or not any(_is_data(entry) for entry in entries):
+        return set()  # generators draw their problems from the part that is never held out
+    try:
+        loaded = load_distributions(entries)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"What {path} trained on cannot be read, so no item is left out for it: {' '.join(str(error).split())}")
+        return set()
+    return {key for distribution in loaded for key in distribution.train["key"]}
+
+
+def _is_data(entry: Any) -> bool:
+    return isinstance(entry, Mapping) and entry.get("source") == "dataset"
