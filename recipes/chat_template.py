@@ -152,7 +152,8 @@ def plain_template(tokenizer: Any) -> str:
     return (
         ("{{ bos_token }}" if begins else "")
         + "{% for message in messages %}{{ message['content'] }}"
-        + "{% if message['role'] == 'assistant' %}{{ eos_token }}{% elif not loop.last %}{{ '\\n\\n' }}{% endif %}"
+        + "{% if message['role'] == 'assistant' %}{{ eos_token }}"
+        + "{% elif not loop.last and loop.nextitem['role'] != 'assistant' %}{{ '\\n\\n' }}{% endif %}"
         + "{% endfor %}"
     )
 

@@ -61,12 +61,16 @@ class RewardEvaluationArguments:
             raise ValueError("give what to evaluate the reward model on: `pairs` or `best_of_n`")
 
 
-def load_pairs(name: str, split: str | None, limit: int | None) -> tuple[Any, dict[str, Any]]:
-    """Load pairs to evaluate on; returns them and what to keep of them in the summary.
+def load_pairs(
+    name: str, split: str | None, limit: int | None, models: Sequence[str] = ()
+) -> tuple[Any, dict[str, Any]]:
+    """Load pairs to evaluate `models` on; returns them and what to keep of them in the summary.
 
-    Raises [`ConfigError`] for what cannot be read, a split that is not there, and pairs that are not whole.
+    Raises [`ConfigError`] for what cannot be read, a split that is not there, pairs that are not whole, and those that
+    a model or its chat template cannot read.
     """
     from metatune.eval.reward_models import Pairs
+    from metatune.recipes.chat_template import check_chat, load_processor
     from metatune.recipes.data import load_splits, template_variables
     from metatune.recipes.pairs import check_pairs, unusable_pairs
     from metatune.recipes.strength_pairs import prompt_groups
@@ -81,6 +85,9 @@ def load_pairs(name: str, split: str | None, limit: int | None) -> tuple[Any, di
         raise ConfigError(f"{where} is tokenized, for one model: give the texts as `chosen` and `rejected`")
     check_pairs(dataset, where)
     columns = dataset.column_names
+    for model in models:
+        read = [column for column in ("prompt", "chosen", "rejected") if column in columns]
+        check_chat(load_processor(model, None, None), model, dataset, read, where)
     subsets = None
     if "subset" in columns:
         if None in dataset["subset"]:
@@ -139,7 +146,7 @@ def evaluate_reward_models(args: Any) -> dict[str, Any]:
     pairs = responses = None
     try:
         if args.pairs is not None:
-            pairs, summary["pairs"] = load_pairs(args.pairs, args.pairs_split, args.limit)
+            pairs, summary["pairs"] = load_pairs(args.pairs, args.pairs_split, args.limit, args.reward_model)
         if args.best_of_n is not None:
             responses = load_responses(args.best_of_n).first(args.limit)
         pair_scores, proxies = _score(args, names, pairs, responses)

@@ -251,8 +251,16 @@ def wanted_splits(script_args: SFTScriptArguments, training_args: SFTConfig) -> 
     return [script_args.dataset_train_split, *evaluated]
 
 
-def leave_out_overlong(trainer: Any, script_args: SFTScriptArguments) -> None:
-    """Leave out rows that exceed the model's positions, and report them; raises [`ConfigError`] if none is left."""
+def leave_out_overlong(trainer: Any, data: Any, script_args: SFTScriptArguments) -> None:
+    """Leave out rows that exceed the model's positions, and report them and those that TRL left out.
+
+    Args:
+        trainer ([`~metatune.trainers.sft_trainer.SFTTrainer`]): with its tokenized rows.
+        data (`Mapping[str, datasets.Dataset]`): the rows as they were given.
+        script_args (`SFTScriptArguments`): names the splits.
+
+    Raises [`ConfigError`] if none is left.
+    """
     args = trainer.args
     positions = getattr(trainer.model.config.get_text_config(), "max_position_embeddings", None)
     fits = positions is None or (args.max_length is not None and args.max_length <= positions)
@@ -263,12 +271,23 @@ def leave_out_overlong(trainer: Any, script_args: SFTScriptArguments) -> None:
         raise ConfigError(
             f"max_length: {args.max_length} exceeds the model's {positions} positions, and {why}: lower it"
         )
-    for name in ("train_dataset", "eval_dataset"):
+    for name, split in (
+        ("train_dataset", script_args.dataset_train_split),
+        ("eval_dataset", script_args.dataset_test_split),
+    ):
         dataset = getattr(trainer, name)
         if dataset is None:
             continue
-        kept, lines = without_overlong_sequences(dataset, "input_ids", positions, args.max_length, name)
+        where = f"split '{split}'"
+        kept, lines = without_overlong_sequences(dataset, "input_ids", positions, args.max_length, where)
         setattr(trainer, name, kept)
+        given = getattr(data[split], "num_rows", None)
+        if given is not None and getattr(dataset, "num_rows", given) < given:
+            masked = given - dataset.num_rows
+            lines.append(
+                f"{where}: {masked:,} of {given:,} rows have no token to train on within max_length "
+                f"({args.max_length}) and are left out"
+            )
         for line in lines:
             trainer.accelerator.print(line)
 
@@ -312,7 +331,7 @@ def main(script_args: SFTScriptArguments, training_args: SFTConfig, model_args: 
             peft_config=get_peft_config(model_args),
         )
     record_base(trainer.model, model_args)
-    leave_out_overlong(trainer, script_args)
+    leave_out_overlong(trainer, data, script_args)
     if trainer.is_world_process_zero():
         record_column(data[script_args.dataset_train_split], training_args.output_dir)
     train_and_save(trainer, recipe, checkpoint_to_resume(training_args), script_args.dataset_name)
