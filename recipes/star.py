@@ -166,38 +166,51 @@ def check(args: StarScriptArguments, training_args: SFTConfig, model_args: Model
     check_template(model_to_load(model_args), model_args.model_revision, training_args.chat_template_path)
 
 
-def load_problems(
-    args: StarScriptArguments, training_args: SFTConfig, model_args: ModelConfig
-) -> list[dict[str, Any]]:
-    """Load the training problems of all distributions, and report what is left out."""
+def load_problems(args: StarScriptArguments) -> list[dict[str, Any]]:
+    """Load the training problems of all distributions, and print how many rows each has."""
     from metatune.curricula import check_verified, load_distributions
-    from metatune.rewards import Forcing
-    from metatune.rewards.rendering import Rendering
 
     try:
         distributions = load_distributions(args.distributions or [])
         problems = [dict(item) for distribution in distributions for item in distribution.train]
         check_verified(problems)
-        for distribution in distributions:
-            print(distribution.rows(), flush=True)
-        model, revision = model_to_load(model_args), model_args.model_revision
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    for distribution in distributions:
+        print(distribution.rows(), flush=True)
+    return problems
+
+
+def fitting_problems(
+    problems: list[dict[str, Any]], args: StarScriptArguments, training_args: SFTConfig, model_args: ModelConfig
+) -> list[dict[str, Any]]:
+    """Return the problems whose prompt, trace and forced answer fit the model's positions; the others are reported.
+
+    Raises [`ConfigError`] if none fits, or fewer than `num_prompts`.
+    """
+    from metatune.rewards import Forcing
+    from metatune.rewards.rendering import Rendering
+
+    model, revision = model_to_load(model_args), model_args.model_revision
+    kwargs: Any = args.chat_template_kwargs  # read as JSON by now
+    new_tokens, advice = args.max_completion_length, "max_completion_length"
+    try:
         tokenizer = load_processor(model, revision, training_args.chat_template_path)
-        kwargs: Any = args.chat_template_kwargs
-        new_tokens, advice = args.max_completion_length, "max_completion_length"
         if args.select == "progress":
             forcing = Forcing(tokenizer, args.forcing_suffix, kwargs)
             new_tokens += len(forcing.ids_after(".")) + args.forced_answer_tokens
-            advice += " and forced_answer_tokens together"
-        problems, lines = without_overlong(
-            problems, Rendering(tokenizer, kwargs or {}), positions_of(model, revision), new_tokens, "problems", advice
+            advice = "max_completion_length, with the forcing suffix and forced_answer_tokens,"
+        rendering = Rendering(tokenizer, kwargs or {})
+        kept, lines = without_overlong(
+            problems, rendering, positions_of(model, revision), new_tokens, "training prompts", advice
         )
     except (ValueError, OSError) as error:
-        raise ConfigError(str(error)) from error
+        raise ConfigError(" ".join(str(error).split())) from error
     for line in lines:
         print(line, flush=True)
-    if args.num_prompts is not None and args.num_prompts > len(problems):
-        raise ConfigError(f"num_prompts is {args.num_prompts}, the distributions have {len(problems)} problems")
-    return problems
+    if args.num_prompts is not None and args.num_prompts > len(kept):
+        raise ConfigError(f"num_prompts is {args.num_prompts}, the distributions have {len(kept)} problems")
+    return kept
 
 
 def show_rounds(summaries: list[dict[str, Any]]) -> None:
@@ -232,7 +245,7 @@ def main(args: StarScriptArguments, training_args: SFTConfig, model_args: ModelC
 
     check(args, training_args, model_args)
     plan(resolve_accelerate_config(launch_args), sft.__name__, [], training_args.use_cpu)  # its refusals come first
-    problems = load_problems(args, training_args, model_args)
+    problems = fitting_problems(load_problems(args), args, training_args, model_args)
     folder = Path(training_args.output_dir)
     resume = bool(training_args.resume_from_checkpoint)
     recipe = effective_recipe(args, training_args, model_args)

@@ -137,7 +137,7 @@ def test_star_and_metarm_sample_as_they_train(tmp_path, generated):
         output_dir=str(tmp_path / "out"),
     )
     args, training_args, model_args, _ = parsed(star, recipe)
-    problems = star.load_problems(args, training_args, model_args)[:2]
+    problems = star.fitting_problems(star.load_problems(args), args, training_args, model_args)[:2]
     Sampler(model, args, training_args, model_args).sample(problems, seed=0)
     ids = [expected.prompt_ids(problem["prompt"]) for problem in problems]
     assert generated.pop() == [each for each in ids for _ in range(args.num_samples)]

@@ -193,7 +193,7 @@ def sampler():
     args = star.StarScriptArguments(
         distributions=[{}], num_samples=3, num_forced_answers=4, episodes={"by": "delimiter"}, max_completion_length=64
     )
-    training_args = SimpleNamespace(use_cpu=True, max_length=None)
+    training_args = SimpleNamespace(use_cpu=True, max_length=None, chat_template_path=None)
     model_args = SimpleNamespace(model_revision="main", dtype="float32", attn_implementation=None)
     return Sampler(str(STARTER), args, training_args, model_args)
 
