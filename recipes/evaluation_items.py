@@ -26,7 +26,7 @@ def rendering_of(args: Any, tokenizer: Any) -> Rendering:
     tasks, whose chat template a model without one of its own is given.
 
     Args:
-        args (`EvaluateArguments`): `model`, `into`, `recipe`, `benchmark`, `system` and `chat_template_kwargs` are read.
+        args (`EvaluateArguments`): the model, the tasks, `system` and `chat_template_kwargs` are read.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): the model's.
     """
     own = own_recipe(args.into or args.model)  # also the model before the training, to compare like with like
