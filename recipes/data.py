@@ -5,7 +5,6 @@ somewhere inside of it. Here every row is looked at once, and the first one that
 """
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -17,6 +16,7 @@ from .config import ConfigError, MissingHereError
 from .conform import describe, nearest
 
 FILE_FORMATS = {".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+LARGEST = 3.4028234663852886e38  # of float32
 TEXT, CONVERSATION = "a text", "a conversation"
 MESSAGES = ("prompt", "completion", "messages", "chosen", "rejected")
 
@@ -215,7 +215,7 @@ def check_ids(dataset: Any, column: str, where: str, may_be_empty: bool = False)
 
 
 def check_numbers(dataset: Any, columns: Sequence[str], where: str, may_be_null: bool = False) -> None:
-    """Raise [`ConfigError`] unless every row of `columns` is a finite number.
+    """Raise [`ConfigError`] unless every row of `columns` is a number that float32, in which it is used, can hold.
 
     Args:
         dataset (`datasets.Dataset`): the rows; a stream is not looked at.
@@ -228,7 +228,8 @@ def check_numbers(dataset: Any, columns: Sequence[str], where: str, may_be_null:
     for column in columns:
         for row, value in enumerate(dataset[column][:] if column in dataset.column_names else (), start=1):
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not (is_number and math.isfinite(value)) and not (may_be_null and value is None):
+            is_finite = is_number and abs(value) <= LARGEST  # which NaN is not
+            if not is_finite and not (may_be_null and value is None):
                 raise ConfigError(f"{where}: row {row}: '{column}' is {describe(value)[:60]}, not a finite number")
 
 

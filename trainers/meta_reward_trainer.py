@@ -102,6 +102,7 @@ class MetaRewardTrainer(CountedTokens, FiniteTraining, RewardTrainer):
     }
 
     data_collator: Any  # transformers'
+    _own_files = ("swav_prototypes.weight",)
 
     def __init__(
         self,

@@ -41,6 +41,8 @@ def has_mark(folder: Path) -> bool:
 class WholeCheckpoints(_Mixed):
     """Keeps that promise for the trainer that it is mixed into, before `Trainer` in the order of its bases."""
 
+    _own_files: tuple[str, ...] = ()  # parameters that a trainer saves and loads beside the model's file
+
     def _save_checkpoint(self, model, trial):
         folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         if self.args.should_save:
@@ -55,6 +57,12 @@ class WholeCheckpoints(_Mixed):
     def _save_rng_state(self, output_dir):
         super()._save_rng_state(output_dir)  # the last file of every process; the main one's mark follows
         self.accelerator.wait_for_everyone()
+
+    def _issue_warnings_after_load(self, load_result):
+        """Warn of keys that a checkpoint lacks, but for tied weights, which it holds once, and those of own files."""
+        missing, tied = load_result.missing_keys, self.accelerator.unwrap_model(self.model).all_tied_weights_keys
+        lost = [key for key in missing if tied.get(key, key) in missing and key not in self._own_files]
+        super()._issue_warnings_after_load(load_result._replace(missing_keys=lost))
 
 
 class CountedTokens(WholeCheckpoints):

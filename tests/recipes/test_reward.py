@@ -74,7 +74,7 @@ def test_pairs_that_are_not_whole_name_the_file_and_the_row(tmp_path, rows, mess
     assert str(path) in str(raised.value) and message in str(raised.value)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), None, "0.5"], ids=str)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e39, None, "0.5"], ids=str)
 @pytest.mark.parametrize(
     ("column", "options"),
     [

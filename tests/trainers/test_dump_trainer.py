@@ -323,3 +323,15 @@ def test_a_training_set_that_cannot_be_drawn_from_is_refused(tmp_path, data, mes
 def test_an_unknown_curriculum_names_the_nearest(tmp_path):
     with pytest.raises(ValueError, match="did you mean 'uniform'"):
         make(tmp_path, curriculum="unifrom")
+
+
+def test_an_evaluation_during_training_takes_one_completion_and_twice_the_training_batch(tmp_path):
+    assert config(tmp_path, per_device_train_batch_size=16).num_generations_eval == 1
+    assert config(tmp_path, per_device_train_batch_size=16).per_device_eval_batch_size == 32
+    # A group stays whole in a batch, and what is given counts.
+    grouped = config(
+        tmp_path, per_device_train_batch_size=4, num_generations_eval=6, eval_strategy="steps", eval_steps=1
+    )
+    assert grouped.per_device_eval_batch_size == 12
+    given = config(tmp_path, per_device_eval_batch_size=8, num_generations_eval=4, eval_strategy="steps", eval_steps=1)
+    assert (given.per_device_eval_batch_size, given.num_generations_eval) == (8, 4)

@@ -30,13 +30,20 @@ HOOKED = {
     "_save_checkpoint": ["self", "model", "trial"],
     "_save_rng_state": ["self", "output_dir"],
     "_load_optimizer_and_scheduler": ["self", "checkpoint"],
+    "_issue_warnings_after_load": ["self", "load_result"],
     "_get_grad_norm": ["self", "model", "grad_norm"],
     "save_model": ["self", "output_dir", "_internal_call"],
 }
 
 
 # Of `Trainer`, for all of ours.
-CHECKPOINTS = {name: HOOKED[name] for name in ("_save_checkpoint", "_save_rng_state", "_load_optimizer_and_scheduler")}
+CHECKPOINTS = {
+    name: HOOKED[name]
+    for name in (
+        *("_save_checkpoint", "_save_rng_state", "_load_optimizer_and_scheduler"),
+        "_issue_warnings_after_load",
+    )
+}
 FINITE = {name: HOOKED[name] for name in ("_get_grad_norm", "save_model")}
 
 

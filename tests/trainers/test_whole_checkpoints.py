@@ -1,8 +1,11 @@
 """When a checkpoint counts as whole: what the main process waits for, and saves over a folder that is there."""
 
+import logging
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from metatune.recipes.run_folder import last_whole_checkpoint, remove_torn_checkpoints
 from metatune.trainers import DUMPTrainer
@@ -59,6 +62,36 @@ def test_a_save_over_a_whole_checkpoint_that_is_cut_short_leaves_none(tmp_path, 
     with pytest.raises(KeyboardInterrupt):
         again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
     assert last_whole_checkpoint(tmp_path) == tmp_path / "checkpoint-1"
+
+
+@pytest.mark.parametrize("lost", [[], ["model.norm.weight"]], ids=["complete", "without a norm"])
+def test_a_resumed_run_warns_of_weights_that_are_missing_and_not_of_tied_ones(tmp_path, tokenizer, caplog, lost):
+    """A checkpoint of a model with tied embeddings has no `lm_head.weight`: it is `model.embed_tokens.weight`."""
+
+    def make(steps):
+        args = config(tmp_path, max_steps=steps, save_strategy="steps", save_steps=1)
+        return DUMPTrainer(tiny_model(), digits, args, train_dataset=rows(), processing_class=tokenizer)
+
+    make(1).train()
+    file = tmp_path / "checkpoint-1" / "model.safetensors"
+    weights = load_file(file)
+    assert "lm_head.weight" not in weights
+    save_file({name: weight for name, weight in weights.items() if name not in lost}, file, {"format": "pt"})
+    again = make(2)
+    with caplog.at_level("WARNING", logger="transformers.trainer"), propagating("transformers"):
+        again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    warnings = {record.getMessage() for record in caplog.records if "missing keys" in record.getMessage()}
+    assert warnings == ({f"There were missing keys in the checkpoint model loaded: {lost}."} if lost else set())
+    assert again.model.lm_head.weight is again.model.model.embed_tokens.weight
+
+
+@contextmanager
+def propagating(name):
+    """Let a library's log records reach the root logger, where pytest listens."""
+    logger = logging.getLogger(name)
+    before, logger.propagate = logger.propagate, True
+    yield
+    logger.propagate = before
 
 
 def test_torn_checkpoints_after_the_one_resumed_from_are_deleted_and_nothing_else(tmp_path, capsys):
