@@ -326,12 +326,12 @@ def test_an_unknown_curriculum_names_the_nearest(tmp_path):
 
 
 def test_an_evaluation_during_training_takes_one_completion_and_twice_the_training_batch(tmp_path):
-    assert config(tmp_path, per_device_train_batch_size=16).num_generations_eval == 1
-    assert config(tmp_path, per_device_train_batch_size=16).per_device_eval_batch_size == 32
+    evaluation = {"eval_strategy": "steps", "eval_steps": 1}
+    default = config(tmp_path, **evaluation)  # of 16 completions a step
+    assert (default.per_device_eval_batch_size, default.num_generations_eval) == (32, 1)
     # A group stays whole in a batch, and what is given counts.
-    grouped = config(
-        tmp_path, per_device_train_batch_size=4, num_generations_eval=6, eval_strategy="steps", eval_steps=1
-    )
+    grouped = config(tmp_path, per_device_train_batch_size=4, num_generations_eval=6, **evaluation)
     assert grouped.per_device_eval_batch_size == 12
-    given = config(tmp_path, per_device_eval_batch_size=8, num_generations_eval=4, eval_strategy="steps", eval_steps=1)
+    given = config(tmp_path, per_device_eval_batch_size=8, num_generations_eval=4, **evaluation)
     assert (given.per_device_eval_batch_size, given.num_generations_eval) == (8, 4)
+    assert default.derived_options == {"per_device_eval_batch_size"} and not given.derived_options
