@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from ..curricula import check_verified
 from ..rewards import get_verifier
 from ..rewards.correctness import refusal_of_row
+from ..rewards.forcing import THINKING_START, opens_thinking
 from ..rewards.rendering import Rendering
 from .engines import Engine, Sampling
 from .evaluation import Completion, Evaluation
@@ -77,8 +78,9 @@ def evaluate(
     prompt_ids = [ids for item in items for ids in [rendering.prompt_ids(item["prompt"])] * num_samples]
     completion_ids = engine.generate(prompt_ids, sampling)
     texts = tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
+    opening = THINKING_START if opens_thinking(rendering) else ""
     completions = [
-        score(items[row // num_samples], row % num_samples, text, ids, engine.eos_token_ids)
+        score(items[row // num_samples], row % num_samples, text, ids, engine.eos_token_ids, opening)
         for row, (text, ids) in enumerate(zip(texts, completion_ids, strict=True))
     ]
     return Evaluation(
@@ -95,17 +97,30 @@ def evaluate(
 
 
 def score(
-    item: Mapping[str, Any], sample: int, text: str, ids: Sequence[int], eos_token_ids: frozenset[int]
+    item: Mapping[str, Any],
+    sample: int,
+    text: str,
+    ids: Sequence[int],
+    eos_token_ids: frozenset[int],
+    opening: str = "",
 ) -> Completion:
     """Score one completion of an item by the item's verifier; its verdict `None` stays `None`.
 
     A verifier that raises has the verdict `None` as well, and a log line names verifier, distribution and completion.
 
+    Args:
+        item (`Mapping`): the item, as for [`evaluate`].
+        sample (`int`): number of the completion among the item's.
+        text (`str`): the completion.
+        ids (`Sequence[int]`): its token ids.
+        eos_token_ids (`frozenset[int]`): the ending tokens.
+        opening (`str`, *optional*): the tag with which the chat template opened the thinking before the completion.
+
     Raises:
         ValueError: if the item is at fault, so that no completion of it could be scored.
     """
     info = json.loads(item["info"]) if item["info"] else {}
-    verdict = _verdict(item, text, info)
+    verdict = _verdict(item, opening + text, info)
     return Completion(
         distribution=item["distribution"],
         key=item["key"],
@@ -113,7 +128,7 @@ def score(
         prompt=item["prompt"][-1]["content"],
         reference=item["answer"],
         completion=text,
-        extracted=vote(item["verifier"], text, info),
+        extracted=vote(item["verifier"], opening + text, info),
         tokens=len(ids),
         truncated=not ids or ids[-1] not in eos_token_ids,
         correct=None if verdict is None else bool(verdict),

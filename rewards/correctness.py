@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from .forcing import THINKING_START
 from .verifiers import Verifier, get_verifier
 
 Completion = str | list[dict[str, Any]]
@@ -27,6 +28,7 @@ def correctness_reward(
     answer: Sequence[str | None],
     verifier: Sequence[str | None],
     info: Sequence[str],
+    starts_in_thinking: Sequence[bool] | None = None,
     log_metric: Callable[[str, float], None] | None = None,
     **kwargs: Any,
 ) -> list[float | None]:
@@ -42,6 +44,8 @@ def correctness_reward(
         answer (`list[str]`): B reference answers.
         verifier (`list[str]`): B names of verifiers, see `VERIFIERS`; empty for none.
         info (`list[str]`): B JSON objects, what the verifiers need beside the references; empty for none.
+        starts_in_thinking (`list[bool]`, *optional*): whether the chat template opened the thinking before each
+            completion, so that one without `</think>` has no answer; the trainers set it.
         log_metric (`Callable`, *optional*): TRL's logger of metrics.
         **kwargs: the other columns and what else TRL passes; not used.
 
@@ -63,7 +67,9 @@ def correctness_reward(
             rewards.append(None)
             continue
         try:
-            verdict = _verdict(completion, reference, name, details)
+            text = completion if isinstance(completion, str) else completion[-1]["content"]
+            opening = THINKING_START if starts_in_thinking and starts_in_thinking[row] else ""
+            verdict = _verdict(opening + text, reference, name, details)
         except RowError as error:
             raise RowError(error.reason, row) from error
         rewards.append(None if verdict is None else float(verdict))
@@ -73,8 +79,7 @@ def correctness_reward(
     return rewards
 
 
-def _verdict(completion: Completion, reference: str | None, name: str, info: str) -> bool | None:
-    text = completion if isinstance(completion, str) else completion[-1]["content"]
+def _verdict(text: str, reference: str | None, name: str, info: str) -> bool | None:
     try:
         verifier, details = get_verifier(name), json.loads(info) if info else {}
     except ValueError as error:

@@ -20,7 +20,7 @@ from .rendering import Rendering
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-THINKING_END = "</think>"
+THINKING_START, THINKING_END = "<think>", "</think>"
 THINKING_SUFFIX = f"\n\nThat is all the time I have, so I answer now.\n{THINKING_END}\n\nMy final answer: \\boxed{{"
 LINE_SUFFIX = f"\n{MARK}"
 LINE_TEMPLATE_MARK = "<|assistant|>"  # with the token `answer`, the starter's own
@@ -99,6 +99,11 @@ def _thinks(tokenizer: "PreTrainedTokenizerBase") -> bool:
     if not template:
         return THINKING_END in tokenizer.get_vocab()
     return any(THINKING_END in text for text in (template.values() if isinstance(template, dict) else [template]))
+
+
+def opens_thinking(rendering: Rendering) -> bool:
+    """Return whether the chat template itself opens the thinking, so that a completion starts inside of it."""
+    return bool(rendering.tokenizer.chat_template) and without_thinking(rendering.open_text()) is None
 
 
 def _default_suffix(tokenizer: "PreTrainedTokenizerBase") -> str:

@@ -34,6 +34,7 @@ import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
 from trl import GRPOTrainer
+from trl.data_utils import is_conversational
 from trl.extras.profiling import profiling_context
 from trl.models import unwrap_model_for_generation
 from trl.trainer.grpo_trainer import RewardFunc
@@ -41,7 +42,9 @@ from trl.trainer.utils import is_async_callable
 
 from ..curricula import ItemCycle, make_curriculum
 from ..rewards import JudgeReward, RewardModelReward, correctness_reward
+from ..rewards.forcing import opens_thinking
 from ..rewards.guarded_reward import AsyncGuardedReward, GuardedReward
+from ..rewards.rendering import Rendering
 from .dump_config import DUMPConfig
 from .finite_training import FiniteTraining
 from .generation import sample_completions
@@ -115,6 +118,7 @@ class DUMPTrainer(ExactResume, FiniteTraining, GRPOTrainer):
         self._rewards_per_func: torch.Tensor  # of the batch being scored: (all ranks' completions, reward functions)
         self._gold: torch.Tensor  # what the gold reward says of that batch: (all ranks' completions,)
         self._gold_index = self._find_gold(args.gold_reward)
+        self._opens_thinking = None if correctness_reward in self.reward_funcs else False  # None: not known yet
         self._guard_rewards(args.max_verifier_failures)
         if args.curriculum_reward == "gold" and self._gold_index is None:
             raise ValueError("curriculum_reward: gold needs a reward function that is neither judge nor reward model")
@@ -180,6 +184,7 @@ class DUMPTrainer(ExactResume, FiniteTraining, GRPOTrainer):
         # Lengths are taken here: where truncated completions are masked out, the mask no longer tells them.
         self._lengths = torch.tensor([len(ids) for ids in completion_ids_list], device=self.accelerator.device)
         with self._throughput.phase("score"):
+            inputs = self._with_thinking(inputs)
             rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         self._num_missing = rewards.isnan().sum(dim=0).tolist()
         self._gold = torch.full_like(rewards[:, 0], torch.nan)
@@ -211,6 +216,15 @@ class DUMPTrainer(ExactResume, FiniteTraining, GRPOTrainer):
         for name, values in columns.items():
             if name not in self._pending_extra_logs and name not in self.reward_func_names:
                 self._log_completion_extra(name, values)
+
+    def _with_thinking(self, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Note for `correctness_reward` that completions start inside of the thinking, if the template opens it."""
+        if self._opens_thinking is None:
+            options = {"chat_template": self.chat_template, **self.chat_template_kwargs}
+            self._opens_thinking = opens_thinking(Rendering(self._tokenizer, options))
+        if not self._opens_thinking or not is_conversational(inputs[0]):
+            return inputs
+        return [{**row, "starts_in_thinking": True} for row in inputs]
 
     def _total_rewards(self) -> torch.Tensor:
         """Return the weighted rewards of all ranks' completions, shape (B,); NaN where none could be scored."""

@@ -54,6 +54,7 @@ class SuccessAtPrefixes:
     _completion_ids: list[list[int]]
     _forcing: Forcing  # where anything is forced
     _generate_single_turn: Any
+    _with_thinking: Any
 
     def _estimate(self, prompts: list[list[int]], cuts: list[list[int]]) -> list[list[float]]:
         """Estimate J of this process's prefixes: each completion cut at each of its `cuts`."""
@@ -141,6 +142,7 @@ class SuccessAtPrefixes:
         conversational = is_conversational({"prompt": prompts[0]})
         completions = [[{"role": "assistant", "content": text}] for text in contents] if conversational else contents
         with self._throughput.phase("score"), self._gold_alone():
+            inputs = self._with_thinking(inputs)
             rewards = GRPOTrainer._calculate_rewards(self, inputs, prompts, completions, ids)[:, 0]
         self._pending_metrics.clear()  # these belong to the next batch's rollouts, not to forced answers
         self._pending_extra_logs.clear()

@@ -130,3 +130,16 @@ def test_a_tokenizer_without_a_chat_template_is_refused(tokenizer, monkeypatch):
     monkeypatch.setattr(tokenizer, "chat_template", None)
     with pytest.raises(ValueError, match="no chat template"):
         evaluate(Scripted(tokenizer, []), tokenizer, [item()])
+
+
+def test_a_completion_that_starts_in_the_thinking_has_no_answer_before_it_ends(tokenizer, monkeypatch):
+    texts = ["answer 7", "hm</think>\nanswer 7"]
+    items = [item("p", verifier="exact"), item("q", verifier="exact")]
+    assert [c.correct for c in evaluate(Scripted(tokenizer, texts), tokenizer, items).completions] == [True, True]
+    template = tokenizer.chat_template + "{% if add_generation_prompt %}<think>{% endif %}"
+    monkeypatch.setattr(tokenizer, "chat_template", template)
+    completions = evaluate(Scripted(tokenizer, texts), tokenizer, items).completions
+    assert [(c.correct, c.extracted, c.completion) for c in completions] == [
+        (False, None, texts[0]),
+        (True, "7", texts[1]),
+    ]

@@ -71,3 +71,10 @@ def test_nothing_is_said_of_rows_without_a_verifier():
     assert logged == {"correctness/unscorable": 0.0}, "of the one row that can be scored"
     columns = {"answer": ["", ""], "verifier": ["", ""], "info": ["", ""]}
     assert correctness_reward(["a", "b"], **columns, log_metric=lambda *logged: pytest.fail(f"{logged}")) == [None] * 2
+
+
+def test_a_completion_that_starts_in_the_thinking_has_no_answer_before_it_ends():
+    completions = ["answer 3", "answer 3</think>", "hm</think>\nanswer 3"]
+    columns = {"answer": ["3"] * 3, "verifier": ["exact"] * 3, "info": [""] * 3}
+    assert correctness_reward(completions, **columns) == [1.0, 0.0, 1.0]
+    assert correctness_reward(completions, **columns, starts_in_thinking=[True] * 3) == [0.0, 0.0, 1.0]

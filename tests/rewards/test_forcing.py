@@ -2,9 +2,10 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from metatune.rewards import Forcing, MathVerifier, extract_answer, get_verifier, token_texts
-from metatune.rewards.forcing import LINE_SUFFIX, THINKING_SUFFIX
+from metatune.rewards.forcing import LINE_SUFFIX, THINKING_SUFFIX, opens_thinking
 from metatune.rewards.math_answer import final_answer
 from metatune.rewards.math_formula import read_formula
+from metatune.rewards.rendering import Rendering
 
 from .tokenizers_of_kinds import MAKERS
 
@@ -57,6 +58,24 @@ def test_a_template_without_thinking_counts_more_than_the_vocabulary():
 def test_an_empty_suffix_is_refused(starter, suffix):
     with pytest.raises(ValueError, match="forcing_suffix is empty: give the text"):
         Forcing(starter, suffix)
+
+
+@pytest.mark.parametrize(
+    ("opening", "opens"),
+    [("", False), ("<think>\n", True), ("<think>\n\n</think>\n\n", False)],
+)
+def test_a_template_may_open_the_thinking_before_the_completion(opening, opens):
+    tokenizer = make("byte level", PLAIN_TEMPLATE + "{% if add_generation_prompt %}A:" + opening + "{% endif %}")
+    assert opens_thinking(Rendering(tokenizer)) is opens
+    assert opens_thinking(Rendering(make("byte level", None))) is False
+
+
+def test_a_template_may_open_the_thinking_on_request():
+    tokenizer = make(
+        "byte level", PLAIN_TEMPLATE + "{% if add_generation_prompt and enable_thinking %}<think>{% endif %}"
+    )
+    assert opens_thinking(Rendering(tokenizer, {"enable_thinking": True})) is True
+    assert opens_thinking(Rendering(tokenizer, {"enable_thinking": False})) is False
 
 
 # ---- how it follows a cut trace ----

@@ -8,7 +8,7 @@ import torch
 from transformers import LlamaForSequenceClassification
 
 from metatune.curricula import build_tokenizer
-from metatune.rewards import RewardModelReward
+from metatune.rewards import VERIFIERS, RewardModelReward, correctness_reward
 from metatune.rewards.guarded_reward import VerifierError
 from metatune.trainers import DUMPTrainer
 
@@ -133,6 +133,26 @@ def test_gold_is_correctness_or_the_first_function_that_is_no_opinion_or_the_one
         make(tmp_path, reward=functions, gold_reward="one")
     with pytest.raises(ValueError, match="curriculum_reward: gold needs"):
         make(tmp_path, reward=functions[0], curriculum_reward="gold")
+
+
+@pytest.mark.parametrize("opening", ["", "<think>"])
+def test_correctness_learns_that_the_template_opens_the_thinking(tmp_path, monkeypatch, opening):
+    graded = []
+
+    class Recording:
+        needs_answer = False
+
+        def score(self, completion, answer, info):
+            graded.append(completion)
+            return False
+
+    monkeypatch.setitem(VERIFIERS, "recording", Recording())
+    columns = {"answer": "1", "verifier": "recording", "info": ""}
+    trainer = make(tmp_path, reward=correctness_reward, train_dataset=rows().map(lambda row: columns), max_steps=1)
+    trainer._tokenizer.chat_template += opening
+    trainer.train()
+    assert graded
+    assert all(text.startswith("<think>") == bool(opening) for text in graded)
 
 
 def test_a_reward_model_as_trl_takes_it_is_no_gold_either(tmp_path):
