@@ -43,9 +43,11 @@ class JudgeLog:
 
 def steps_of_a_batch(recipe: Mapping[str, Any] | None) -> float | None:
     """Return how many optimizer steps a generation batch lasts by a run's `recipe.yaml`; `None` if it does not say."""
-    recipe = recipe or {}
-    numbers = [recipe.get("steps_per_generation"), recipe.get("num_iterations", 1)]
-    numbers.append(recipe.get("gradient_accumulation_steps", 1))
+    if not recipe:
+        return None
+    accumulation = recipe.get("gradient_accumulation_steps", 1)
+    usual = None if "generation_batch_size" in recipe else accumulation
+    numbers = [recipe.get("steps_per_generation", usual), recipe.get("num_iterations", 1), accumulation]
     if not all(isinstance(number, int) and number > 0 for number in numbers):
         return None
     per_generation, iterations, accumulated = numbers

@@ -26,6 +26,7 @@ from trl.scripts.utils import TrlParser
 from .conform import choose, conform, describe, nearest
 from .failures import close_progress_bars, known_cause, leave, lost_peer, record, tell
 from .foreign import exit_code, foreign_error
+from .kept_recipe import KeepsRecipe, given_options
 from .limits import refused
 from .stopping import STOPPER, Stopped, follow_launcher, reports
 
@@ -239,6 +240,8 @@ class StrictParser(TrlParser):
         for config in configs:  # on the command line, true (the last checkpoint) can only be said as text
             if str(getattr(config, "resume_from_checkpoint", None)).lower() == "true":
                 config.resume_from_checkpoint = True
+            if isinstance(config, KeepsRecipe):
+                config.given = given_options(self, args, self._given)
         return tuple(configs)
 
     def parse_known_args(self, args=None, namespace=None):

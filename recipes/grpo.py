@@ -12,8 +12,8 @@ the policy trains (MPO); see `recipes/judges.py`. Everything else is TRL's `GRPO
 one distribution and `progress: none` it is stock `GRPOTrainer`, bit for bit.
 
 Writes into `output_dir`: the trained model (its adapter with `use_peft: true`) and its tokenizer, `checkpoint-*`,
-`recipe.yaml` (every option that is not a default), `metrics.jsonl` (one JSON object a log line), with `judge:`
-`rubrics/` (every version of the rubric, see `metatune rubric`) and, with `log_completions: true`,
+`recipe.yaml` (the recipe with what the command line changed), `metrics.jsonl` (one JSON object a log line), with
+`judge:` `rubrics/` (every version of the rubric, see `metatune rubric`) and, with `log_completions: true`,
 `completions/*.parquet`.
 `resume_from_checkpoint: true` goes on from the last checkpoint that was written to its end, with the same draws,
 rollouts and losses as a run that was never stopped.
@@ -36,6 +36,7 @@ from metatune.recipes.data import (
     split_of,
     with_text_columns,
 )
+from metatune.recipes.folder_lock import hold_folder
 from metatune.recipes.grpo_checks import (
     check_curriculum,
     check_episodes,
@@ -44,13 +45,14 @@ from metatune.recipes.grpo_checks import (
     templated_processor,
 )
 from metatune.recipes.judges import check_judges, load_judges, read_judges
+from metatune.recipes.kept_recipe import KeepsRecipe
 from metatune.recipes.own_code import HELP, import_own
 from metatune.recipes.reward_functions import check_reward_columns, check_rewards, load_rewards
 from metatune.recipes.reward_models import read_entries
 from metatune.recipes.run_folder import (
+    begin_run,
     check_here,
     checkpoint_to_resume,
-    effective_recipe,
     model_init_kwargs,
     model_to_load,
     train_and_save,
@@ -60,7 +62,7 @@ from metatune.trainers.meta_config import MetaConfig
 
 
 @dataclass
-class GRPOScriptArguments(ScriptArguments):
+class GRPOScriptArguments(KeepsRecipe, ScriptArguments):
     """
     What to train on and what to reward, beside TRL's `dataset_name` and its companions.
 
@@ -184,7 +186,7 @@ def main(script_args: GRPOScriptArguments, training_args: MetaConfig, model_args
 
     check(script_args, training_args, model_args)
     check_world_size()
-    recipe = effective_recipe(script_args, training_args, model_args)
+    recipe = begin_run(script_args, training_args, model_args)
     shard_small_parameters(training_args)
     training_args.model_init_kwargs = model_init_kwargs(training_args, model_args)
     with_evaluation, is_main = training_args.eval_strategy != "no", training_args.process_index == 0
@@ -198,6 +200,7 @@ def main(script_args: GRPOScriptArguments, training_args: MetaConfig, model_args
     for dataset in (train_dataset, eval_dataset):
         if dataset is not None:
             check_reward_columns(reward_funcs, dataset, script_args.dataset_name or "distributions")
+    hold_folder(training_args.output_dir)
     with refusals_in_one_line():
         trainer = trainer_of(script_args, training_args)(
             model=model_to_load(model_args),

@@ -6,6 +6,7 @@ every process checks the number again ([`check_world_size`]).
 """
 
 import argparse
+import json
 import math
 import os
 import socket
@@ -20,6 +21,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import yaml
+
 from .config import (
     EXPECTED_PROCESSES,
     ConfigError,
@@ -30,6 +33,7 @@ from .config import (
     output_dir_of,
 )
 from .failures import STOPPED, cause_of, describe_exit, one_line, tell
+from .kept_recipe import LAUNCH_OPTIONS
 from .stopping import LAUNCHED, MARGIN, STOPPER, children, end_children, grace
 
 LONGEST_BUILD = 20  # minutes
@@ -57,6 +61,7 @@ def launch(recipe: ModuleType, parser: StrictParser, args: Sequence[str]) -> int
     if hasattr(recipe, "check"):
         recipe.check(*configs)
     use_cpu = any(getattr(config, "use_cpu", False) for config in configs)
+    os.environ[LAUNCH_OPTIONS] = json.dumps(as_values(launch_args))
     launch_args = as_options(parser.launch_values) + launch_args
     return start(plan(resolve_accelerate_config(launch_args), recipe.__name__, recipe_args, use_cpu))
 
@@ -95,6 +100,16 @@ def as_options(values: dict[str, Any]) -> list[str]:
         elif value is True:
             options.append(f"--{name}")
     return options
+
+
+def as_values(options: Sequence[str]) -> dict[str, Any]:
+    """Read the launcher's command-line options as the keys and values of a recipe; the last one of each counts."""
+    values: dict[str, Any] = {}
+    rest = iter(options)
+    for option in rest:
+        name = option.removeprefix("--")
+        values[name] = yaml.safe_load(next(rest)) if launch_options()[name] else True
+    return values
 
 
 def resolve_accelerate_config(args: Sequence[str]) -> list[str]:

@@ -32,9 +32,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from metatune.recipes.config import ConfigError, StrictParser, run
+from metatune.recipes.kept_recipe import KeepsRecipe
 from metatune.recipes.metarm_blocks import check
 from metatune.recipes.own_code import HELP, import_own
-from metatune.recipes.run_folder import effective_recipe, settle_folder
+from metatune.recipes.run_folder import settle_folder
 
 CORRECTIONS = ("metarm", "ocrm", "none")
 # what a run may go on with otherwise than it began: how far and where it goes, and what fits the machine
@@ -42,7 +43,7 @@ MAY_CHANGE = {"rounds", "output_dir", "resume_from_checkpoint", "sampling_batch_
 
 
 @dataclass
-class MetaRMScriptArguments:
+class MetaRMScriptArguments(KeepsRecipe):
     """
     What the rounds are made of.
 
@@ -215,8 +216,7 @@ def main(args: MetaRMScriptArguments) -> None:
     if args.dataset_name is not None:
         load_pairs(args, reward_script)
     folder = Path(str(args.output_dir))
-    recipe = effective_recipe(args)
-    settle_folder(folder, recipe, args.resume_from_checkpoint, parts="*/*.jsonl", may_change=MAY_CHANGE)
+    settle_folder(folder, (args,), args.resume_from_checkpoint, parts="*/*.jsonl", may_change=MAY_CHANGE)
     loop = Loop(folder, args, training_args, model_args, prompts, heldout, grpo_script.chat_template_path)
     begin(loop)
     loop.pairs, loop.test_pairs = load_pairs(args, reward_script)

@@ -12,7 +12,7 @@ take MetaRM's step (`meta_step`) with `meta_dataset_name`: responses of the poli
 out and counted. Everything else is TRL's `RewardConfig` and `ModelConfig`.
 
 Writes into `output_dir`: the model (its adapter with `use_peft: true`) and its tokenizer, `checkpoint-*`,
-`recipe.yaml` (every option that is not a default) and `metrics.jsonl` (one JSON object a log line).
+`recipe.yaml` (the recipe with what the command line changed) and `metrics.jsonl` (one JSON object a log line).
 `resume_from_checkpoint: true` goes on from the last checkpoint that was written to its end.
 """
 
@@ -25,11 +25,13 @@ from metatune.recipes.adapters import check_adapter_options, record_base, refusa
 from metatune.recipes.chat_template import processor_for
 from metatune.recipes.config import ConfigError, StrictParser, check_world_size, run
 from metatune.recipes.data import check_numbers, load_splits
+from metatune.recipes.folder_lock import hold_folder
+from metatune.recipes.kept_recipe import KeepsRecipe
 from metatune.recipes.pairs import load_data, usable
 from metatune.recipes.run_folder import (
+    begin_run,
     check_here,
     checkpoint_to_resume,
-    effective_recipe,
     model_init_kwargs,
     model_to_load,
     settle_max_length,
@@ -43,7 +45,7 @@ METRICS = ("eval_loss", "eval_accuracy", "eval_margin", "eval_min_reward", "eval
 
 
 @dataclass
-class RewardScriptArguments(ScriptArguments):
+class RewardScriptArguments(KeepsRecipe, ScriptArguments):
     """
     Arguments of the reward recipe beside the trainer's.
 
@@ -133,7 +135,7 @@ def main(script_args: RewardScriptArguments, training_args: MetaRewardConfig, mo
 
     check(script_args, training_args, model_args)
     check_world_size()
-    recipe = effective_recipe(script_args, training_args, model_args)
+    recipe = begin_run(script_args, training_args, model_args)
     shard_small_parameters(training_args)
     training_args.model_init_kwargs = model_init_kwargs(training_args, model_args)
     model_args.lora_task_type = "SEQ_CLS"  # PEFT then trains and saves the new head beside the adapter
@@ -141,6 +143,7 @@ def main(script_args: RewardScriptArguments, training_args: MetaRewardConfig, mo
     meta_dataset = load_meta_set(script_args)
     parts = {"training pairs": train_dataset} | ({"held-out pairs": eval_dataset} if eval_dataset is not None else {})
     processor = processor_for(parts, training_args, model_args)
+    hold_folder(training_args.output_dir)
     with refusals_in_one_line():
         notes += settle_max_length(training_args, model_args)
         trainer = MetaRewardTrainer(

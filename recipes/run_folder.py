@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING, fields
 from fnmatch import fnmatch
 from pathlib import Path
@@ -19,8 +19,10 @@ from metatune.recipes.adapters import folder_of, is_adapter
 from metatune.recipes.callbacks import StopAfterStep
 from metatune.recipes.config import ConfigError, MissingHereError
 from metatune.recipes.data import is_path, need_path
+from metatune.recipes.folder_lock import hold_folder
+from metatune.recipes.kept_recipe import NAME, KeepsRecipe, describe, differences, fixed, read_kept, without
 from metatune.recipes.sharding import ShardingReport
-from metatune.recipes.stopping import STOPPER
+from metatune.recipes.stopping import STOPPER, reports
 from metatune.trainers.whole_checkpoints import MARK, has_mark, last_whole_checkpoint
 
 RESUME_FILES = (  # what a checkpoint holds beside the model
@@ -192,12 +194,42 @@ def best_checkpoint(checkpoint: Path) -> Path:
     return best
 
 
-def settle_folder(folder: Path, recipe: str, resume: bool, *, parts: str, may_change: Collection[str]) -> None:
+def begin_run(script_args: KeepsRecipe, training_args: TrainingArguments, model_args: ModelConfig) -> str:
+    """Return the recipe that a run keeps; where it resumes another recipe's run, print what differs.
+
+    Raises:
+        ConfigError: if the checkpoint cannot be resumed with what differs.
+    """
+    asked = training_args.resume_from_checkpoint
+    folder = Path(str(training_args.output_dir)) if asked is True else Path(str(asked)).parent
+    began = read_kept(folder) if asked and (asked is not True or last_whole_checkpoint(folder)) else None
+    if began is not None:
+        changes = differences(began, script_args.given, script_args, training_args, model_args)
+        for name in fixed(changes):
+            old, new = changes[name]
+            raise ConfigError(
+                f"{name}: the run in {folder} began with {old}, and its checkpoints cannot be resumed with {new}: set "
+                "it back, or begin a run in another output_dir with model_name_or_path: CHECKPOINT"
+            )
+        show_changes(folder, changes)
+    return script_args.recipe
+
+
+def show_changes(folder: Path, changes: Mapping[str, tuple[Any, Any]]) -> None:
+    """Print, once for all processes, in what a recipe differs from the one that a run began with."""
+    lines = describe(changes)
+    if lines and reports():
+        print("\n  ".join([f"Resuming the run in {folder} with another recipe:", *lines]), flush=True)
+
+
+def settle_folder(
+    folder: Path, configs: Sequence[Any], resume: bool, *, parts: str, may_change: Collection[str]
+) -> None:
     """Begin the folder of a run that is made of parts, or see that what is there was made by this recipe.
 
     Args:
         folder (`Path`): the run's.
-        recipe (`str`): its YAML, as [`effective_recipe`] writes it; it becomes `recipe.yaml`.
+        configs (`Sequence`): the dataclasses of its options; the first one has the recipe that the folder keeps.
         resume (`bool`): whether a run that is there is to be gone on with.
         parts (`str`): pattern of the files, below the folder, that say that a part is done.
         may_change (`Collection[str]`): keys that may differ from what the run began with.
@@ -206,21 +238,23 @@ def settle_folder(folder: Path, recipe: str, resume: bool, *, parts: str, may_ch
     """
     from metatune.eval.files import write_atomically
 
-    path = folder / "recipe.yaml"
-    if path.exists() and any(folder.glob(parts)):
+    began = read_kept(folder)
+    if began is not None and any(folder.glob(parts)):
         if not resume:
             raise ConfigError(
                 f"{folder} holds a run already: go on with it by resume_from_checkpoint: true, or give another "
                 "output_dir"
             )
-        began, now = yaml.safe_load(path.read_text()) or {}, yaml.safe_load(recipe) or {}
-        changed = [key for key in sorted(began.keys() | now.keys()) if began.get(key, ...) != now.get(key, ...)]
-        changed = [key for key in changed if key not in may_change]
-        if changed:
+        changes = differences(began, configs[0].given, *configs)
+        refused = without(changes, may_change)
+        if refused:
             raise ConfigError(
-                f"{changed[0]} is not what the run in {folder} began with (its recipe.yaml); give another output_dir"
+                f"{next(iter(refused))} is not what the run in {folder} began with (its {NAME}); give another "
+                f"output_dir, or set back {', '.join(describe(refused))}"
             )
-    write_atomically(path, lambda temporary: temporary.write_text(recipe))
+        show_changes(folder, changes)
+    hold_folder(str(folder))
+    write_atomically(folder / NAME, lambda temporary: temporary.write_text(configs[0].recipe))
 
 
 _HELD: list[Any] = []
@@ -241,7 +275,7 @@ def train_and_save(trainer: Trainer, recipe: str, checkpoint: str | None, datase
     output_dir = Path(trainer.args.output_dir)
     if trainer.is_world_process_zero():
         output_dir.mkdir(parents=True, exist_ok=True)
-        (output_dir / "recipe.yaml").write_text(recipe)
+        (output_dir / NAME).write_text(recipe)
         if checkpoint is not None and Path(checkpoint).resolve().parent == output_dir.resolve():
             remove_torn_checkpoints(Path(checkpoint))
     kept = None if checkpoint is None else Path(checkpoint)

@@ -34,12 +34,14 @@ from metatune.recipes.data import (
     need_columns,
     split_of,
 )
+from metatune.recipes.folder_lock import hold_folder
+from metatune.recipes.kept_recipe import KeepsRecipe
 from metatune.recipes.overlong import without_overlong_sequences
 from metatune.recipes.own_code import HELP, import_own
 from metatune.recipes.run_folder import (
+    begin_run,
     check_here,
     checkpoint_to_resume,
-    effective_recipe,
     model_init_kwargs,
     model_to_load,
     train_and_save,
@@ -48,7 +50,7 @@ from metatune.recipes.sharding import shard_small_parameters
 
 
 @dataclass
-class SFTScriptArguments(ScriptArguments):
+class SFTScriptArguments(KeepsRecipe, ScriptArguments):
     """
     What to imitate and what to start from, beside TRL's `dataset_name` and its companions.
 
@@ -301,7 +303,7 @@ def main(script_args: SFTScriptArguments, training_args: SFTConfig, model_args: 
 
     check(script_args, training_args, model_args)
     check_world_size()
-    recipe = effective_recipe(script_args, training_args, model_args)
+    recipe = begin_run(script_args, training_args, model_args)
     shard_small_parameters(training_args)
     tokenizer = None if script_args.tokenizer is None else load_tokenizer(script_args.tokenizer)
     if script_args.model_fields is not None:
@@ -319,6 +321,7 @@ def main(script_args: SFTScriptArguments, training_args: SFTConfig, model_args: 
         columns = columns_of(data[split], training_args.dataset_text_field)
         data[split] = in_length_buckets(data[split], columns, batch_size, training_args.seed)
         training_args.train_sampling_strategy = "sequential"
+    hold_folder(training_args.output_dir)
     with refusals_in_one_line():
         trainer = SFTTrainer(
             model=model,

@@ -26,10 +26,11 @@ from trl import ModelConfig, SFTConfig
 from metatune.recipes.adapters import check_adapter_options
 from metatune.recipes.chat_template import check_template, load_processor, read_template_kwargs
 from metatune.recipes.config import ConfigError, StrictParser, run
-from metatune.recipes.launch import as_options, plan, resolve_accelerate_config, separate
+from metatune.recipes.kept_recipe import KeepsRecipe
+from metatune.recipes.launch import as_options, as_values, plan, resolve_accelerate_config, separate
 from metatune.recipes.overlong import positions_of, without_overlong
 from metatune.recipes.own_code import HELP, import_own
-from metatune.recipes.run_folder import check_here, effective_recipe, model_to_load, settle_folder
+from metatune.recipes.run_folder import check_here, model_to_load, settle_folder
 from metatune.recipes.tables import show, show_number
 from metatune.rewards import EpisodeRule
 from metatune.trainers.star import SELECT
@@ -40,7 +41,7 @@ MAY_CHANGE |= {"gradient_accumulation_steps", "gradient_checkpointing"}
 
 
 @dataclass
-class StarScriptArguments:
+class StarScriptArguments(KeepsRecipe):
     """
     What to sample, how to measure it, and what to keep.
 
@@ -248,8 +249,8 @@ def main(args: StarScriptArguments, training_args: SFTConfig, model_args: ModelC
     problems = fitting_problems(load_problems(args), args, training_args, model_args)
     folder = Path(training_args.output_dir)
     resume = bool(training_args.resume_from_checkpoint)
-    recipe = effective_recipe(args, training_args, model_args)
-    settle_folder(folder, recipe, resume, parts="round-*/samples.jsonl", may_change=MAY_CHANGE)
+    configs = (args, training_args, model_args)
+    settle_folder(folder, configs, resume, parts="round-*/samples.jsonl", may_change=MAY_CHANGE)
     model, summaries = model_to_load(model_args), []
     for number in range(1, args.rounds + 1):
         this = Round(number, folder / f"round-{number}", model, args, training_args, model_args, launch_args)
@@ -267,6 +268,7 @@ class StarParser(StrictParser):
         recipe_args, options = separate(list(sys.argv[1:] if args is None else args), self)
         configs = super().parse_args_and_config(recipe_args)
         launch_args = as_options(self.launch_values) + options
+        configs[0].given |= as_values(options)
         self.launch_values = {}
         return (*configs, launch_args)
 

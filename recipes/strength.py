@@ -31,8 +31,9 @@ from trl import ModelConfig, RewardConfig, ScriptArguments
 from metatune.recipes.adapters import check_adapter_options, refusals_in_one_line
 from metatune.recipes.config import ConfigError, StrictParser, run
 from metatune.recipes.data import load_splits
+from metatune.recipes.kept_recipe import KeepsRecipe
 from metatune.recipes.pairs import load_data
-from metatune.recipes.run_folder import check_here, effective_recipe, settle_folder, settle_max_length
+from metatune.recipes.run_folder import check_here, settle_folder, settle_max_length
 
 # what a run may go on with otherwise than it began; that the pairs are the same is seen from themselves
 MAY_CHANGE = {"num_models", "output_dir", "resume_from_checkpoint", "dataset_name", "per_device_eval_batch_size"}
@@ -40,7 +41,7 @@ QUANTILES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 
 @dataclass
-class StrengthScriptArguments(ScriptArguments):
+class StrengthScriptArguments(KeepsRecipe, ScriptArguments):
     """
     Arguments of the strength recipe beside the trainings'.
 
@@ -138,8 +139,8 @@ def main(args: StrengthScriptArguments, training_args: RewardConfig, model_args:
     check(args, training_args, model_args)
     pairs, groups, held_out = load_pairs(args)
     folder = Path(training_args.output_dir)
-    recipe, resume = effective_recipe(args, training_args, model_args), bool(training_args.resume_from_checkpoint)
-    settle_folder(folder, recipe, resume, parts="votes/*.json", may_change=MAY_CHANGE)
+    configs, resume = (args, training_args, model_args), bool(training_args.resume_from_checkpoint)
+    settle_folder(folder, configs, resume, parts="votes/*.json", may_change=MAY_CHANGE)
     with refusals_in_one_line():
         for line in settle_max_length(training_args, model_args):
             print(line)

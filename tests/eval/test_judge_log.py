@@ -27,6 +27,8 @@ def test_a_batch_lasts_as_long_as_the_recipe_says():
     recipe = {"steps_per_generation": 4, "gradient_accumulation_steps": 2}
     assert steps_of_a_batch(recipe) == 2 and steps_of_a_batch(recipe | {"num_iterations": 3}) == 6
     assert steps_of_a_batch({"steps_per_generation": 3, "gradient_accumulation_steps": 2}) == 1.5
+    assert steps_of_a_batch({"gradient_accumulation_steps": 8, "num_iterations": 2}) == 2  # a batch a step by default
+    assert steps_of_a_batch({"generation_batch_size": 64}) is None  # depends on the number of processes
     assert steps_of_a_batch(None) is steps_of_a_batch({}) is steps_of_a_batch({"steps_per_generation": "4"}) is None
 
 

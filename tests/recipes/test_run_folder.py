@@ -4,7 +4,7 @@ import gc
 import json
 import os
 import weakref
-from functools import partial
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -15,6 +15,7 @@ from trl import ModelConfig, SFTConfig
 
 from metatune.recipes import run_folder
 from metatune.recipes.config import ConfigError
+from metatune.recipes.kept_recipe import KeepsRecipe
 from metatune.recipes.run_folder import (
     check_here,
     effective_recipe,
@@ -71,15 +72,29 @@ def test_the_recipe_that_a_run_keeps_has_every_option_but_secrets(tmp_path):
     assert "accelerator_config" not in text and "gradient_accumulation_steps: 2" in text
 
 
-def test_a_run_goes_on_with_no_other_recipe(tmp_path):
+@dataclass
+class Loop(KeepsRecipe):
+    """A loop's options."""
+
+    rounds: int = 1
+    max_length: int | None = 1024
+
+
+def test_a_run_of_parts_goes_on_with_no_other_recipe(tmp_path, capsys):
+    def settle(resume, **options):
+        loop = Loop(**options)
+        loop.given = options
+        settle_folder(tmp_path, [loop], resume, parts="part-*", may_change={"rounds"})
+
     (tmp_path / "part-1").write_text("")
-    settle = partial(settle_folder, tmp_path, parts="part-*", may_change={"rounds"})
-    settle("rounds: 1\n", False)
+    settle(False, rounds=1)
     with pytest.raises(ConfigError, match="holds a run already: go on with it by resume_from_checkpoint: true"):
-        settle("rounds: 1\n", False)
-    settle("rounds: 2\n", True)
-    with pytest.raises(ConfigError, match=r"max_length is not what the run in .* began with"):
-        settle("rounds: 2\nmax_length: null\n", True)
+        settle(False, rounds=1)
+    settle(True, rounds=2)
+    assert capsys.readouterr().out.endswith("with another recipe:\n  rounds: 1 -> 2\n")
+    with pytest.raises(ConfigError, match=r"max_length is not what the run in .* set back max_length: 1024 -> null"):
+        settle(True, rounds=2, max_length=None)
+    assert yaml.safe_load((tmp_path / "recipe.yaml").read_text()) == {"rounds": 2}
 
 
 def checkpoint(folder, step, **state):
