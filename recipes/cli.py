@@ -5,6 +5,7 @@ and is then launched through `accelerate launch`; options of the launcher may st
 the recipe. The other commands run in this process; `star` and `metarm` launch their trainings from there.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -143,6 +144,7 @@ def run() -> NoReturn:
     """Run the command line as a program of its own, which ends with every process it started."""
     STOPPER.listen()
     adopt_orphans()
+    os.environ["METATUNE_ENDS_TOGETHER"] = "1"  # read in vLLM's processes by `trainers.gloo_weight_transfer`
     leave(main())
 
 

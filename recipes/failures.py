@@ -159,8 +159,6 @@ def describe_exit(code: int, message: str | dict, process: str) -> str:
         message (`str` or `dict`): what it recorded.
         process (`str`): what to call it.
     """
-    if code in STOPPED and message:
-        return one_line(message)
     if code < 0:
         name = signal.Signals(-code).name
         likely = ", most likely because memory ran out (see dmesg)" if -code == signal.SIGKILL else ""

@@ -9,6 +9,7 @@ import argparse
 import json
 import math
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -267,12 +268,14 @@ def start(args: argparse.Namespace) -> int:
     if not failures:
         return 0
     rank, failure = cause_of(failures)
+    if failure.exitcode in STOPPED:  # by a signal to that process alone, or to another machine
+        STOPPER.signal = signal.Signals(failure.exitcode - 128)
+        STOPPER.check()
     process = "the process" if args.num_processes == 1 else f"rank {rank} of {args.num_processes}"
     if failure.exitcode == 2:  # a ConfigError, which is the same on every process
         tell(one_line(failure.message))
     else:
-        stopped = failure.exitcode in STOPPED
-        tell(describe_exit(failure.exitcode, failure.message, process), "" if stopped else "error: ")
+        tell(describe_exit(failure.exitcode, failure.message, process))
     return failure.exitcode if failure.exitcode > 0 else 1
 
 

@@ -10,6 +10,11 @@ over HTTP and then broadcast. Every step of it is bounded in time, so a dead pee
 vLLM's own helper for such a group hangs under torchrun, whose environment it reads: store and group are built here.
 """
 
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -24,14 +29,27 @@ from vllm.distributed.weight_transfer.base import (
 from .vllm_cpu import pack_tied_head
 
 TIMEOUT = timedelta(seconds=90)
+ENDS_TOGETHER = "METATUNE_ENDS_TOGETHER"  # the command `metatune` sets it
 
 
 def register() -> None:
     """Make `gloo` a backend of vLLM's `--weight-transfer-config`; vLLM calls it in each of its processes."""
+    if ENDS_TOGETHER in os.environ:
+        end_with_parent()
     from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
     if "gloo" not in WeightTransferEngineFactory._registry:  # plugins may be loaded more than once
         WeightTransferEngineFactory.register_engine("gloo", GlooWeightTransferEngine)
+
+
+def end_with_parent() -> None:
+    """Let the kernel kill this process when the one that started it dies, which vLLM's engine does not notice."""
+    parent = multiprocessing.parent_process()
+    if parent is None or sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
+    if os.getppid() != parent.pid:
+        os._exit(1)
 
 
 def open_group(address: str, port: int, rank: int, world_size: int) -> torch.distributed.ProcessGroupGloo:

@@ -267,3 +267,18 @@ def test_a_single_process_that_is_killed_is_one_line(tmp_path):
     code, _, errors = finish(process, limit=60)
     assert code == 1
     assert last_line(errors).startswith("metatune: error: the process was killed (SIGKILL)")
+
+
+@pytest.mark.slow
+def test_an_unexpected_error_keeps_its_traceback_and_the_cause_is_the_last_line(tmp_path):
+    """Below a progress bar, which is closed first: the traceback begins a line of its own."""
+    (tmp_path / "broken.py").write_text("def reward(completions, **kwargs):\n    return 1 / 0\n")
+    options = {"reward_funcs": ["broken.reward"], "disable_tqdm": False, "output_dir": str(tmp_path / "run")}
+    recipe = write_recipe(tmp_path / "recipe.yaml", GRPO, **options)
+    code, _, errors = finish(start(metatune("grpo", "--config", recipe), PYTHONPATH=str(tmp_path)))
+    assert code == 1
+    assert "Traceback (most recent call last):" in errors.splitlines()
+    assert "broken.py" in errors and "0/8" in errors
+    assert last_line(errors) == (
+        "metatune: error: the process failed (exit code 1): ZeroDivisionError: division by zero"
+    )
