@@ -89,6 +89,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Stopped as stopped:
         tell(STOPPER.describe(), kind="")
         return stopped.code
+    except KeyboardInterrupt:  # in a program of the user's, which has its own handler
+        return 130
 
 
 def dispatch(argv: list[str]) -> int:

@@ -142,10 +142,10 @@ def test_a_stopped_run_resumes_bit_for_bit(tmp_path, sharding):
     assert [process.exitcode for process in started] == [143] * processes, stopped.log.read_text()[-3000:]
     last = last_whole_checkpoint(stopped.folder)
     assert f"stopped by SIGTERM; last complete checkpoint: {last}" in last_line(stopped.log.read_text())
-    assert not differences(contents(last), contents(whole.folder / last.name))
     stopped.finish("--resume_from_checkpoint", "true")
-    ends = [contents(run.folder / "checkpoint-8") for run in (stopped, whole)]
-    assert not differences(*ends)
+    for name in (last.name, "checkpoint-8"):
+        found = differences(contents(stopped.folder / name), contents(whole.folder / name))
+        assert [each for each in found if "/save_steps" not in each] == []
 
 
 LONG = {**GRPO, "max_steps": 400, "save_steps": 100, "dataloader_num_workers": 1}
