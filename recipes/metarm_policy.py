@@ -8,6 +8,7 @@ from trl import GRPOConfig, ModelConfig
 
 from ..eval.engines import Sampling
 from ..rewards import correctness_reward
+from ..rewards.forcing import THINKING_START, opens_thinking
 from ..rewards.rendering import Rendering
 from .chat_template import set_template
 from .config import ConfigError
@@ -57,6 +58,7 @@ class Policy:
         except ValueError as error:
             raise ConfigError(" ".join(str(error).split())) from error
         texts = self.tokenizer.batch_decode(completions, skip_special_tokens=True)
+        opening = THINKING_START if opens_thinking(self.rendering) else ""
         rows = []
         for number, (completion, text) in enumerate(zip(completions, texts, strict=True)):
             problem, sample = divmod(number, count)
@@ -71,7 +73,7 @@ class Policy:
                     "text": text,
                     "tokens": len(completion),
                     "truncated": not completion or completion[-1] not in self.engine.eos_token_ids,
-                    "gold": gold(row, text),
+                    "gold": gold(row, text if isinstance(row["prompt"], str) else opening + text),
                 }
             )
         return rows
