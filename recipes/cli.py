@@ -124,6 +124,10 @@ def dispatch(argv: list[str]) -> int:
         for key in parser.launch_values:
             parser.refuse_launch(f"`{key}`")
         STOPPER.output_dir, STOPPER.resumes = output_dir_of(configs), can_resume(configs)
+        if hasattr(module, "check"):
+            from .launch_checks import run_checks
+
+            run_checks(module, configs)
         module.main(*configs)
         return 0
     except ConfigError as error:

@@ -28,9 +28,11 @@ from .failures import close_progress_bars, known_cause, leave, lost_peer, record
 from .foreign import exit_code, foreign_error
 from .kept_recipe import KeepsRecipe, given_options
 from .limits import refused
+from .recipe_lines import line_of, lines_of, repeated_key
 from .stopping import STOPPER, Stopped, follow_launcher, reports
 
 EXPECTED_PROCESSES = "METATUNE_EXPECTED_PROCESSES"
+DATA = ("dataset_name", "meta_dataset_name", "prompts_name")  # errors about rows begin with the dataset's name
 PATHS = ("accelerator_config", "fsdp_config", "deepspeed")  # these may name a file in place of a mapping
 
 
@@ -49,7 +51,7 @@ class Recipe:
     Args:
         path (`str`): the file, as the user named it.
         values (`dict[str, Any]`): its keys and values, without `env`.
-        lines (`dict[str, int]`): the line of each key, counted from 1.
+        lines (`dict[str, int]`): the line of each key at any depth, counted from 1; see `recipe_lines.lines_of`.
         env (`dict[str, str]`): the environment variables it asks for.
     """
 
@@ -59,8 +61,11 @@ class Recipe:
     env: dict[str, str]
 
     def error(self, key: str, message: str) -> ConfigError:
-        """Build the error for `key`: `FILE:LINE: message`, without a line for a key merged in by `<<`."""
-        line = self.lines.get(str(key))
+        """Build the error for `key`: `FILE:LINE: message`, without a line for a key merged in by `<<`.
+
+        The line is that of the key, or of what the message mentions below it.
+        """
+        line = line_of(message, self.values, self.lines) or self.lines.get(str(key))
         return ConfigError(f"{self.path}:{line}: {message}" if line else f"{self.path}: {message}")
 
 
@@ -97,32 +102,15 @@ def read_recipe(path: str) -> Recipe:
         raise ConfigError(f"{path}: not valid YAML: nested too deep") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: a recipe is a YAML mapping `key: value`, this is {describe(values)}")
-    refuse_duplicate_keys(root, path)
-    lines = {key.value: key.start_mark.line + 1 for key, _ in root.value}
+    repeated = repeated_key(root)
+    if repeated is not None:
+        key, line, first = repeated
+        raise ConfigError(f"{path}:{line}: key '{key}' again; first on line {first}")
+    lines = lines_of(root)
     env = values.pop("env", None) or {}
     if not isinstance(env, dict) or any(isinstance(value, (dict, list)) or value is None for value in env.values()):
         raise ConfigError(f"{path}:{lines.get('env', 1)}: `env` is a mapping from variable names to text")
     return Recipe(path, values, lines, {str(name): str(value) for name, value in env.items()})
-
-
-def refuse_duplicate_keys(root: yaml.Node, path: str) -> None:
-    """Raise [`ConfigError`] where a mapping, at any depth, names a key twice: YAML would keep the last in silence."""
-    pending, seen_nodes = [root], set()
-    while pending:
-        node = pending.pop()
-        if id(node) in seen_nodes or isinstance(node, yaml.ScalarNode):
-            continue
-        seen_nodes.add(id(node))  # an alias may point back at its own parent
-        if isinstance(node, yaml.SequenceNode):
-            pending.extend(node.value)
-            continue
-        first_line: dict[str, int] = {}
-        for key, value in node.value:
-            line = key.start_mark.line + 1
-            if key.value != "<<" and str(key.value) in first_line:
-                raise ConfigError(f"{path}:{line}: key '{key.value}' again; first on line {first_line[key.value]}")
-            first_line[str(key.value)] = line
-            pending.append(value)
 
 
 @cache
@@ -139,7 +127,10 @@ def launch_options() -> dict[str, bool]:
 
 
 class PlainParser(argparse.ArgumentParser):
-    """The parser of a command without a recipe: its mistakes are told as those of a recipe are."""
+    """The parser of a command without a recipe: its mistakes are reported as those of a recipe are."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**{"allow_abbrev": False, **kwargs})
 
     def error(self, message: str) -> NoReturn:
         """Raise [`ConfigError`] where argparse would print its usage and exit."""
@@ -252,11 +243,16 @@ class StrictParser(TrlParser):
 
     def key_of(self, message: str) -> str | None:
         """Return the key of the recipe that a message begins with, unless the command line gave that option."""
-        begins = re.match(r"`?(\w+)(?![\w./-])", message)  # no path that begins like a key
+        begins = re.match(r"(?:block )?`?(\w+)(?![\w./-])", message)  # no path that begins like a key
         key = begins[1] if begins and self.recipe is not None else None
         if key in self.launch_values or (key in self.values and self._given.get(key, ...) is self.values[key]):
             return key
-        return None
+        return next((key for key in self.values if key in DATA and self._begins_with(message, key)), None)
+
+    def _begins_with(self, message: str, key: str) -> bool:
+        """Tell whether a message begins with the value of a key, unless the command line gave that option."""
+        name = self.values[key]
+        return self._given.get(key, ...) is name and message.startswith((f"{name}:", f"{name},", f"{name} "))
 
     def locate(self, error: ConfigError) -> ConfigError:
         """Put file and line before an error's text if that begins with a key of the recipe, and return the error."""

@@ -16,8 +16,17 @@ from trl.scripts._hf_argparser import string_to_bool
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """Return `"; did you mean 'x'?"` for the valid name most like `name`, or an empty string if none is."""
-    matches = difflib.get_close_matches(str(name), list(valid), n=1)
+    """Return `"; did you mean 'x'?"` for the valid name most like `name`, or an empty string if none is.
+
+    A name that begins with `name` comes before one that is only like it: `--gpus` before `--cpu` for `--gpu`.
+    """
+    known = [str(each) for each in valid]
+    longer = (
+        sorted((each for each in known if each.startswith(str(name))), key=len)
+        if len(str(name).strip("-")) > 2
+        else []
+    )
+    matches = longer or difflib.get_close_matches(str(name), known, n=1)
     return f"; did you mean '{matches[0]}'?" if matches else ""
 
 

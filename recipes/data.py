@@ -5,8 +5,10 @@ somewhere inside of it. Here every row is looked at once, and the first one that
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,27 @@ def is_path(name: str) -> bool:
 def need_path(name: str, option: str) -> None:
     """Raise [`MissingHereError`] for a dataset whose name can only be a path, and that is not there."""
     if not Path(name).exists() and (is_path(name) or Path(name).suffix in FILE_FORMATS):
-        raise MissingHereError(f"{option}: {name}: no such file or folder")
+        raise MissingHereError(f"{option}: {name}: no such file or folder{nearest_path(name)}")
+
+
+def nearest_path(name: str, *others: str) -> str:
+    """Return `"; did you mean 'x'?"` for what is most like a path that is not there: a sibling, or one of `others`."""
+    path = Path(name).expanduser()
+    siblings = [str(path.parent / each.name) for each in path.parent.iterdir()] if path.parent.is_dir() else []
+    return nearest(str(path), [*others, *siblings])
+
+
+@contextmanager
+def distribution_errors() -> Iterator[None]:
+    """Turn what `metatune.curricula` raises for the entries of `distributions` into a [`ConfigError`]."""
+    from metatune.curricula import MissingDataError
+
+    try:
+        yield
+    except MissingDataError as error:
+        raise MissingHereError(str(error)) from error
+    except (ValueError, ImportError) as error:
+        raise ConfigError(" ".join(str(error).split())) from error
 
 
 def check_source(script_args: Any) -> None:
@@ -45,18 +67,60 @@ def check_source(script_args: Any) -> None:
             raise ValueError(f"`{option.name}` goes with `dataset_name`; what `distributions` load, their entries say")
 
 
-def load_splits(name: str, option: str, split: str, config: str | None = None, streaming: bool = False):
+def load_splits(
+    name: str,
+    option: str,
+    split: str,
+    config: str | None = None,
+    streaming: bool = False,
+    rows: int | None = None,
+) -> Any:
     """Return the splits of a dataset of the hub or a folder, or a file as the one split of that name.
+
+    Args:
+        name (`str`): the dataset.
+        option (`str`): that names it, for errors.
+        split (`str`): the split that a file becomes.
+        config (`str`, *optional*): configuration of a dataset of the hub.
+        streaming (`bool`, *optional*, defaults to `False`): return streams.
+        rows (`int`, *optional*): read only the first rows of each split, in little time; all by default.
 
     Raises [`ConfigError`] for what cannot be read.
     """
     import datasets
 
-    path = Path(name)
     need_path(name, option)
-    for file in [path] if path.is_file() else sorted(path.rglob("*.json*")) if path.is_dir() else []:
-        if file.suffix in (".json", ".jsonl"):
-            check_json(file, option)
+    path = Path(name)
+    files = [path] if path.is_file() else sorted(path.rglob("*.json*")) if path.is_dir() else []
+    files = [file for file in files if file.suffix in (".json", ".jsonl")]
+    for file in files:
+        check_json(file, option, rows)
+    if rows is None:
+        return _load_splits(name, option, split, config, streaming)
+    streams = streaming or path.exists()  # a dataset of the hub is downloaded once, for the run too
+    splits = _load_splits(name, option, split, config, streams)
+    try:
+        return {key: first_rows(part, rows) for key, part in splits.items()}
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        for file in files:
+            check_json(file, option)  # the reader takes whole blocks of a file: it may have met a later line
+        raise ConfigError(f"{option}: {name}: {' '.join(str(error).split())}") from error
+
+
+def first_rows(part: Any, rows: int) -> Any:
+    """Return the first rows of a split or of a stream as a dataset."""
+    import datasets
+
+    if isinstance(part, datasets.Dataset):
+        return part.select(range(min(rows, len(part))))
+    table = next(iter(part.with_format("arrow").iter(batch_size=rows)), None)
+    return datasets.Dataset.from_dict({}) if table is None else datasets.Dataset(table)
+
+
+def _load_splits(name: str, option: str, split: str, config: str | None, streaming: bool) -> Any:
+    import datasets
+
+    path = Path(name)
     try:
         if not path.is_file():
             return datasets.load_dataset(name, name=config, streaming=streaming)
@@ -70,17 +134,20 @@ def load_splits(name: str, option: str, split: str, config: str | None = None, s
         if isinstance(error, ConfigError):
             raise
         cause = error.__cause__ or error
-        raise ConfigError(f"{option}: {name}: {' '.join(str(cause).split())}") from error
+        here = path.exists()
+        advice = "" if here else nearest_path(name)
+        kind_of_error = ConfigError if here else MissingHereError
+        raise kind_of_error(f"{option}: {name}: {' '.join(str(cause).split())}{advice}") from error
 
 
-def check_json(file: Path, option: str) -> None:
-    """Raise [`ConfigError`] unless a file is JSON objects, one a line or all in one list.
+def check_json(file: Path, option: str, rows: int | None = None) -> None:
+    """Raise [`ConfigError`] unless a file, or its first `rows` lines, is JSON objects, one a line or all in one list.
 
     Arrow's reader takes less care: a line `null` is a segmentation fault (pyarrow 26), and bytes that are not UTF-8
     fail later, far from here.
     """
     with file.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
+        for number, line in enumerate(islice(lines, rows), start=1):
             if not line.strip():
                 continue
             try:

@@ -31,8 +31,8 @@ class DoctorArguments:
 
     Args:
         recipe (`str`, *optional*):
-            Which recipe the file named by `--config` is for, `grpo`, `sft` or `reward`; by default the one that knows
-            its keys.
+            Which command the file named by `--config` is for, `grpo`, `sft`, `reward`, `star`, `strength`, `metarm` or
+            `eval`; by default the one that knows its keys.
         num_processes (`int`, *optional*):
             Number of processes, over all machines; by default the recipe's, else the accelerate configuration's, else
             one a GPU.
@@ -52,7 +52,7 @@ class DoctorArguments:
             Print one JSON object.
     """
 
-    recipe: str | None = field(default=None, metadata={"help": "What --config is for: grpo, sft or reward."})
+    recipe: str | None = field(default=None, metadata={"help": f"What --config is for: {', '.join(RECIPES)}."})
     num_processes: int | None = field(default=None, metadata={"help": "Number of processes, over all machines."})
     accelerate_config: str | None = field(default=None, metadata={"help": "Accelerate configuration to estimate for."})
     gpus: int | None = field(default=None, metadata={"help": "GPUs of one machine that the recipe is meant for."})
@@ -143,29 +143,62 @@ def render(report: dict[str, Any]) -> str:
     return "\n".join([*lines, *render_recipe(report["recipe"])] if "recipe" in report else lines)
 
 
+ROWS = {  # of the table of a recipe's memory, in its order
+    "weights": "the model's parameters",
+    "gradients": "one for each trained parameter",
+    "optimizer": "AdamW's two moments, with DeepSpeed also a float32 copy of the weights",
+    "reference": "a frozen copy of the model, for beta above 0",
+    "gathered": "ZeRO-3: the parameters in use at one time",
+    "autocast": "bf16 or fp16 copies of float32 weights, during the forward pass",
+    "activations": "what the forward pass keeps for the backward pass; grows with batch and length",
+    "block": "the gradients inside of one block, during the backward pass",
+    "head": "the loss over the vocabulary, its gradients included",
+    "kv_cache": "keys and values of the sequences generated at once, between optimizer steps",
+    "engine": "vLLM's share in the same process",
+    "peak": "the most at one time: training and generation take turns, so not the sum",
+    "host": "offloaded to the machine's own memory",
+}
+
+
 def render_recipe(recipe: dict[str, Any]) -> list[str]:
     """Write what was found about a recipe as lines of text."""
-    launch, hardware = recipe["launch"], recipe["hardware"]
+    launch = recipe["launch"]
     sharding = f", ZeRO-{launch['zero_stage']}" if launch["deepspeed"] else ""
     machines = f" on {launch['machines']} machines" if launch["machines"] > 1 else ""
     lines = ["", f"{recipe['file']} ({recipe['recipe']}), {launch['processes']} process(es){machines}{sharding}"]
     if "bytes" in recipe:
-        shape, on_gpu = recipe["model"], recipe["on_gpu"]
-        lines.append(f"  {shape['parameters']:,} parameters, {shape['trainable']:,} trained; bytes a process:")
-        lines += [f"  {name:14}{readable(amount):>12}" for name, amount in recipe["bytes"].items() if amount]
-        whose = f"a GPU (of {hardware['gpus']} a machine)" if on_gpu else "this machine's memory"
-        enough = recipe["needed"] <= recipe["available"]
-        lines.append(
-            f"  {'fits' if enough else 'DOES NOT FIT'}: {readable(recipe['needed'])} of "
-            f"{readable(recipe['available'])}, {whose}"
-        )
-        if recipe.get("host_needed"):
-            limit = recipe["host_available"]
-            compared = f" of {readable(limit)}" if limit else "; --host_memory GiB says whether that is there"
-            lines.append(f"  offloaded to a machine's own memory: {readable(recipe['host_needed'])}{compared}")
+        lines += render_memory(recipe)
     lines += [f"  note: {note}" for note in recipe["notes"]]
-    lines += [f"  MISSING: {problem}" for problem in recipe["problems"]]
+    lines += [f"  PROBLEM: {problem}" for problem in recipe["problems"]]
     return [*lines, "  ready to launch" if recipe["ready"] else "  NOT READY"]
+
+
+def render_memory(recipe: dict[str, Any]) -> list[str]:
+    """Write the estimate of a recipe's memory as lines of text: what each row is, the verdict, and what would fit."""
+    shape, hardware = recipe["model"], recipe["hardware"]
+    phase = "" if len(recipe["phases"]) == 1 else f"{recipe['phase']}, the largest part: "
+    lines = [f"  {phase}{shape['parameters']:,} parameters, {shape['trainable']:,} trained; memory of one process:"]
+    for name, amount in recipe["bytes"].items():
+        if amount:
+            lines.append(f"  {name:14}{readable(amount):>12}   {ROWS[name]}")
+    whose = (
+        f"one GPU (of {hardware['gpus']} a machine)" if recipe["on_gpu"] else "this machine's memory, all processes"
+    )
+    needed, available = readable(recipe["needed"]), readable(recipe["available"])
+    fits = recipe["needed"] <= recipe["available"]
+    lines.append(f"  {'fits' if fits else 'DOES NOT FIT'}: needs {needed} of {available}, {whose}")
+    if len(recipe["phases"]) > 1:
+        others = [f"{name} {readable(amount)}" for name, amount in recipe["phases"].items()]
+        lines.append(f"  one after the other: {', '.join(others)}")
+    if recipe.get("host_needed"):
+        limit = recipe["host_available"]
+        compared = f" of {readable(limit)}" if limit else "; --host_memory GiB says whether that is there"
+        lines.append(f"  offloaded to a machine's own memory: {readable(recipe['host_needed'])}{compared}")
+    if not recipe["fits"]:
+        lines += [f"  to make it fit: {remedy}" for remedy in recipe["remedies"]]
+    if not recipe["fits"] and not recipe["remedies"]:
+        lines.append("  no option known here makes it fit: take a smaller model, or larger or more GPUs (--gpus N)")
+    return lines
 
 
 def main(args: DoctorArguments, options: Namespace) -> None:

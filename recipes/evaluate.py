@@ -28,7 +28,8 @@ from metatune.recipes.adapters import base_and_adapter, folder_of
 from metatune.recipes.before_after import base_of, evaluate_into
 from metatune.recipes.chat_template import read_template_kwargs, recipe_of
 from metatune.recipes.config import ConfigError, StrictParser, read_recipe, run
-from metatune.recipes.conform import conform
+from metatune.recipes.conform import conform, nearest
+from metatune.recipes.data import distribution_errors
 from metatune.recipes.own_code import HELP, import_own
 from metatune.recipes.reward_evaluation import RewardEvaluationArguments, evaluate_reward_models, show_reward_models
 from metatune.recipes.tables import show, show_number
@@ -378,8 +379,12 @@ def check(args: EvaluateArguments) -> None:
     """Raise [`ConfigError`] for what this machine lacks: told before anything is loaded, and not after hours."""
     import torch
 
+    from metatune.eval.benchmarks import BENCHMARKS
     from metatune.recipes.run_folder import check_output_dir, need_model
 
+    if args.benchmark is not None and args.benchmark not in BENCHMARKS:
+        advice = nearest(args.benchmark, BENCHMARKS) or f"; there are {', '.join(BENCHMARKS)}"
+        raise ConfigError(f"benchmark: unknown '{args.benchmark}'{advice}")
     if args.output_dir is not None:
         check_output_dir(args.output_dir)
     need_model(args.model, "model")
@@ -391,6 +396,19 @@ def check(args: EvaluateArguments) -> None:
             torch.empty(0, device=args.device)
         except (RuntimeError, AssertionError) as error:
             raise ConfigError(f"device: '{args.device}' is not here: {str(error).splitlines()[0]}") from error
+
+
+def check_data(args: EvaluateArguments, rows: int | None = None) -> None:
+    """Raise [`ConfigError`] for problems that cannot be evaluated on; `main` reads all of them first."""
+    from metatune.eval.benchmarks import load_benchmark, load_held_out
+
+    if rows is not None:
+        return
+    with distribution_errors():
+        if args.distributions is not None:
+            load_held_out(args.distributions)
+        elif args.benchmark is not None:
+            load_benchmark(args.benchmark, args.data)
 
 
 def main(args: EvaluateArguments) -> None:

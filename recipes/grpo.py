@@ -31,6 +31,7 @@ from metatune.recipes.data import (
     check_references,
     check_source,
     check_template_columns,
+    distribution_errors,
     load_splits,
     need_columns,
     split_of,
@@ -47,7 +48,12 @@ from metatune.recipes.grpo_checks import (
 from metatune.recipes.judges import check_judges, load_judges, read_judges
 from metatune.recipes.kept_recipe import KeepsRecipe
 from metatune.recipes.own_code import HELP, import_own
-from metatune.recipes.reward_functions import check_reward_columns, check_rewards, load_rewards
+from metatune.recipes.reward_functions import (
+    check_columns_of_rewards,
+    check_reward_columns,
+    check_rewards,
+    load_rewards,
+)
 from metatune.recipes.reward_models import read_entries
 from metatune.recipes.run_folder import (
     begin_run,
@@ -114,31 +120,40 @@ class GRPOScriptArguments(KeepsRecipe, ScriptArguments):
         read_judges(self)
 
 
+def load_rows(script_args: GRPOScriptArguments, with_evaluation: bool, rows: int | None = None):
+    """Return the training set and the held-out set (`None` without evaluation) of `dataset_name`.
+
+    Args:
+        script_args (`GRPOScriptArguments`): names the dataset.
+        with_evaluation (`bool`): whether a held-out set is wanted.
+        rows (`int`, *optional*): read only the first rows of each split; all by default.
+    """
+    name, wanted = script_args.dataset_name, [script_args.dataset_train_split]
+    wanted += [script_args.dataset_test_split] * with_evaluation
+    splits = load_splits(name, "dataset_name", wanted[0], script_args.dataset_config, rows=rows)
+    for split in wanted:
+        where = f"{name}, split '{split}'"
+        need_columns(split_of(splits, split, name), ["prompt"], where, "it is what is trained on")
+        check_messages(splits[split], ["prompt"], where)
+        check_template_columns(splits[split], where)
+        splits[split] = with_text_columns(splits[split], where)
+        check_references(splits[split], where)
+    return splits[wanted[0]], splits[wanted[1]] if with_evaluation else None
+
+
 def load_data(script_args: GRPOScriptArguments, with_evaluation: bool, announce: bool = False):
     """Return the training set and the held-out set (`None` without evaluation), pooled over the distributions.
 
     With `announce` the numbers of rows are printed, a line for each distribution.
     """
     if script_args.distributions is None:
-        name, wanted = script_args.dataset_name, [script_args.dataset_train_split]
-        wanted += [script_args.dataset_test_split] * with_evaluation
-        splits = load_splits(name, "dataset_name", wanted[0], script_args.dataset_config)
-        for split in wanted:
-            where = f"{name}, split '{split}'"
-            need_columns(split_of(splits, split, name), ["prompt"], where, "it is what is trained on")
-            check_messages(splits[split], ["prompt"], where)
-            check_template_columns(splits[split], where)
-            splits[split] = with_text_columns(splits[split], where)
-            check_references(splits[split], where)
-        return splits[wanted[0]], splits[wanted[1]] if with_evaluation else None
+        return load_rows(script_args, with_evaluation)
     import datasets
 
     from metatune.curricula import load_distributions
 
-    try:
+    with distribution_errors():
         distributions = load_distributions(script_args.distributions)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
     for distribution in distributions if announce else ():
         print(distribution.rows(), flush=True)
     held_out = [distribution.test for distribution in distributions if len(distribution.test)]
@@ -167,6 +182,33 @@ def check(script_args: GRPOScriptArguments, training_args: MetaConfig, model_arg
     check_rewards(script_args, training_args)
     check_judges(script_args, training_args)
     check_here(training_args, model_args, script_args.dataset_name)
+
+
+def check_data(
+    script_args: GRPOScriptArguments, training_args: MetaConfig, model_args: ModelConfig, rows: int | None = None
+) -> None:
+    """Raise [`ConfigError`] for data that cannot be trained on.
+
+    Args:
+        script_args (`GRPOScriptArguments`): the data and the rewards.
+        training_args ([`MetaConfig`]): whether it is evaluated.
+        model_args (`ModelConfig`): not used.
+        rows (`int`, *optional*): rows of each split to read; all by default.
+    """
+    import datasets
+
+    from metatune.curricula import COLUMNS, check_distributions
+
+    evaluates = training_args.eval_strategy != "no"
+    if script_args.distributions is None:
+        train_dataset, _ = load_rows(script_args, evaluates, rows)
+    elif rows is None:
+        train_dataset, _ = load_data(script_args, evaluates)
+    else:
+        train_dataset = datasets.Dataset.from_dict({column: [] for column in COLUMNS})
+        with distribution_errors():
+            check_distributions(script_args.distributions, rows)
+    check_columns_of_rewards(script_args, train_dataset, script_args.dataset_name or "distributions")
 
 
 def trainer_of(script_args: GRPOScriptArguments, training_args: MetaConfig) -> type:

@@ -11,11 +11,13 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from metatune.recipes.config import ConfigError, MissingHereError
 from metatune.recipes.conform import conform
+from metatune.recipes.data import nearest_path
 from metatune.rewards import Judge, JudgeClient, JudgeError, JudgeReward, MetaJudge, RubricBounds, read_rubric
 from metatune.rewards.judge import MODES
 from metatune.rewards.prompt_templates import PromptTemplates
@@ -81,6 +83,10 @@ class ServerEntry:
     def lacks_key(self) -> bool:
         """Whether the key is to be in a variable that is not set here."""
         return self.api_key_variable is not None and not os.environ.get(self.api_key_variable)
+
+    def problem(self) -> str | None:
+        """Ask the server for an answer; returns what is wrong and how to fix it, `None` if nothing is."""
+        return JudgeClient(self.url, **self._given()).probe()
 
     def client(self, name: str = "judge") -> JudgeClient:
         """Connect to the server of the judge `name`, and see that it serves the model."""
@@ -242,6 +248,8 @@ def check_judges(script_args: Any, training_args: MPOConfig) -> None:
     bounds = entries["meta_judge"].bounds() if "meta_judge" in entries else None
     for name, entry in entries.items():
         if isinstance(entry, HeldOutJudgeEntry):
+            if not Path(entry.rubric).exists():
+                raise ConfigError(f"{name}: `rubric`: {entry.rubric}: no such file{nearest_path(entry.rubric)}")
             _load(name, read_rubric, entry.rubric, bounds if name == "judge" else None)
         _load(f"{name}: `templates`", PromptTemplates, entry.templates)
     for name, entry in entries.items():  # last: on another machine it may be set

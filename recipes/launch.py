@@ -38,6 +38,7 @@ from .kept_recipe import LAUNCH_OPTIONS
 from .stopping import LAUNCHED, MARGIN, STOPPER, children, end_children, grace
 
 LONGEST_BUILD = 20  # minutes
+PROCESSES = ("gpu", "gpus", "num_gpus", "n_gpus", "nproc_per_node", "nproc")  # other launchers' names
 ACCELERATE_FOLDER = Path(__file__).with_name("accelerate")
 
 
@@ -45,13 +46,15 @@ def launch(recipe: ModuleType, parser: StrictParser, args: Sequence[str]) -> int
     """Check the recipe in this process, then run it in as many processes as asked.
 
     Args:
-        recipe (`ModuleType`): the recipe's module; its `check(*configs)`, if it has one, sees contradictions early.
+        recipe (`ModuleType`): the recipe's module; [`~metatune.recipes.launch_checks.checks_of`] says what is checked.
         parser (`StrictParser`): the recipe's parser.
         args (`Sequence[str]`): the command line after the subcommand, the launcher's options among them.
 
     Returns:
         `int`: the exit code of the first process that failed, else 0.
     """
+    from .launch_checks import run_checks
+
     parser.epilog = (
         "Also --accelerate_config NAME|FILE and every option of `accelerate launch`, --num_processes 2 say."
     )
@@ -59,18 +62,17 @@ def launch(recipe: ModuleType, parser: StrictParser, args: Sequence[str]) -> int
     configs = parser.parse_args_and_config(recipe_args)
     if STOPPER.output_dir is None:  # else a loop launches this recipe, and the loop is what can be resumed
         STOPPER.output_dir, STOPPER.resumes = output_dir_of(configs), can_resume(configs)
-    if hasattr(recipe, "check"):
-        recipe.check(*configs)
+    run_checks(recipe, configs)
     use_cpu = any(getattr(config, "use_cpu", False) for config in configs)
     os.environ[LAUNCH_OPTIONS] = json.dumps(as_values(launch_args))
     launch_args = as_options(parser.launch_values) + launch_args
     return start(plan(resolve_accelerate_config(launch_args), recipe.__name__, recipe_args, use_cpu))
 
 
-def separate(args: Sequence[str], parser: StrictParser) -> tuple[list[str], list[str]]:
+def separate(args: Sequence[str], parser: StrictParser, others: Sequence[str] = ()) -> tuple[list[str], list[str]]:
     """Split a command line into the recipe's arguments and the launcher's; an option that both know is the recipe's.
 
-    Raises [`ConfigError`] for an option that neither knows.
+    Raises [`ConfigError`] for an option that neither knows; it suggests one of theirs, or of `others`.
     """
     recipe_options, recipe_args, launch_args = parser._option_string_actions, [], []
     rest = iter(args)
@@ -81,8 +83,8 @@ def separate(args: Sequence[str], parser: StrictParser) -> tuple[list[str], list
             continue
         takes_value = launch_options().get(option.removeprefix("--"))
         if takes_value is None:
-            known = [*recipe_options, *(f"--{name}" for name in launch_options())]
-            raise ConfigError(f"unknown option {option}{nearest(option, known)}")
+            known = [*others, *recipe_options, *(f"--{name}" for name in launch_options())]
+            raise ConfigError(f"unknown option {option}{suggest(option, known)}")
         launch_args.append(option)
         if takes_value:
             value = arg.partition("=")[2] if "=" in arg else next(rest, "--")
@@ -90,6 +92,14 @@ def separate(args: Sequence[str], parser: StrictParser) -> tuple[list[str], list
                 raise ConfigError(f"{option} needs a value")
             launch_args.append(value)
     return recipe_args, launch_args
+
+
+def suggest(option: str, known: Sequence[str]) -> str:
+    """Return the end of an error about an unknown option: what other tools call so is known by another name here."""
+    name = option.lstrip("-").replace("-", "_")
+    if option not in known and name in PROCESSES and "--gpus" not in known:
+        return "; did you mean '--num_processes', one for each GPU?"
+    return nearest(option, known)
 
 
 def as_options(values: dict[str, Any]) -> list[str]:

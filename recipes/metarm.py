@@ -196,6 +196,17 @@ def begin(loop: Any) -> None:
         empty_accelerator_cache()
 
 
+def check_data(args: MetaRMScriptArguments, rows: int | None = None) -> None:
+    """Raise [`ConfigError`] for prompts or pairs that cannot be used; `main` reads all before the first sampling."""
+    from metatune.recipes.metarm_data import load_pairs, load_prompts
+
+    if rows is None:
+        (reward_script, *_), (grpo_script, training_args, _) = check(args)
+        load_prompts(args, grpo_script, training_args.curriculum == "uniform")
+        if args.dataset_name is not None:
+            load_pairs(args, reward_script)
+
+
 def main(args: MetaRMScriptArguments) -> None:
     """Run the rounds that are missing, print the table of all, and write `rounds.json`."""
     from metatune.eval.files import read_rows, write_json

@@ -6,7 +6,7 @@ from typing import Any
 from datasets import Dataset
 
 from .config import ConfigError
-from .data import check_numbers, load_splits
+from .data import check_numbers, distribution_errors, load_splits
 from .pairs import check_pairs, usable
 
 
@@ -21,10 +21,8 @@ def load_prompts(args: Any, script_args: Any, uniform: bool) -> tuple[list[dict]
     from ..curricula import load_distributions
 
     if args.distributions is not None:
-        try:
+        with distribution_errors():
             loaded = load_distributions(args.distributions)
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
         parts = [[dict(row) for each in loaded for row in getattr(each, part)] for part in ("train", "test")]
         where = "distributions"
     else:

@@ -17,7 +17,6 @@ Writes into `output_dir`: the model (its adapter with `use_peft: true`) and its 
 """
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from trl import ModelConfig, ScriptArguments
 
@@ -60,8 +59,8 @@ class RewardScriptArguments(KeepsRecipe, ScriptArguments):
     )
 
 
-def load_meta_set(script_args: RewardScriptArguments):
-    """Return the meta set, `None` without one.
+def load_meta_set(script_args: RewardScriptArguments, rows: int | None = None):
+    """Return the meta set, or its first `rows` rows; `None` without one.
 
     Raises [`ConfigError`] for a file that cannot be read, a split that is not there, and rows that MetaRM cannot use.
     """
@@ -71,7 +70,7 @@ def load_meta_set(script_args: RewardScriptArguments):
         return None
     split = script_args.dataset_train_split
     name = script_args.meta_dataset_name
-    splits = load_splits(name, "meta_dataset_name", split)
+    splits = load_splits(name, "meta_dataset_name", split, rows=rows)
     if split not in splits:
         raise ConfigError(f"meta_dataset_name: {name} has no split '{split}'")
     try:
@@ -81,23 +80,28 @@ def load_meta_set(script_args: RewardScriptArguments):
     return splits[split]
 
 
+def check_treatment(script_args: RewardScriptArguments, training_args: MetaRewardConfig, pairs) -> None:
+    """Raise [`ConfigError`] for pairs that cannot be treated as asked."""
+    from metatune.trainers.meta_reward_trainer import treated
+
+    used = ["weight"] * training_args.pair_weights + ["strength"] * training_args.uses_strength
+    used += ["strength_std"] * training_args.posterior_labels
+    check_numbers(pairs, used, f"{script_args.dataset_name}, split '{script_args.dataset_train_split}'")
+    try:
+        treated(pairs, training_args)
+    except ValueError as error:
+        raise ConfigError(f"{script_args.dataset_name}: {error}") from error
+
+
 def load_usable_data(script_args: RewardScriptArguments, training_args: MetaRewardConfig):
     """Return the training set, the held-out set (`None` without evaluation), and what was left out of them.
 
     Raises [`ConfigError`] as [`~metatune.recipes.pairs.load_data`], for pairs that cannot be treated as asked, and if
     no pair is left.
     """
-    from metatune.trainers.meta_reward_trainer import treated
-
     name = script_args.dataset_name
     train_dataset, eval_dataset = load_data(script_args, with_evaluation=training_args.eval_strategy != "no")
-    used = ["weight"] * training_args.pair_weights + ["strength"] * training_args.uses_strength
-    used += ["strength_std"] * training_args.posterior_labels
-    check_numbers(train_dataset, used, f"{name}, split '{script_args.dataset_train_split}'")
-    try:
-        treated(train_dataset, training_args)  # before any pair is left out: rows are those of the file
-    except ValueError as error:
-        raise ConfigError(f"{name}: {error}") from error
+    check_treatment(script_args, training_args, train_dataset)  # before any pair is left out: rows are the file's
     train_dataset, notes = usable(train_dataset, f"{name}, split '{script_args.dataset_train_split}'")
     if eval_dataset is not None:
         eval_dataset, more = usable(eval_dataset, f"{name}, split '{script_args.dataset_test_split}'")
@@ -119,11 +123,29 @@ def check(script_args: RewardScriptArguments, training_args: MetaRewardConfig, m
     if metric is not None and f"eval_{metric.removeprefix('eval_')}" not in METRICS:
         raise ConfigError(f"metric_for_best_model: '{metric}' is none of {', '.join(METRICS)}")
     check_adapter_options(model_args)
-    if Path(script_args.dataset_name).exists():
-        load_usable_data(script_args, training_args)
-    if script_args.meta_dataset_name is not None and Path(script_args.meta_dataset_name).exists():
-        load_meta_set(script_args)
     check_here(training_args, model_args, script_args.dataset_name)
+
+
+def check_data(
+    script_args: RewardScriptArguments,
+    training_args: MetaRewardConfig,
+    model_args: ModelConfig,
+    rows: int | None = None,
+) -> None:
+    """Raise [`ConfigError`] for pairs or a meta set that cannot be trained on.
+
+    Args:
+        script_args (`RewardScriptArguments`): names the data.
+        training_args ([`MetaRewardConfig`]): how pairs are treated, and whether the model is evaluated.
+        model_args (`ModelConfig`): not used.
+        rows (`int`, *optional*): rows of each split to read; all by default.
+    """
+    if rows is None:
+        load_usable_data(script_args, training_args)
+    else:
+        pairs, _ = load_data(script_args, training_args.eval_strategy != "no", rows)
+        check_treatment(script_args, training_args, pairs)
+    load_meta_set(script_args, rows)
 
 
 def main(script_args: RewardScriptArguments, training_args: MetaRewardConfig, model_args: ModelConfig) -> None:

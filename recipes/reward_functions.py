@@ -42,7 +42,7 @@ def load_rewards(script_args: Any, training_args: Any) -> list:
     """Return the reward functions, `reward_models` and `judge` last; completes `reward_weights` and `gold_reward`."""
     entries = read_entries(script_args.reward_models or [])
     judge = read_judge("judge", script_args.judge)
-    names = script_args.reward_funcs or ([] if entries or judge else ["correctness"])
+    names = reward_names(script_args)
     functions = [load_reward(name) for name in names]
     if training_args.gold_reward is not None:  # the trainer knows a function by its own name
         training_args.gold_reward = functions[names.index(training_args.gold_reward)].__name__
@@ -51,6 +51,26 @@ def load_rewards(script_args: Any, training_args: Any) -> list:
         scored = [*entries, judge] if judge else entries
         training_args.reward_weights = [*weights, *(entry.weight for entry in scored)]
     return functions + load_reward_models(entries) + ([load_judge_reward(judge)] if judge else [])
+
+
+def reward_names(script_args: Any) -> list[str]:
+    """Return the names of the reward functions: those given, or `correctness` where nothing else scores."""
+    scored = script_args.reward_models or script_args.judge
+    return script_args.reward_funcs or ([] if scored else ["correctness"])
+
+
+def check_columns_of_rewards(script_args: Any, data: Any, where: str) -> None:
+    """Raise [`ConfigError`] unless data has the columns that the reward functions and the judge read.
+
+    Args:
+        script_args (`GRPOScriptArguments`): the rewards.
+        data (`datasets.Dataset`): rows, or no row, with the columns.
+        where (`str`): what errors call the data.
+    """
+    check_reward_columns([load_reward(name) for name in reward_names(script_args)], data, where)
+    judge = read_judge("judge", script_args.judge)
+    if judge is not None and judge.reference_column is not None:
+        need_columns(data, [judge.reference_column], where, "the judge reads it (reference_column)")
 
 
 def check_reward_columns(functions: list, dataset: Any, where: str) -> None:
@@ -86,7 +106,7 @@ def check_rewards(script_args: Any, training_args: Any) -> None:
     by_right = progress in ("episode", "anytime", "length_penalty")  # what these pay by
     scored = [name for name in ("reward_models", "judge") if getattr(script_args, name)]
     listed = " and ".join(scored)
-    names = script_args.reward_funcs or ([] if scored else ["correctness"])
+    names = reward_names(script_args)
     for name in names:
         load_reward(name)
     if weights is not None and len(weights) != len(names):

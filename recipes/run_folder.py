@@ -18,7 +18,7 @@ from trl import ModelConfig
 from metatune.recipes.adapters import folder_of, is_adapter
 from metatune.recipes.callbacks import StopAfterStep
 from metatune.recipes.config import ConfigError, MissingHereError
-from metatune.recipes.data import is_path, need_path
+from metatune.recipes.data import is_path, nearest_path, need_path
 from metatune.recipes.folder_lock import hold_folder
 from metatune.recipes.kept_recipe import NAME, KeepsRecipe, describe, differences, fixed, read_kept, without
 from metatune.recipes.sharding import ShardingReport
@@ -96,7 +96,7 @@ def check_here(training_args: TrainingArguments, model_args: ModelConfig, datase
     if asked and asked is not True:
         last = Path(asked)
         if not last.is_dir():
-            raise MissingHereError(f"resume_from_checkpoint: no such folder: {asked}")
+            raise MissingHereError(f"resume_from_checkpoint: no such folder: {asked}{nearest_path(asked)}")
         if not has_mark(last):
             raise MissingHereError(
                 f"resume_from_checkpoint: {asked} is no checkpoint that was saved to its end (no {MARK}): name "
@@ -115,7 +115,7 @@ def need_model(name: str | None, option: str = "model_name_or_path") -> None:
     if name is None or name == "starter":
         return
     if is_path(name) and not Path(name).is_dir():
-        raise MissingHereError(f"{option}: no such folder: {name}")
+        raise MissingHereError(f"{option}: no such folder: {name}{nearest_path(name)}")
     if Path(name).is_dir() and not (Path(name) / "config.json").is_file() and not is_adapter(name):
         raise MissingHereError(f"{option}: {name} holds no model (no config.json)")
 

@@ -30,6 +30,7 @@ from metatune.recipes.data import (
     check_source,
     check_template_columns,
     check_token_columns,
+    distribution_errors,
     load_splits,
     need_columns,
     split_of,
@@ -221,8 +222,14 @@ def check_rows(dataset, where: str, text_column: str) -> None:
     check_template_columns(dataset, where)
 
 
-def load_data(script_args: SFTScriptArguments, training_args: SFTConfig):
+def load_data(script_args: SFTScriptArguments, training_args: SFTConfig, rows: int | None = None):
     """Return the splits to train on and to evaluate on, by name.
+
+    Args:
+        script_args (`SFTScriptArguments`): names the data.
+        training_args (`SFTConfig`): whether it is evaluated.
+        rows (`int`, *optional*): read only the first rows of each split, or write as many demonstrations; all by
+            default.
 
     Raises [`ConfigError`] for data that cannot be read, and for the first row that cannot be used.
     """
@@ -233,6 +240,7 @@ def load_data(script_args: SFTScriptArguments, training_args: SFTConfig):
             script_args.dataset_train_split,
             script_args.dataset_config,
             script_args.dataset_streaming,
+            rows,
         )
         for split in wanted_splits(script_args, training_args):
             where = f"{script_args.dataset_name}, split '{split}'"
@@ -240,10 +248,9 @@ def load_data(script_args: SFTScriptArguments, training_args: SFTConfig):
         return splits
     from metatune.curricula import demonstrations
 
-    try:
-        traces = demonstrations(script_args.distributions, script_args.demonstrations, script_args.demonstration_seed)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    number = script_args.demonstrations if rows is None else min(rows, script_args.demonstrations)
+    with distribution_errors():
+        traces = demonstrations(script_args.distributions, number, script_args.demonstration_seed)
     return {script_args.dataset_train_split: traces}
 
 
@@ -292,6 +299,13 @@ def leave_out_overlong(trainer: Any, data: Any, script_args: SFTScriptArguments)
             )
         for line in lines:
             trainer.accelerator.print(line)
+
+
+def check_data(
+    script_args: SFTScriptArguments, training_args: SFTConfig, model_args: ModelConfig, rows: int | None = None
+) -> None:
+    """Raise [`ConfigError`] for data that cannot be trained on; arguments as for [`load_data`]."""
+    load_data(script_args, training_args, rows)
 
 
 def main(script_args: SFTScriptArguments, training_args: SFTConfig, model_args: ModelConfig) -> None:

@@ -17,6 +17,7 @@ was stopped from its newest checkpoint.
 """
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from trl import ModelConfig, SFTConfig
 from metatune.recipes.adapters import check_adapter_options
 from metatune.recipes.chat_template import check_template, load_processor, read_template_kwargs
 from metatune.recipes.config import ConfigError, StrictParser, run
+from metatune.recipes.data import distribution_errors
 from metatune.recipes.kept_recipe import KeepsRecipe
 from metatune.recipes.launch import as_options, as_values, plan, resolve_accelerate_config, separate
 from metatune.recipes.overlong import positions_of, without_overlong
@@ -148,8 +150,10 @@ class StarScriptArguments(KeepsRecipe):
         EpisodeRule.from_options(self.episodes)
 
 
-def check(args: StarScriptArguments, training_args: SFTConfig, model_args: ModelConfig) -> None:
-    """Raise [`ConfigError`] for options that contradict each other."""
+def check(
+    args: StarScriptArguments, training_args: SFTConfig, model_args: ModelConfig, launch_args: Sequence[str] = ()
+) -> None:
+    """Raise [`ConfigError`] for options that contradict each other; `launch_args` are the launcher's to check."""
     if model_args.model_name_or_path is None:
         raise ConfigError("give the `model_name_or_path` to begin with")
     check_adapter_options(model_args)
@@ -167,17 +171,27 @@ def check(args: StarScriptArguments, training_args: SFTConfig, model_args: Model
     check_template(model_to_load(model_args), model_args.model_revision, training_args.chat_template_path)
 
 
-def load_problems(args: StarScriptArguments) -> list[dict[str, Any]]:
-    """Load the training problems of all distributions, and print how many rows each has."""
+def check_data(
+    args: StarScriptArguments,
+    training_args: SFTConfig,
+    model_args: ModelConfig,
+    launch_args: list[str],
+    rows: int | None = None,
+) -> None:
+    """Raise [`ConfigError`] for problems that cannot be sampled; `main` loads all of them before its first round."""
+    if rows is None:
+        load_problems(args, announce=False)
+
+
+def load_problems(args: StarScriptArguments, announce: bool = True) -> list[dict[str, Any]]:
+    """Load the training problems of all distributions, and with `announce` print how many rows each has."""
     from metatune.curricula import check_verified, load_distributions
 
-    try:
+    with distribution_errors():
         distributions = load_distributions(args.distributions or [])
         problems = [dict(item) for distribution in distributions for item in distribution.train]
         check_verified(problems)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    for distribution in distributions:
+    for distribution in distributions if announce else ():
         print(distribution.rows(), flush=True)
     return problems
 

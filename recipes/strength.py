@@ -84,6 +84,14 @@ def check(args: StrengthScriptArguments, training_args: RewardConfig, model_args
     check_here(training_args, model_args, args.dataset_name)
 
 
+def check_data(
+    args: StrengthScriptArguments, training_args: RewardConfig, model_args: ModelConfig, rows: int | None = None
+) -> None:
+    """Raise [`ConfigError`] for pairs that cannot be voted on; `main` reads all of them before its first training."""
+    if rows is None:
+        load_pairs(args)
+
+
 def load_pairs(args: StrengthScriptArguments):
     """Return the pairs to vote on, the number of each pair's prompt, and the held-out pairs (`None` without any).
 

@@ -123,7 +123,7 @@ def test_a_benchmark_and_distributions_exclude_each_other(recipe):
 @pytest.mark.parametrize(
     "options, message",
     [
-        (["--benchmark", "gsm8", "--data", "x"], "unknown benchmark 'gsm8'; did you mean 'gsm8k'"),
+        (["--benchmark", "gsm8", "--data", "x"], "benchmark: unknown 'gsm8'; did you mean 'gsm8k'"),
         (["--benchmark", "gsm8k", "--data", "nowhere"], "no such file or folder: nowhere"),
         (["--config", "RECIPE", "--temperature", "0", "--num_samples", "2"], "greedy decoding repeats itself"),
         (["--config", "RECIPE", "--max_new_tokens", "5000"], "none would be left: set max_new_tokens to at most"),

@@ -62,7 +62,7 @@ NOWHERE = "http://127.0.0.1:9/v1"
         ({"judge": {"url": "localhost", "rubric": "r"}}, "judge: `url` is the address of a server"),
         ({"judge": {"url": NOWHERE, "rubrik": "r"}}, "judge: unknown key 'rubrik'; did you mean 'rubric'?"),
         ({"judge": {"url": NOWHERE, "rubric": "r", "mode": "both"}}, "judge: `mode` is one of single, plan_execute"),
-        ({"judge": {"url": NOWHERE, "rubric": "none.yaml"}}, "judge: none.yaml: no such file"),
+        ({"judge": {"url": NOWHERE, "rubric": "none.yaml"}}, "judge: `rubric`: none.yaml: no such file"),
         (
             {"meta_judge": {"url": NOWHERE, "structured": "xml"}},
             "meta_judge: structured is one of json_schema, none, not 'xml'",
@@ -89,7 +89,10 @@ NOWHERE = "http://127.0.0.1:9/v1"
             {"curriculum": "dump_plus", "reward_models": [{"path": "runs/rm"}]},
             "needs rewards from 0 to 1, and a reward model's may be anything; or take sec or dump",
         ),
-        ({"held_out_judge": {"url": NOWHERE, "rubric": "none.json"}}, "held_out_judge: none.json: no such file"),
+        (
+            {"held_out_judge": {"url": NOWHERE, "rubric": "none.json"}},
+            "held_out_judge: `rubric`: none.json: no such file",
+        ),
     ],
 )
 def test_mistakes_are_told_before_a_launch(tmp_path, options, message):
