@@ -1,6 +1,7 @@
 """What `metatune doctor` says of memory and disk: estimates, whether they fit, and what would make them fit."""
 
 import json
+import re
 from collections import namedtuple
 from dataclasses import replace
 from types import SimpleNamespace
@@ -248,11 +249,13 @@ def test_what_does_not_fit_comes_with_what_would(grpo):
     found = doctor(path, "--gpus", 1, "--gpu_memory", memory)
     assert not found["ready"] and found["problems"] == []
     batch, checkpointing, *_ = found["remedies"]
-    assert batch.startswith("per_device_train_batch_size: 32, gradient_accumulation_steps: 4 (")
+    named = re.match(r"per_device_train_batch_size: (\d+), gradient_accumulation_steps: (\d+) \(", batch)
+    size, steps = map(int, named.groups())
+    assert size * steps == 128 and size < 64  # the optimizer's batch stays
     assert checkpointing.startswith("gradient_checkpointing: true")
     text = "\n".join(render_recipe(found))
-    assert "DOES NOT FIT" in text and "to make it fit: per_device_train_batch_size: 32" in text
-    options = ["--per_device_train_batch_size", 32, "--gradient_accumulation_steps", 4]
+    assert "DOES NOT FIT" in text and f"to make it fit: per_device_train_batch_size: {size}" in text
+    options = ["--per_device_train_batch_size", size, "--gradient_accumulation_steps", steps]
     assert doctor(path, "--gpus", 1, "--gpu_memory", memory, *options)["ready"]
     options = ["--gradient_checkpointing", "true"]
     assert doctor(path, "--gpus", 1, "--gpu_memory", memory, *options)["ready"]
