@@ -19,7 +19,7 @@ _DELIMITERS = re.compile(
 _LEADING = re.compile(
     r"(?:[\s:;,=~*_]|\.(?!\d)|\\(?:approx|quad|qquad|therefore|implies|Rightarrow|[,;:! ])(?![A-Za-z]))*"
 )
-_TRAILING = re.compile(r"(?:[\s.;,:*_]|(?<!\\)\\(?:quad|qquad|[,;:! ]))+$")
+_TRAILING = re.compile(r"(?:[\s.;,:*_]|(?<!\\)\\(?:quad|qquad|[,;:! ])){1,20}$")
 _THIN = r"(?:\\[,;:! ]|\{[,\s]\}|\\thinspace\s*|~|')"  # separators of thousands that cannot separate a list
 _THOUSANDS = re.compile(rf"(?<![\d.,])(\d{{1,3}})((?:{_THIN}\d{{3}})+|(?: \d{{3}})+|(?:_\d{{3}})+)(?![\d,]*\d)")
 _COMMAS = re.compile(r"([-+]?)([1-9]\d{0,2}(?:,\d{3})+)(?=\.\d|\.?$|\s*[^\d\s,.])")

@@ -1,6 +1,8 @@
 # ruff: noqa: RUF001 - Unicode math has characters that look like others
+import time
+
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metatune.rewards.latex_text import from_ascii, from_unicode
@@ -17,6 +19,7 @@ MARKS = st.sampled_from(
 )
 
 
+@settings(deadline=None)
 @given(ANSWERS, MARKS)
 def test_every_reference_equals_itself_under_every_mark(answer, mark):
     final = final_answer(mark.format(answer))
@@ -25,11 +28,13 @@ def test_every_reference_equals_itself_under_every_mark(answer, mark):
     assert final.equals(read_reference(mark.format(answer))) is True
 
 
+@settings(deadline=None)
 @given(ANSWERS, st.sampled_from(["  {} ", "${}$", "\\( {} \\)", "{}.", "**{}**", "= {}", "$${}$$.", "\\, {} \\quad"]))
 def test_what_surrounds_an_answer_does_not_matter(answer, written):
     assert read_formula(written.format(answer)).equals(read_formula(answer)) is True
 
 
+@settings(deadline=None)
 @given(st.one_of(INTEGERS, DECIMALS).map(lambda number: number.lstrip("-")))
 def test_a_plus_sign_and_leading_zeros_do_not_matter_and_a_minus_sign_does(number):
     assert read_formula("+" + number).equals(read_formula(number)) is True
@@ -37,11 +42,13 @@ def test_a_plus_sign_and_leading_zeros_do_not_matter_and_a_minus_sign_does(numbe
     assert read_formula("-" + number).equals(read_formula(number)) is (float(number) == 0)
 
 
+@settings(deadline=None)
 @given(st.integers(1000, 10**15), st.sampled_from([",", "{,}", "\\,", "\\;", "\u2009", "\u00a0", " ", "'", "_"]))
 def test_separators_of_thousands_do_not_matter(number, separator):
     assert read_formula(f"{number:,}".replace(",", separator)).text == str(number)
 
 
+@settings(deadline=None)
 @given(st.one_of(INTEGERS, DECIMALS), st.data())
 def test_a_changed_digit_is_never_equal(number, data):
     place = data.draw(st.sampled_from([i for i, character in enumerate(number) if character.isdigit()]))
@@ -50,6 +57,7 @@ def test_a_changed_digit_is_never_equal(number, data):
     assert read_formula(changed).equals(read_formula(number)) is (float(number) == float(changed) == 0)
 
 
+@settings(deadline=None)
 @given(st.text(max_size=60))
 def test_any_text_can_be_read_and_equals_itself(text):
     assert read_formula(text).equals(read_formula(text)) is True
@@ -89,8 +97,10 @@ def test_other_notations_become_latex(written, latex):
     "repeated", ["sqrt(", "^(", "(", r"\text{", r"\boxed{", "1 ", "a ", "²", "$", "#### ", "answer: "]
 )
 def test_repetition_costs_no_time(repeated):
+    started = time.perf_counter()
     final_answer(repeated * 20_000)
-    read_formula(repeated * 2_000)
+    read_formula((repeated * 4_000)[:4_000])
+    assert time.perf_counter() - started < 2.0
 
 
 @pytest.mark.parametrize(
