@@ -59,7 +59,8 @@ def checks_of(module: ModuleType, configs: tuple[Any, ...], rows: int | None) ->
         yield partial(check_lora_modules, found.model)
     if hasattr(found.script, "reward_models"):
         yield partial(check_reward_models, found.script)
-        yield partial(check_judges, found.script)
+        if rows is None:  # a chat costs: a launch asks its judges when the trainer is made
+            yield partial(check_judges, found.script)
     if found.training is not None:
         yield partial(check_push, found.training)
 
