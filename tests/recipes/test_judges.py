@@ -257,6 +257,6 @@ def test_doctor_asks_the_judges_of_a_recipe_and_leaves_their_memory_out(tmp_path
         assert "NOT_SET is not set" in doctored(recipe)[0][0] and doctored(recipe, *other)[0] == []
         recipe = judged(tmp_path, server.url, meta_judge={"url": NOWHERE, "model": "big"})
         (problem,) = doctored(recipe)[0]
-        assert problem.startswith(f"meta_judge: no use of the judge's server at {NOWHERE}") and "vllm serve" in problem
+        assert f": meta_judge: no use of the judge's server at {NOWHERE}" in problem and "vllm serve" in problem
         problems, notes = doctored(recipe, *other)
         assert problems == [] and any(note.startswith(f"meta_judge: needs big served at {NOWHERE}") for note in notes)
