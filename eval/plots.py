@@ -166,7 +166,7 @@ def plot_before_after(
             transform = axes.get_yaxis_transform()
             axes.text(1.02, row, text, transform=transform, va="center", fontsize=9.5, **style)
     axes.axhline(0.5, color=GRID, linewidth=1)
-    axes.set_yticks(range(len(entries)), [name for name, *_ in reversed(entries)])
+    axes.set_yticks(range(len(entries)), [drawable(name) for name, *_ in reversed(entries)])
     axes.get_yticklabels()[0].set_fontweight("bold")
     axes.set_xlim(-0.02, 1.02)
     axes.set_ylim(-0.6, len(entries) - 0.4)
@@ -245,7 +245,7 @@ def label_ends(
     for name, height in zip(names, _spread([heights[name] for name in names]), strict=True):
         line = {"transform": axes.transAxes, "clip_on": False, "color": colours[name], "linewidth": 2}
         axes.add_line(Line2D([1.008, 1.022, 1.04, 1.05], [heights[name]] * 2 + [height] * 2, **line))
-        axes.text(1.06, height, labels[name], transform=axes.transAxes, va="center", fontsize=9.5)
+        axes.text(1.06, height, drawable(labels[name]), transform=axes.transAxes, va="center", fontsize=9.5)
 
 
 def _spread(heights: Sequence[float]) -> np.ndarray:
@@ -261,15 +261,22 @@ def _spread(heights: Sequence[float]) -> np.ndarray:
     return np.clip(placed, 0, 1 - offsets[-1] if len(offsets) else 1) + offsets
 
 
+def drawable(text: str, longest: int = 40) -> str:
+    """Return a name as matplotlib draws it literally: dollar signs would begin a formula; cut in its middle."""
+    if len(text) > longest:
+        text = f"{text[: longest // 2]}\N{HORIZONTAL ELLIPSIS}{text[-(longest // 2 - 1) :]}"
+    return text.replace("$", r"\$")
+
+
 def new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained", facecolor="white")
 
 
 def set_heading(axes: Axes, finding: str, caption: str) -> None:
     """Set the title, the caption below it, and the house style."""
-    axes.set_title(finding, loc="left", fontsize=12.5, fontweight="bold", color=INK, pad=24)
+    axes.set_title(drawable(finding, 120), loc="left", fontsize=12.5, fontweight="bold", color=INK, pad=24)
     place = {"xy": (0, 1), "xycoords": "axes fraction", "xytext": (0, 7), "textcoords": "offset points"}
-    axes.annotate(caption, **place, fontsize=9.5, color=QUIET, va="bottom")
+    axes.annotate(drawable(caption, 160), **place, fontsize=9.5, color=QUIET, va="bottom")
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color("#b5b5b5")
     axes.tick_params(color="#b5b5b5", labelcolor=INK)

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
-from ..plots import AFTER, HUES, new_figure, palette, running_mean, save_figure, set_heading
+from ..plots import AFTER, HUES, drawable, new_figure, palette, running_mean, save_figure, set_heading
 
 STEP, TOKENS = "optimizer step", "rollout tokens"
 DASHES = {"solid": "-", "dash": "--", "dashdot": "-.", "dot": ":"}  # plotly's names, and matplotlib's
@@ -138,19 +138,19 @@ def draw_panels(charts: Sequence[Chart], path: Path) -> None:
 def _draw(axes: Axes, chart: Chart) -> None:
     if chart.stacked:
         colors = [line.color for line in chart.lines]
-        values, names = [line.y for line in chart.lines], [line.name for line in chart.lines]
+        values, names = [line.y for line in chart.lines], [drawable(line.name) for line in chart.lines]
         axes.stackplot(chart.lines[0].x, values, colors=colors, labels=names, edgecolor="white", linewidth=0.5)
     for line in chart.lines if not chart.stacked else ():
         style = {"color": line.color, "linewidth": line.width, "linestyle": DASHES[line.dash], "alpha": line.opacity}
         marker = {"circle": "o", "diamond": "D"}.get(line.marker, "o" if len(line.x) == 1 else "")
-        axes.plot(line.x, line.y, marker=marker, markersize=4, label=line.name or None, **style)
+        axes.plot(line.x, line.y, marker=marker, markersize=4, label=drawable(line.name) or None, **style)
         if line.interval is not None:
             low, high = (np.abs(np.subtract(bound, line.y)) for bound in line.interval)
             axes.errorbar(line.x, line.y, yerr=[low, high], fmt="none", ecolor=line.color, capsize=3)
     if chart.span is not None:
         axes.set_ylim(*chart.span)
     axes.set_xlabel(chart.x)
-    axes.set_ylabel(chart.y)
+    axes.set_ylabel(drawable(chart.y))
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.xaxis.set_major_formatter(EngFormatter())
     if chart.percent:

@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from markupsafe import Markup
 from plotly import graph_objects
 from plotly.offline import get_plotlyjs
@@ -20,6 +21,7 @@ from .charts import Chart, Line
 
 SCRIPTS = Path(__file__).parents[1] / "templates"
 HEIGHT, LEGEND_ROW = 300, 20  # pixels
+MOST_POINTS = 2000  # of a curve
 MOST_LEGEND = 600  # pixels; plotly would scroll a legend that is higher than half of the chart
 MARK = "#8a8a8a"  # of vertical lines, on light and on dark paper
 
@@ -55,6 +57,14 @@ def interactive(chart: Chart) -> dict[str, Any]:
     return {"title": chart.title, "caption": chart.caption, "figure": json.loads(figure.to_json(engine="json"))}
 
 
+def text(name: str, longest: int = 40) -> str:
+    """Return a name as plotly shows it literally, since it renders some tags; cut in its middle."""
+    cut = (
+        name if len(name) <= longest else f"{name[: longest // 2]}\N{HORIZONTAL ELLIPSIS}{name[-(longest // 2 - 1) :]}"
+    )
+    return html.escape(cut)
+
+
 @cache
 def _plotly() -> Markup:
     return Markup(get_plotlyjs().replace("\r\n", "\n"))
@@ -73,7 +83,7 @@ def _traces(chart: Chart, line: Line) -> list[graph_objects.Scatter]:
         "line": {"color": line.color, "width": line.width, "dash": line.dash},
         "marker": {"symbol": line.marker or "circle", "size": 7, "color": line.color},
         "opacity": line.opacity,
-        "name": html.escape(line.name),  # plotly renders some tags
+        "name": text(line.name),
         "showlegend": bool(line.name) and chart.num_named > 1,
         "hovertemplate": f"%{{{value}}}" + ("" if line.name else "<extra></extra>"),
     }
@@ -86,7 +96,15 @@ def _traces(chart: Chart, line: Line) -> list[graph_objects.Scatter]:
         lower = [value - bottom for bottom, value in zip(low, values, strict=True)]
         bars = {"array": upper, "arrayminus": lower, "symmetric": False, "thickness": 1.4, "width": 3}
         style["error_x" if chart.categories else "error_y"] = bars
-    return [graph_objects.Scatter(x=list(line.x), y=list(line.y), **style)]
+    x, y = (line.x, line.y) if chart.categories else thinned(line.x, line.y)
+    return [graph_objects.Scatter(x=list(x), y=list(y), **style)]
+
+
+def thinned(x: Sequence[float], y: Sequence[float]) -> tuple[Sequence[float], Sequence[float]]:
+    """Bound the points of a curve: of more, means of neighbors at the last place of each; six digits of a value."""
+    parts = np.array_split(np.arange(len(x)), min(MOST_POINTS, len(x)))
+    values = np.asarray(y, dtype=float)
+    return [x[part[-1]] for part in parts], [float(f"{values[part].mean():.6g}") for part in parts]
 
 
 def _layout(chart: Chart) -> dict[str, Any]:
@@ -98,7 +116,7 @@ def _layout(chart: Chart) -> dict[str, Any]:
     }
     height = HEIGHT
     if chart.categories is not None:
-        names = [html.escape(name) for name in chart.categories]
+        names = [text(name) for name in chart.categories]
         x_axis |= {"range": [-0.02, 1.02], "tickformat": ".0%", "hoverformat": ".1%"}
         y_axis |= {"tickvals": list(range(len(names))), "ticktext": names, "tickformat": ""}
         y_axis |= {"range": [-0.6, len(names) - 0.4], "zeroline": False}
@@ -123,7 +141,7 @@ def _layout(chart: Chart) -> dict[str, Any]:
     return {
         "template": "none",
         "shapes": shapes,
-        "annotations": [{"x": x, "text": html.escape(text), **labels} for x, text in chart.marks],
+        "annotations": [{"x": x, "text": text(name), **labels} for x, name in chart.marks],
         "xaxis": x_axis,
         "yaxis": y_axis,
         "hovermode": "closest" if chart.categories else "x unified",

@@ -204,6 +204,8 @@ def _metrics(text: str | None) -> tuple[list[dict[str, Any]], list[str]]:
     for number, line in enumerate(text.splitlines(), 1):
         try:
             row = json.loads(line)
+            if "\\ud" in line.lower():  # half of a surrogate pair can be neither drawn nor written
+                row = json.loads(json.dumps(row, ensure_ascii=False).encode("utf-8", "replace"))
         except ValueError:
             row = None
         if isinstance(row, dict):

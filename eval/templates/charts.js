@@ -41,6 +41,8 @@
       const chart = charts[Number(number)];
       const box = element("div", "", "chart");
       const plot = element("div", "");
+      plot.setAttribute("role", "img");
+      plot.setAttribute("aria-label", chart.title);
       box.append(element("h4", chart.title), element("p", chart.caption, "quiet"), plot);
       place.append(box);
       drawn.push([plot, chart.figure]);

@@ -8,7 +8,7 @@ import pytest
 
 from metatune.eval.report import read_run, write_report
 from metatune.eval.report.charts import Chart, Line
-from metatune.eval.report.interactive import interactive
+from metatune.eval.report.interactive import MOST_POINTS, interactive
 from metatune.eval.report.training_charts import training_charts
 
 from .html_page import Page
@@ -163,7 +163,24 @@ def test_axes_have_no_ticks_between_steps(last, tick):
     assert axis["tickformat"] == "d"
 
 
-def test_names_in_a_chart_are_text(tmp_path):
+def test_a_long_log_makes_no_larger_page_than_a_short_one():
+    line = Line(name="", x=list(range(10 * MOST_POINTS)), y=[1 / 3] * 10 * MOST_POINTS, color="#000000")
+    (trace,) = interactive(Chart(title="t", lines=[line]))["figure"]["data"]
+    assert len(trace["x"]) == len(trace["y"]) == MOST_POINTS
+    assert trace["x"][-1] == 10 * MOST_POINTS - 1 and trace["y"][0] == 0.333333
+
+
+def test_any_name_can_be_drawn(tmp_path):
+    names = ["$x$_{", "</script><b>", "half \ud800", "a" * 300]
+    rows = [row | {f"pass_rate/{name}": row["step"] / 20 for name in names} for row in log(reward=0.1)]
+    rows = [row | {f"own/{name}": row["step"] / 20 for name in names} for row in rows]
+    rows = [row | {f"eval_accuracy/{name}": row["step"] / 20 for name in names} for row in rows]
+    rows = [row | {"rollout_tokens": row["step"], "eval_accuracy": row["step"] / 20} for row in rows]
+    page = Page(write_report(a_run(tmp_path, rows)).read_text())
+    assert page.allowed_scripts and len(page.addresses) == 3
+
+
+def test_names_in_a_chart_are_text():
     lines = [Line(name="<b>a</b>", x=[1, 2], y=[0.0, 1.0], color="#000000")] * 2
     chart = interactive(Chart(title="t", lines=lines))
     assert chart["figure"]["data"][0]["name"] == "&lt;b&gt;a&lt;/b&gt;"
