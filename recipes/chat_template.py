@@ -207,6 +207,30 @@ def processor_for(parts: Mapping[str, Any], training_args: Any, model_args: Any,
     return processor
 
 
+def check_readable(parts: Mapping[str, Any], template: str | None, model_args: Any) -> None:
+    """Raise [`ConfigError`] for rows that the model or its chat template cannot read; see [`check_chat`].
+
+    What cannot be looked up here passes, and so does a template that TRL copies from a model.
+
+    Args:
+        parts (`Mapping[str, datasets.Dataset]`): rows, by what errors call them.
+        template (`str`, *optional*): the recipe's `chat_template_path`.
+        model_args ([`~trl.ModelConfig`]): the model.
+    """
+    name = model_args.model_name_or_path
+    if name is None or (template is not None and not is_own_template(template)):
+        return
+    try:
+        processor = load_processor(folder_of(name), model_args.model_revision, template)
+    except (OSError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        return
+    for where, dataset in parts.items():
+        columns = [column for column in MESSAGES if column in (dataset.column_names or ())]
+        check_chat(processor, str(name), dataset, columns, where)
+
+
 def check_chat(processor: Any, model: str, dataset: Any, columns: list[str], where: str) -> None:
     """Raise [`ConfigError`] for rows that a text model or its chat template cannot read: images, lists of parts.
 

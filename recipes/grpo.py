@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from trl import ModelConfig, ScriptArguments
 
 from metatune.recipes.adapters import check_adapter_options, record_base, refusals_in_one_line
-from metatune.recipes.chat_template import check_template
+from metatune.recipes.chat_template import check_readable, check_template
 from metatune.recipes.config import ConfigError, StrictParser, check_world_size, run
 from metatune.recipes.data import (
     check_messages,
@@ -192,7 +192,7 @@ def check_data(
     Args:
         script_args (`GRPOScriptArguments`): the data and the rewards.
         training_args ([`MetaConfig`]): whether it is evaluated.
-        model_args (`ModelConfig`): not used.
+        model_args (`ModelConfig`): the model, whose chat template must read the prompts.
         rows (`int`, *optional*): rows of each split to read; all by default.
     """
     import datasets
@@ -202,6 +202,8 @@ def check_data(
     evaluates = training_args.eval_strategy != "no"
     if script_args.distributions is None:
         train_dataset, _ = load_rows(script_args, evaluates, rows)
+        where = f"{script_args.dataset_name}, split '{script_args.dataset_train_split}'"
+        check_readable({where: train_dataset}, script_args.chat_template_path, model_args)
     elif rows is None:
         train_dataset, _ = load_data(script_args, evaluates)
     else:

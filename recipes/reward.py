@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from trl import ModelConfig, ScriptArguments
 
 from metatune.recipes.adapters import check_adapter_options, record_base, refusals_in_one_line
-from metatune.recipes.chat_template import processor_for
+from metatune.recipes.chat_template import check_readable, processor_for
 from metatune.recipes.config import ConfigError, StrictParser, check_world_size, run
 from metatune.recipes.data import check_numbers, load_splits
 from metatune.recipes.folder_lock import hold_folder
@@ -137,14 +137,16 @@ def check_data(
     Args:
         script_args (`RewardScriptArguments`): names the data.
         training_args ([`MetaRewardConfig`]): how pairs are treated, and whether the model is evaluated.
-        model_args (`ModelConfig`): not used.
+        model_args (`ModelConfig`): the model, whose chat template must read the pairs.
         rows (`int`, *optional*): rows of each split to read; all by default.
     """
     if rows is None:
-        load_usable_data(script_args, training_args)
+        pairs, _, _ = load_usable_data(script_args, training_args)
     else:
         pairs, _ = load_data(script_args, training_args.eval_strategy != "no", rows)
         check_treatment(script_args, training_args, pairs)
+    where = f"{script_args.dataset_name}, split '{script_args.dataset_train_split}'"
+    check_readable({where: pairs}, training_args.chat_template_path, model_args)
     load_meta_set(script_args, rows)
 
 

@@ -20,7 +20,7 @@ from typing import Any
 from trl import ModelConfig, ScriptArguments, SFTConfig
 
 from metatune.recipes.adapters import check_adapter_options, record_base, refusals_in_one_line
-from metatune.recipes.chat_template import processor_for, record_column
+from metatune.recipes.chat_template import check_readable, processor_for, record_column
 from metatune.recipes.config import ConfigError, StrictParser, check_world_size, nearest, run
 from metatune.recipes.data import (
     CONVERSATION,
@@ -305,7 +305,10 @@ def check_data(
     script_args: SFTScriptArguments, training_args: SFTConfig, model_args: ModelConfig, rows: int | None = None
 ) -> None:
     """Raise [`ConfigError`] for data that cannot be trained on; arguments as for [`load_data`]."""
-    load_data(script_args, training_args, rows)
+    data = load_data(script_args, training_args, rows)
+    name = script_args.dataset_name or "distributions"
+    parts = {f"{name}, split '{split}'": data[split] for split in wanted_splits(script_args, training_args)}
+    check_readable(parts, training_args.chat_template_path, model_args)
 
 
 def main(script_args: SFTScriptArguments, training_args: SFTConfig, model_args: ModelConfig) -> None:

@@ -245,6 +245,8 @@ def test_parts_and_images_that_a_text_model_cannot_read_are_one_line(tmp_path, c
         recipe = write_recipe(tmp_path / "recipe.yaml", values, dataset_name=name, output_dir=str(tmp_path / "run"))
         with pytest.raises(ConfigError, match=message):
             command.main(*parsed(command, recipe))
+        with pytest.raises(ConfigError, match=message):  # in the launcher and in doctor
+            command.check_data(*parsed(command, recipe), rows=1)
 
 
 def test_a_template_that_reads_parts_and_rows_with_other_parts():
