@@ -55,12 +55,12 @@ def distribution_errors() -> Iterator[None]:
 
 
 def check_source(script_args: Any) -> None:
-    """Raise `ValueError` unless either `distributions` or `dataset_name` is given, and nothing of the other.
+    """Raise `ValueError` unless just one of `distributions`, `dataset_name` and `datasets` is given.
 
     Args:
-        script_args ([`~trl.ScriptArguments`]): TRL's with one more field, `distributions`.
+        script_args ([`~metatune.recipes.mixture.SourceArguments`]): with one more field, `distributions`.
     """
-    if (script_args.distributions is None) == (script_args.dataset_name is None):
+    if [script_args.distributions, script_args.dataset_name, script_args.datasets or None].count(None) != 2:
         raise ValueError("give either `distributions`, in a recipe (--config FILE.yaml), or `dataset_name`")
     for option in fields(ScriptArguments) if script_args.dataset_name is None else ():
         if option.name.startswith("dataset_") and getattr(script_args, option.name) != option.default:

@@ -3,13 +3,15 @@
     metatune grpo --config recipes/dump/FILE.yaml
     accelerate launch recipes/grpo.py --config recipes/dump/FILE.yaml
 
-Data is either `distributions:` (built-in families, reasoning-gym generators, files or hub datasets) or `dataset_name`,
-any dataset that TRL's GRPO trainer takes with one more column, `distribution`; with `curriculum: uniform` it may lack
-that. `reward_models:` adds trained reward models to `reward_funcs`, or takes their place where none are given; see
+Data is either `distributions:` (built-in families, reasoning-gym generators, files or hub datasets), or what
+`trl grpo` takes: `dataset_name`, or a mixture, `datasets`. Its column `distribution` names each row's distribution;
+without it, and of a stream, all rows are one.
+
+`reward_models:` adds trained reward models to `reward_funcs`, or takes their place where none are given; see
 `recipes/reward_models.py`. `judge:` adds a language model that scores by a rubric, which `meta_judge:` rewrites while
 the policy trains (MPO); see `recipes/judges.py`. Everything else is TRL's `GRPOConfig` and `ModelConfig`.
-`progress: episode|prefix|anytime|length_penalty` pays for more than the outcome (MRT). With `curriculum: uniform` over
-one distribution and `progress: none` it is stock `GRPOTrainer`, bit for bit.
+`progress: episode|prefix|anytime|length_penalty` pays for more than the outcome (MRT). Over one distribution and with
+`progress: none` training is bit-identical to stock `GRPOTrainer`; recipes and options of `trl grpo` run unchanged.
 
 Writes into `output_dir`: the trained model (its adapter with `use_peft: true`) and its tokenizer, `checkpoint-*`,
 `recipe.yaml` (the recipe with what the command line changed), `metrics.jsonl` (one JSON object a log line), with
@@ -21,7 +23,7 @@ rollouts and losses as a run that was never stopped.
 
 from dataclasses import dataclass, field
 
-from trl import ModelConfig, ScriptArguments
+from trl import ModelConfig
 
 from metatune.recipes.adapters import check_adapter_options, record_base, refusals_in_one_line
 from metatune.recipes.chat_template import check_readable, check_template
@@ -32,7 +34,6 @@ from metatune.recipes.data import (
     check_source,
     check_template_columns,
     distribution_errors,
-    load_splits,
     need_columns,
     split_of,
     with_text_columns,
@@ -41,14 +42,17 @@ from metatune.recipes.folder_lock import hold_folder
 from metatune.recipes.grpo_checks import (
     check_curriculum,
     check_episodes,
+    check_stream,
     check_words,
     fitting_prompts,
     templated_processor,
 )
 from metatune.recipes.judges import check_judges, load_judges, read_judges
 from metatune.recipes.kept_recipe import KeepsRecipe
+from metatune.recipes.mixture import SourceArguments, load_source
 from metatune.recipes.own_code import HELP, import_own
 from metatune.recipes.reward_functions import (
+    accept_reward_model,
     check_columns_of_rewards,
     check_reward_columns,
     check_rewards,
@@ -59,6 +63,7 @@ from metatune.recipes.run_folder import (
     begin_run,
     check_here,
     checkpoint_to_resume,
+    dataset_names,
     model_init_kwargs,
     model_to_load,
     train_and_save,
@@ -68,9 +73,9 @@ from metatune.trainers.meta_config import MetaConfig
 
 
 @dataclass
-class GRPOScriptArguments(KeepsRecipe, ScriptArguments):
+class GRPOScriptArguments(KeepsRecipe, SourceArguments):
     """
-    What to train on and what to reward, beside TRL's `dataset_name` and its companions.
+    What to train on and what to reward, beside `dataset_name`, `datasets` and their companions.
 
     Args:
         distributions (`list[dict]`, *optional*):
@@ -86,6 +91,8 @@ class GRPOScriptArguments(KeepsRecipe, ScriptArguments):
             them, without `reward_models` and without `judge` it is `correctness`.
         reward_models (`list[dict]`, *optional*):
             Trained reward models, each with its own `weight`; see [`RewardModelEntry`].
+        reward_model_name_or_path (`str`, *optional*):
+            TRL's name for one reward model. As in TRL, it is the first that `reward_weights` counts.
         judge (`dict`, *optional*):
             A language model that scores by a rubric, with its own `weight`; see [`JudgeEntry`].
         meta_judge (`dict`, *optional*):
@@ -107,6 +114,9 @@ class GRPOScriptArguments(KeepsRecipe, ScriptArguments):
     reward_models: list[dict] | None = field(
         default=None, metadata={"help": "Reward models: {path | paths | url, weight, combine, …}. YAML only."}
     )
+    reward_model_name_or_path: str | None = field(
+        default=None, metadata={"help": "One reward model, TRL's short form of reward_models: [{path: …}]."}
+    )
     judge: dict | None = field(default=None, metadata={"help": "Judge: {url, rubric, weight, mode, …}. YAML only."})
     meta_judge: dict | None = field(default=None, metadata={"help": "Meta judge: {url, model, …}. YAML only."})
     held_out_judge: dict | None = field(
@@ -114,6 +124,7 @@ class GRPOScriptArguments(KeepsRecipe, ScriptArguments):
     )
 
     def __post_init__(self):
+        super().__post_init__()
         check_source(self)
         import_own(self.imports)
         read_entries(self.reward_models or [])
@@ -121,23 +132,23 @@ class GRPOScriptArguments(KeepsRecipe, ScriptArguments):
 
 
 def load_rows(script_args: GRPOScriptArguments, with_evaluation: bool, rows: int | None = None):
-    """Return the training set and the held-out set (`None` without evaluation) of `dataset_name`.
+    """Return the training set and the held-out set (`None` without evaluation) of `dataset_name` or `datasets`.
 
     Args:
         script_args (`GRPOScriptArguments`): names the dataset.
         with_evaluation (`bool`): whether a held-out set is wanted.
         rows (`int`, *optional*): read only the first rows of each split; all by default.
     """
-    name, wanted = script_args.dataset_name, [script_args.dataset_train_split]
-    wanted += [script_args.dataset_test_split] * with_evaluation
-    splits = load_splits(name, "dataset_name", wanted[0], script_args.dataset_config, rows=rows)
+    wanted = [script_args.dataset_train_split] + [script_args.dataset_test_split] * with_evaluation
+    splits, name = load_source(script_args, rows)
     for split in wanted:
         where = f"{name}, split '{split}'"
         need_columns(split_of(splits, split, name), ["prompt"], where, "it is what is trained on")
         check_messages(splits[split], ["prompt"], where)
         check_template_columns(splits[split], where)
-        splits[split] = with_text_columns(splits[split], where)
-        check_references(splits[split], where)
+        if not script_args.is_stream:
+            splits[split] = with_text_columns(splits[split], where)
+            check_references(splits[split], where)
     return splits[wanted[0]], splits[wanted[1]] if with_evaluation else None
 
 
@@ -169,8 +180,8 @@ def check(script_args: GRPOScriptArguments, training_args: MetaConfig, model_arg
     """Raise [`ConfigError`] for what can be told before any process is launched."""
     if model_args.model_name_or_path is None:
         raise ConfigError("give `model_name_or_path`: a folder, a hub name, or starter")
-    if script_args.dataset_streaming:
-        raise ConfigError("dataset_streaming: a curriculum draws from all rows, so set it to false")
+    if script_args.is_stream:
+        check_stream(training_args)
     check_adapter_options(model_args)
     if script_args.distributions is not None or script_args.chat_template_path is not None:
         check_template(model_to_load(model_args), model_args.model_revision, script_args.chat_template_path)
@@ -179,6 +190,7 @@ def check(script_args: GRPOScriptArguments, training_args: MetaConfig, model_arg
     check_words(training_args)
     check_curriculum(script_args.distributions or [], training_args)
     check_episodes(training_args)
+    accept_reward_model(script_args, training_args)
     check_rewards(script_args, training_args)
     check_judges(script_args, training_args)
     check_here(training_args, model_args, script_args.dataset_name)
@@ -235,11 +247,10 @@ def main(script_args: GRPOScriptArguments, training_args: MetaConfig, model_args
     training_args.model_init_kwargs = model_init_kwargs(training_args, model_args)
     with_evaluation, is_main = training_args.eval_strategy != "no", training_args.process_index == 0
     train_dataset, eval_dataset = load_data(script_args, with_evaluation, announce=is_main)
-    train_dataset = fitting_prompts(train_dataset, script_args, training_args, model_args, "training prompts")
-    if eval_dataset is not None:
-        eval_dataset = fitting_prompts(eval_dataset, script_args, training_args, model_args, "held-out prompts")
-    if training_args.curriculum == "uniform" and "distribution" not in train_dataset.column_names:
-        train_dataset = train_dataset.add_column("distribution", ["all"] * len(train_dataset))
+    if not script_args.is_stream:
+        train_dataset = fitting_prompts(train_dataset, script_args, training_args, model_args, "training prompts")
+        if eval_dataset is not None:
+            eval_dataset = fitting_prompts(eval_dataset, script_args, training_args, model_args, "held-out prompts")
     reward_funcs = load_rewards(script_args, training_args)
     for dataset in (train_dataset, eval_dataset):
         if dataset is not None:
@@ -260,7 +271,7 @@ def main(script_args: GRPOScriptArguments, training_args: MetaConfig, model_args
         )
     record_base(trainer.model, model_args)
     ProgressLine.replace_default(trainer)
-    train_and_save(trainer, recipe, checkpoint_to_resume(training_args), script_args.dataset_name)
+    train_and_save(trainer, recipe, checkpoint_to_resume(training_args), dataset_names(script_args))
 
 
 def make_parser(prog: str | None = None) -> StrictParser:

@@ -11,6 +11,7 @@ from metatune.recipes.conform import choose
 from metatune.recipes.overlong import positions_of, without_overlong
 from metatune.recipes.run_folder import model_to_load
 from metatune.rewards import EpisodeRule
+from metatune.trainers.distribution_rows import asks_for_several
 from metatune.trainers.meta_config import MetaConfig
 
 WORDS = {  # TRL looks at these when it has generated a batch; what it knows, a test sees to
@@ -54,6 +55,17 @@ def check_curriculum(entries: Sequence[Mapping[str, Any]], training_args: MetaCo
         make_curriculum(name, arms if named else ["all"], **{"seed": training_args.seed, **options})
     except (ValueError, TypeError) as error:  # TypeError: a key that is no text
         raise ConfigError(f"curriculum_options: {error}") from error
+
+
+def check_stream(training_args: MetaConfig) -> None:
+    """Raise [`ConfigError`] for options that need the number of rows, which a stream does not tell."""
+    if asks_for_several(training_args):
+        raise ConfigError(
+            f"curriculum: {training_args.curriculum} draws from all rows, and the data is a stream: set "
+            "dataset_streaming to false, or curriculum to uniform"
+        )
+    if training_args.max_steps < 1:
+        raise ConfigError("max_steps: give it, because the number of rows of a stream is unknown")
 
 
 def check_episodes(training_args: MetaConfig) -> None:

@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -39,7 +40,7 @@ from .stopping import LAUNCHED, MARGIN, STOPPER, children, end_children, grace
 
 LONGEST_BUILD = 20  # minutes
 PROCESSES = ("gpu", "gpus", "num_gpus", "n_gpus", "nproc_per_node", "nproc")  # other launchers' names
-ACCELERATE_FOLDER = Path(__file__).with_name("accelerate")
+ACCELERATE_FOLDERS = (Path(__file__).with_name("accelerate"), Path(str(files("trl"))) / "accelerate_configs")
 
 
 def launch(recipe: ModuleType, parser: StrictParser, args: Sequence[str]) -> int:
@@ -131,9 +132,10 @@ def resolve_accelerate_config(args: Sequence[str]) -> list[str]:
         index = args.index("--accelerate_config")
         _, name = args[index : index + 2]
         del args[index : index + 2]
-        path = Path(name) if Path(name).is_file() else ACCELERATE_FOLDER / f"{name}.yaml"
-        if not path.is_file():
-            names = sorted(file.stem for file in ACCELERATE_FOLDER.glob("*.yaml"))
+        candidates = [Path(name), *(folder / f"{name}.yaml" for folder in ACCELERATE_FOLDERS)]
+        path = next((file for file in candidates if file.is_file()), None)
+        if path is None:
+            names = sorted({file.stem for folder in ACCELERATE_FOLDERS for file in folder.glob("*.yaml")})
             raise ConfigError(f"--accelerate_config: no file and no name '{name}'{nearest(name, names)} ({names})")
     return args if path is None else ["--config_file", str(path), *args]
 

@@ -214,12 +214,13 @@ def main(args: MetaRMScriptArguments) -> None:
     from metatune.recipes.metarm_data import load_pairs, load_prompts
     from metatune.recipes.metarm_round import HELD_OUT, Loop, Round
     from metatune.recipes.metarm_summary import policy_numbers, show_rounds
+    from metatune.trainers.distribution_rows import asks_for_several
 
     (reward_script, *_), (grpo_script, training_args, model_args) = check(args)
     prompts, heldout = (
         fitting_prompts(part, grpo_script, training_args, model_args, where)
         for part, where in zip(
-            load_prompts(args, grpo_script, training_args.curriculum == "uniform"),
+            load_prompts(args, grpo_script, not asks_for_several(training_args)),
             ("training prompts", "held-out prompts"),
             strict=True,
         )

@@ -16,7 +16,7 @@ def load_prompts(args: Any, script_args: Any, uniform: bool) -> tuple[list[dict]
     Args:
         args (`MetaRMScriptArguments`): where they are.
         script_args (`GRPOScriptArguments`): of the block `grpo`; it names the splits.
-        uniform (`bool`): whether the policy is trained without a curriculum, which needs no distributions.
+        uniform (`bool`): whether one distribution is enough, because no curriculum is asked for.
     """
     from ..curricula import load_distributions
 

@@ -5,7 +5,8 @@ from typing import Any
 from trl import ScriptArguments
 
 from .config import ConfigError, nearest
-from .data import check_ids, check_messages, check_numbers, check_template_columns, load_splits, split_of
+from .data import check_ids, check_messages, check_numbers, check_template_columns, split_of
+from .mixture import load_source
 
 SHOWN = 5  # row numbers in a message
 
@@ -13,10 +14,9 @@ SHOWN = 5  # row numbers in a message
 def load_data(script_args: ScriptArguments, with_evaluation: bool, rows: int | None = None):
     """Return the training set and the held-out set (`None` without evaluation), or the first `rows` rows of each.
 
-    Raises [`ConfigError`] for a file that cannot be read, a split that is not there, and pairs that are not whole.
+    Raises [`ConfigError`] for a file that cannot be read, a missing split, and incomplete pairs.
     """
-    name = script_args.dataset_name
-    splits = load_splits(name, "dataset_name", script_args.dataset_train_split, script_args.dataset_config, rows=rows)
+    splits, name = load_source(script_args, rows)
     wanted = [script_args.dataset_train_split] + [script_args.dataset_test_split] * with_evaluation
     for split in wanted:
         where = f"{name}, split '{split}'"

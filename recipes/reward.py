@@ -4,12 +4,13 @@
     accelerate launch recipes/reward.py --config FILE.yaml
 
 Data is `dataset_name`: a dataset of the hub, a local folder, or a JSON, JSONL or Parquet file, with the columns
-`chosen` and `rejected`, texts or conversations, and optionally `prompt` and `margin`. The model is any checkpoint; a
-language model's head is replaced by a new one that gives one number. Options of [`MetaRewardConfig`] treat noisy pairs
-(`flip`, `adaptive_margin`, … by the preference strength that `metatune strength` measured), add contrastive terms, and
-take MetaRM's step (`meta_step`) with `meta_dataset_name`: responses of the policy that is to be judged, columns
-`prompt` and `responses`. Pairs with an empty response or two equal ones, and those longer than `max_length`, are left
-out and counted. Everything else is TRL's `RewardConfig` and `ModelConfig`.
+`chosen` and `rejected`, texts or conversations, and optionally `prompt` and `margin`; or `datasets`, a mixture of
+datasets, as in TRL. The model is any checkpoint; a language model's head is replaced by a new one that gives one
+number. Options of [`MetaRewardConfig`] treat noisy pairs (`flip`, `adaptive_margin`, … by the preference strength that
+`metatune strength` measured), add contrastive terms, and take MetaRM's step (`meta_step`) with `meta_dataset_name`:
+responses of the policy that is to be judged, columns `prompt` and `responses`. Pairs with an empty response or two
+equal ones, and those longer than `max_length`, are left out and counted. Everything else is TRL's `RewardConfig` and
+`ModelConfig`.
 
 Writes into `output_dir`: the model (its adapter with `use_peft: true`) and its tokenizer, `checkpoint-*`,
 `recipe.yaml` (the recipe with what the command line changed) and `metrics.jsonl` (one JSON object a log line).
@@ -18,7 +19,7 @@ Writes into `output_dir`: the model (its adapter with `use_peft: true`) and its 
 
 from dataclasses import dataclass, field
 
-from trl import ModelConfig, ScriptArguments
+from trl import ModelConfig
 
 from metatune.recipes.adapters import check_adapter_options, record_base, refusals_in_one_line
 from metatune.recipes.chat_template import check_readable, processor_for
@@ -26,11 +27,13 @@ from metatune.recipes.config import ConfigError, StrictParser, check_world_size,
 from metatune.recipes.data import check_numbers, load_splits
 from metatune.recipes.folder_lock import hold_folder
 from metatune.recipes.kept_recipe import KeepsRecipe
+from metatune.recipes.mixture import SourceArguments, source_name
 from metatune.recipes.pairs import load_data, usable
 from metatune.recipes.run_folder import (
     begin_run,
     check_here,
     checkpoint_to_resume,
+    dataset_names,
     model_init_kwargs,
     model_to_load,
     settle_max_length,
@@ -44,7 +47,7 @@ METRICS = ("eval_loss", "eval_accuracy", "eval_margin", "eval_min_reward", "eval
 
 
 @dataclass
-class RewardScriptArguments(KeepsRecipe, ScriptArguments):
+class RewardScriptArguments(KeepsRecipe, SourceArguments):
     """
     Arguments of the reward recipe beside the trainer's.
 
@@ -86,20 +89,20 @@ def check_treatment(script_args: RewardScriptArguments, training_args: MetaRewar
 
     used = ["weight"] * training_args.pair_weights + ["strength"] * training_args.uses_strength
     used += ["strength_std"] * training_args.posterior_labels
-    check_numbers(pairs, used, f"{script_args.dataset_name}, split '{script_args.dataset_train_split}'")
+    check_numbers(pairs, used, f"{source_name(script_args)}, split '{script_args.dataset_train_split}'")
     try:
         treated(pairs, training_args)
     except ValueError as error:
-        raise ConfigError(f"{script_args.dataset_name}: {error}") from error
+        raise ConfigError(f"{source_name(script_args)}: {error}") from error
 
 
 def load_usable_data(script_args: RewardScriptArguments, training_args: MetaRewardConfig):
     """Return the training set, the held-out set (`None` without evaluation), and what was left out of them.
 
-    Raises [`ConfigError`] as [`~metatune.recipes.pairs.load_data`], for pairs that cannot be treated as asked, and if
-    no pair is left.
+    Raises [`ConfigError`] for a file that cannot be read, as [`~metatune.recipes.pairs.load_data`], for pairs that
+    cannot be treated as asked, and if no pair is left.
     """
-    name = script_args.dataset_name
+    name = source_name(script_args)
     train_dataset, eval_dataset = load_data(script_args, with_evaluation=training_args.eval_strategy != "no")
     check_treatment(script_args, training_args, train_dataset)  # before any pair is left out: rows are the file's
     train_dataset, notes = usable(train_dataset, f"{name}, split '{script_args.dataset_train_split}'")
@@ -113,9 +116,9 @@ def check(script_args: RewardScriptArguments, training_args: MetaRewardConfig, m
     """Raise [`ConfigError`] for what can be told before any process is launched."""
     if model_args.model_name_or_path is None:
         raise ConfigError("give `model_name_or_path`: a folder, a hub name, or starter")
-    if script_args.dataset_name is None:
-        raise ConfigError("give `dataset_name`: a folder, a file of pairs, or a hub name")
-    if script_args.dataset_streaming:
+    if (script_args.dataset_name is None) == (not script_args.datasets):
+        raise ConfigError("give `dataset_name`: a folder, a file of pairs, or a hub name; or `datasets`, a mixture")
+    if script_args.is_stream:
         raise ConfigError("dataset_streaming: pairs are checked before training, so set it to false")
     if (training_args.meta_step == "none") != (script_args.meta_dataset_name is None):
         raise ConfigError("meta_step and meta_dataset_name go together: give both or neither")
@@ -199,7 +202,7 @@ def main(script_args: RewardScriptArguments, training_args: MetaRewardConfig, mo
     if trainer.meta_set is not None and trainer.meta_set.num_too_long:
         number = trainer.meta_set.num_too_long
         trainer.accelerator.print(f"{number} prompts of the meta set are longer than max_length and left out")
-    train_and_save(trainer, recipe, checkpoint_to_resume(training_args), script_args.dataset_name)
+    train_and_save(trainer, recipe, checkpoint_to_resume(training_args), dataset_names(script_args))
 
 
 def make_parser(prog: str | None = None) -> StrictParser:

@@ -11,6 +11,21 @@ from metatune.recipes.judges import load_judge_reward, read_judge
 from metatune.recipes.own_code import import_module
 from metatune.recipes.reward_models import load_reward_models, read_entries
 
+OVERLONG = "get_soft_overlong_punishment"
+
+
+def accept_reward_model(script_args: Any, training_args: Any) -> None:
+    """Write TRL's `reward_model_name_or_path` as the first of `reward_models`, with its part of `reward_weights`."""
+    path, weights = script_args.reward_model_name_or_path, training_args.reward_weights
+    if path is None:
+        return
+    entry: dict[str, Any] = {"path": path}
+    if weights is not None and len(weights) == 1 + len(script_args.reward_funcs or []):
+        entry["weight"], *rest = weights
+        training_args.reward_weights = rest or None
+    script_args.reward_models = [entry, *(script_args.reward_models or [])]
+    script_args.reward_model_name_or_path = None
+
 
 def load_reward(name: str) -> Callable:
     """Find a reward function by name or import path; raises [`ConfigError`] for what is none."""
@@ -22,11 +37,13 @@ def load_reward(name: str) -> Callable:
         return correctness_reward
     # its list also has modules, and functions `get_…` that make a reward function of options
     of_trl = [each for each in trl.rewards.__all__ if each.endswith("_reward") and not each.startswith("get_")]
+    if name == OVERLONG:  # `trl grpo` takes this one by name, with these options
+        return trl.rewards.get_soft_overlong_punishment(max_completion_len=1280, soft_punish_cache=256)
     if name in of_trl:
         return getattr(trl.rewards, name)
     module_name, _, function_name = name.rpartition(".")
     if not module_name:
-        known = ["correctness", *of_trl]
+        known = ["correctness", *of_trl, OVERLONG]
         advice = nearest(name, known) or f"; there are {', '.join(known)}, or import paths of functions of your own"
         raise ConfigError(f"reward_funcs: unknown '{name}'{advice}")
     module = import_module(module_name, "reward_funcs")

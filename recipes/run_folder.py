@@ -270,7 +270,16 @@ def hold_until_exit(trainer: Trainer) -> None:
         _HELD.extend([trainer, dist.group.WORLD])
 
 
-def train_and_save(trainer: Trainer, recipe: str, checkpoint: str | None, dataset_name: str | None) -> None:
+def dataset_names(script_args: Any) -> list[str]:
+    """Return the names of what a recipe trains on, for the model card."""
+    names = [script_args.dataset_name, *(entry["path"] for entry in script_args.datasets or [])]
+    for entry in getattr(script_args, "distributions", None) or []:
+        path = entry.get("path", [])
+        names += path if isinstance(path, list) else [path]
+    return [name for name in dict.fromkeys(names) if name is not None]
+
+
+def train_and_save(trainer: Trainer, recipe: str, checkpoint: str | None, dataset_names: list[str]) -> None:
     """Train, from `checkpoint` if there is one, and save the model, its tokenizer and `recipe` in `output_dir`."""
     output_dir = Path(trainer.args.output_dir)
     if trainer.is_world_process_zero():
@@ -295,7 +304,9 @@ def train_and_save(trainer: Trainer, recipe: str, checkpoint: str | None, datase
             trainer.save_model(str(output_dir))
         trainer.accelerator.print(f"Saved to {output_dir}; metatune report {output_dir} makes a page of the run")
         if trainer.args.push_to_hub:
-            trainer.push_to_hub(dataset_name=dataset_name)
+            trainer.push_to_hub(dataset_name=dataset_names)
+        else:
+            trainer.create_model_card(model_name=output_dir.name, dataset_name=dataset_names)
     trainer.accelerator.wait_for_everyone()
     hold_until_exit(trainer)
     trainer.accelerator.end_training()

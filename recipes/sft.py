@@ -4,8 +4,8 @@
     accelerate launch recipes/sft.py --config recipes/sft/FILE.yaml
 
 Data is either `distributions:` (built-in families, whose imperfect demonstrators write `demonstrations` traces of
-training problems; held-out problems never appear) or `dataset_name`, any dataset that TRL's SFT trainer takes. The
-model is either `model_name_or_path` or `init_config:`, the fields of a transformers configuration to initialise at
+training problems; held-out problems never appear) or what `trl sft` takes: `dataset_name`, or a mixture, `datasets`.
+The model is either `model_name_or_path` or `init_config:`, the fields of a transformers configuration to initialise at
 random. Writes into `output_dir`: the model (safetensors) and its tokenizer, `checkpoint-*`, `recipe.yaml` and
 `metrics.jsonl`. `resume_from_checkpoint: true` goes on from the last checkpoint that was written to its end.
 """
@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from trl import ModelConfig, ScriptArguments, SFTConfig
+from trl import ModelConfig, SFTConfig
 
 from metatune.recipes.adapters import check_adapter_options, record_base, refusals_in_one_line
 from metatune.recipes.chat_template import check_readable, processor_for, record_column
@@ -31,18 +31,19 @@ from metatune.recipes.data import (
     check_template_columns,
     check_token_columns,
     distribution_errors,
-    load_splits,
     need_columns,
     split_of,
 )
 from metatune.recipes.folder_lock import hold_folder
 from metatune.recipes.kept_recipe import KeepsRecipe
+from metatune.recipes.mixture import SourceArguments, load_source
 from metatune.recipes.overlong import without_overlong_sequences
 from metatune.recipes.own_code import HELP, import_own
 from metatune.recipes.run_folder import (
     begin_run,
     check_here,
     checkpoint_to_resume,
+    dataset_names,
     model_init_kwargs,
     model_to_load,
     train_and_save,
@@ -51,9 +52,9 @@ from metatune.recipes.sharding import shard_small_parameters
 
 
 @dataclass
-class SFTScriptArguments(KeepsRecipe, ScriptArguments):
+class SFTScriptArguments(KeepsRecipe, SourceArguments):
     """
-    What to imitate and what to start from, beside TRL's `dataset_name` and its companions.
+    What to imitate and what to start from, beside `dataset_name`, `datasets` and their companions.
 
     Args:
         imports (`list[str]`, *optional*):
@@ -95,6 +96,7 @@ class SFTScriptArguments(KeepsRecipe, ScriptArguments):
         return self.init_config if isinstance(self.init_config, dict) else None
 
     def __post_init__(self):
+        super().__post_init__()
         import_own(self.imports)
         if isinstance(self.init_config, str):
             with suppress(ValueError):  # what stays a text is refused below
@@ -107,7 +109,7 @@ class SFTScriptArguments(KeepsRecipe, ScriptArguments):
                 raise ValueError(f"`{name}` goes with `distributions`, and `dataset_name` is given")
         if self.demonstrations < 1:
             raise ValueError(f"`demonstrations` is {self.demonstrations}; it must be at least 1")
-        if self.length_buckets and self.dataset_streaming:
+        if self.length_buckets and self.is_stream:
             raise ValueError("`length_buckets` sorts all rows: set dataset_streaming to false")
         if self.init_config is not None and "model_type" not in self.init_config:
             raise ValueError("`init_config` needs a `model_type`, for example llama")
@@ -234,17 +236,10 @@ def load_data(script_args: SFTScriptArguments, training_args: SFTConfig, rows: i
     Raises [`ConfigError`] for data that cannot be read, and for the first row that cannot be used.
     """
     if script_args.distributions is None:
-        splits = load_splits(
-            script_args.dataset_name,
-            "dataset_name",
-            script_args.dataset_train_split,
-            script_args.dataset_config,
-            script_args.dataset_streaming,
-            rows,
-        )
+        splits, name = load_source(script_args, rows)
         for split in wanted_splits(script_args, training_args):
-            where = f"{script_args.dataset_name}, split '{split}'"
-            check_rows(split_of(splits, split, script_args.dataset_name), where, training_args.dataset_text_field)
+            where = f"{name}, split '{split}'"
+            check_rows(split_of(splits, split, name), where, training_args.dataset_text_field)
         return splits
     from metatune.curricula import demonstrations
 
@@ -354,7 +349,7 @@ def main(script_args: SFTScriptArguments, training_args: SFTConfig, model_args: 
     leave_out_overlong(trainer, data, script_args)
     if trainer.is_world_process_zero():
         record_column(data[script_args.dataset_train_split], training_args.output_dir)
-    train_and_save(trainer, recipe, checkpoint_to_resume(training_args), script_args.dataset_name)
+    train_and_save(trainer, recipe, checkpoint_to_resume(training_args), dataset_names(script_args))
 
 
 def make_parser(prog: str | None = None) -> StrictParser:

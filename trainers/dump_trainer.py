@@ -25,6 +25,7 @@ What deviates from the paper or its released code, and why:
 import math
 import textwrap
 from collections import defaultdict
+from collections.abc import Callable
 from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
@@ -32,12 +33,13 @@ from typing import Any, TypeAlias
 
 import torch
 from accelerate.utils import gather_object
-from datasets import Dataset
-from trl import GRPOTrainer
+from datasets import Dataset, IterableDataset
+from transformers import PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback
+from trl import GRPOConfig, GRPOTrainer
 from trl.data_utils import is_conversational
 from trl.extras.profiling import profiling_context
 from trl.models import unwrap_model_for_generation
-from trl.trainer.grpo_trainer import RewardFunc
+from trl.trainer.grpo_trainer import EnvironmentFactory, RewardFunc, RolloutFunc
 from trl.trainer.utils import is_async_callable
 
 from ..curricula import ItemCycle, make_curriculum
@@ -45,10 +47,13 @@ from ..rewards import JudgeReward, RewardModelReward, correctness_reward
 from ..rewards.forcing import opens_thinking
 from ..rewards.guarded_reward import AsyncGuardedReward, GuardedReward
 from ..rewards.rendering import Rendering
+from .config_conversion import config_for
+from .distribution_rows import rows_by_distribution
 from .dump_config import DUMPConfig
 from .finite_training import FiniteTraining
 from .generation import sample_completions
 from .length_grouping import group_by_length
+from .model_card import Method, NamedModelCard
 from .progress import group_advantages
 from .rollout_checkpoint import ExactResume
 from .throughput import Throughput
@@ -58,17 +63,20 @@ RewardFuncs: TypeAlias = RewardFunc | list[RewardFunc] | None
 OPINIONS = (JudgeReward, RewardModelReward, torch.nn.Module)  # score everything, and know no right or wrong
 
 
-class DUMPTrainer(ExactResume, FiniteTraining, GRPOTrainer):
+class DUMPTrainer(NamedModelCard, ExactResume, FiniteTraining, GRPOTrainer):
     """
     GRPO trainer with a curriculum over task distributions.
 
-    Takes what [`~trl.GRPOTrainer`] takes. `args` is a [`DUMPConfig`], and `train_dataset` has a column (by default
-    `distribution`) that names each row's distribution.
+    Takes what [`~trl.GRPOTrainer`] takes, in the same order. `args` is a [`DUMPConfig`], or TRL's own with the
+    defaults of what that adds. A column of `train_dataset` (by default `distribution`) names each row's distribution;
+    without it all rows are one. A stream, and prompts that an environment makes, are one distribution too.
 
     Raises:
-        ValueError: if the training set is missing, streamed, or lacks the distribution column; if a reward is
-            infinite; if no completion of a generation batch could be scored.
+        ValueError: if the options ask for a choice among distributions that the training set does not have or a
+            stream cannot give; if a reward is infinite; if no completion of a generation batch could be scored.
     """
+
+    _config_class: type[DUMPConfig] = DUMPConfig
 
     _tag_names = ["trl", "grpo", "dump", "metatune"]
     _name = "DUMP"
@@ -90,25 +98,59 @@ class DUMPTrainer(ExactResume, FiniteTraining, GRPOTrainer):
         self,
         model: Model,
         reward_funcs: RewardFuncs = None,
-        args: DUMPConfig | None = None,
-        train_dataset: Dataset | None = None,
-        **kwargs: Any,
+        args: GRPOConfig | None = None,
+        train_dataset: Dataset | IterableDataset | None = None,
+        eval_dataset: Dataset | IterableDataset | dict[str, Dataset | IterableDataset] | None = None,
+        processing_class: PreTrainedTokenizerBase | ProcessorMixin | None = None,
+        reward_processing_classes: PreTrainedTokenizerBase | list[PreTrainedTokenizerBase] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
+        quantization_config: Any = None,
+        peft_config: Any = None,
+        tools: list[Callable] | None = None,
+        rollout_func: RolloutFunc | None = None,
+        environment_factory: EnvironmentFactory | dict[str, EnvironmentFactory] | None = None,
     ):
-        args = DUMPConfig() if args is None else args
-        rows_by_arm = _rows_by_distribution(train_dataset, args.distribution_column)
+        args = config_for(self._config_class, args, model, type(self).__name__)
+        rows_by_arm = {}
+        if isinstance(train_dataset, Dataset | IterableDataset):  # before the model is loaded
+            rows_by_arm = rows_by_distribution(train_dataset, args)
         with self._rollout_engine(args):
-            super().__init__(model, reward_funcs=reward_funcs, args=args, train_dataset=train_dataset, **kwargs)
-        arms = list(rows_by_arm)
+            super().__init__(
+                model,
+                reward_funcs,
+                args,
+                train_dataset,
+                eval_dataset,
+                processing_class,
+                reward_processing_classes,
+                callbacks,
+                optimizers,
+                quantization_config,
+                peft_config,
+                tools,
+                rollout_func,
+                environment_factory,
+            )
+        # Where an environment owns the data, TRL has made a placeholder.
+        self._set_up_curriculum(args, rows_by_arm or rows_by_distribution(self.train_dataset, args))
+        self._set_up_measurements(args)
+        self._set_up_method(args)
+
+    def _set_up_curriculum(self, args: DUMPConfig, rows_by_arm: dict[str, list[int]]) -> None:
         options: Any = args.curriculum_options or {}  # transformers has read a text as JSON
         try:
-            self.curriculum = make_curriculum(args.curriculum, arms, **{"seed": args.seed, **options})
+            self.curriculum = make_curriculum(args.curriculum, list(rows_by_arm), **{"seed": args.seed, **options})
         except ValueError as error:
             raise ValueError(f"curriculum, curriculum_options: {error}") from error
         self._arm_rows = list(rows_by_arm.values())
         self._cycles = [
             ItemCycle(len(rows), seed=args.seed + index, shuffle=args.shuffle_dataset)
             for index, rows in enumerate(self._arm_rows)
+            if rows  # those of a stream come from the data loader
         ]
+
+    def _set_up_measurements(self, args: DUMPConfig) -> None:
         self._throughput = Throughput(self.accelerator.device, self.accelerator.gather)
         self._compact = args.compact_generation
         self.add_callback(self._throughput)
@@ -123,6 +165,9 @@ class DUMPTrainer(ExactResume, FiniteTraining, GRPOTrainer):
         if args.curriculum_reward == "gold" and self._gold_index is None:
             raise ValueError("curriculum_reward: gold needs a reward function that is neither judge nor reward model")
         self._eval_rewards: dict[str, list[float]] = defaultdict(list)
+
+    def _set_up_method(self, args: Any) -> None:
+        """Construct what a subclass adds, once TRL's trainer and the curriculum exist."""
 
     def _find_gold(self, name: str | None) -> int | None:
         """Return the number of the reward function that tells right from wrong, if any does."""
@@ -160,7 +205,7 @@ class DUMPTrainer(ExactResume, FiniteTraining, GRPOTrainer):
         training = self.model.training
         if training:
             self.check_weights()  # sampling with NaN fails on the device, without saying why
-            inputs = self._draw(len(inputs))
+            inputs = self._draw(inputs)
         if column in inputs[0]:
             self._log_completion_extra(column, [row[column] for row in inputs])
         outputs = super()._generate_and_score_completions(inputs)
@@ -170,10 +215,16 @@ class DUMPTrainer(ExactResume, FiniteTraining, GRPOTrainer):
             self._record_evaluation(inputs)
         return outputs
 
-    def _draw(self, num_local_rows: int) -> list[dict[str, Any]]:
-        """Draw the global batch of prompts, each repeated for its group, and return this rank's rows."""
+    def _draw(self, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Draw the global batch of prompts, each repeated for its group, and return this rank's rows.
+
+        `inputs` are the data loader's rows, which count only where the training set is a stream.
+        """
+        num_local_rows = len(inputs)
         num_rows = num_local_rows * self.accelerator.num_processes
         self._drawn_arms = self.curriculum.draw(num_rows // self.num_generations).tolist()
+        if not self._cycles:
+            return inputs
         self._drawn_rows = [self._arm_rows[arm][self._cycles[arm].take()] for arm in self._drawn_arms]
         first = num_local_rows * self.accelerator.process_index
         local = [self._drawn_rows[row // self.num_generations] for row in range(first, first + num_local_rows)]
@@ -362,6 +413,24 @@ class DUMPTrainer(ExactResume, FiniteTraining, GRPOTrainer):
             )
         return completion_ids, None
 
+    # ---- the model card ----
+
+    def _methods(self) -> list[Method]:
+        methods = [Method(GRPOTrainer._name, GRPOTrainer._paper)]
+        if self._has_choice() and self.args.curriculum.startswith("dump"):
+            methods.append(Method(DUMPTrainer._name, DUMPTrainer._paper))
+        return methods
+
+    def _card_lines(self) -> list[str]:
+        if not self._has_choice():
+            return super()._card_lines()
+        arms = ", ".join(f"`{arm}`" for arm in self.curriculum.arms)
+        return [*super()._card_lines(), f"Curriculum: `{self.args.curriculum}`, over the task distributions {arms}."]
+
+    def _has_choice(self) -> bool:
+        """Tell whether the curriculum chooses among several distributions."""
+        return len(self.curriculum.arms) > 1
+
     # ---- checkpoints ----
 
     def _run_state(self) -> dict[str, Any]:
@@ -374,7 +443,8 @@ class DUMPTrainer(ExactResume, FiniteTraining, GRPOTrainer):
     def _load_run_state(self, state: dict[str, Any], folder: Path) -> None:
         super()._load_run_state(state, folder)
         self.curriculum.load_state_dict(state["curriculum"])
-        for arm, cycle, cycle_state in zip(self.curriculum.arms, self._cycles, state["item_cycles"], strict=True):
+        cycles = zip(self._cycles, state["item_cycles"], strict=True)
+        for arm, (cycle, cycle_state) in zip(self.curriculum.arms, cycles, strict=False):  # a stream has no cycle
             try:
                 cycle.load_state_dict(cycle_state)
             except ValueError as error:
@@ -392,25 +462,3 @@ def _weighted_total(rewards_per_func: torch.Tensor, weights: torch.Tensor) -> to
 
 def _pass_rate(rewards: list[float]) -> float:
     return sum(reward >= 1.0 for reward in rewards) / len(rewards)
-
-
-def _rows_by_distribution(dataset: Any, column: str) -> dict[str, list[int]]:
-    """Return each distribution's row numbers, in order of first appearance."""
-    if not isinstance(dataset, Dataset):
-        raise ValueError(
-            f"DUMPTrainer needs a map-style `datasets.Dataset` as train_dataset, got {type(dataset).__name__}: the "
-            "curriculum draws rows by number, so load the dataset without streaming"
-        )
-    if column not in dataset.column_names:
-        raise ValueError(
-            f"the training set has no column {column!r} to tell the distributions apart (columns: "
-            f"{', '.join(dataset.column_names)}): add it, or name another with distribution_column"
-        )
-    rows: dict[str, list[int]] = {}
-    for number, name in enumerate(dataset[column]):
-        if not isinstance(name, str) or not name:
-            raise ValueError(f"row {number} of the training set has the distribution {name!r}: give it a name")
-        rows.setdefault(name, []).append(number)
-    if not rows:
-        raise ValueError("the training set is empty: no distribution has any item")
-    return rows

@@ -24,7 +24,7 @@ The mathematics is in `reward_losses.py`, `contrastive.py` and `rewards/preferen
 """
 
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,26 +32,43 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import dropout
-from transformers import DataCollator
-from trl import RewardTrainer
+from transformers import DataCollator, EvalPrediction, PreTrainedTokenizerBase, TrainerCallback
+from trl import RewardConfig, RewardTrainer
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
 from ..rewards.preference_strength import pair_targets
 from . import rollout_checkpoint  # noqa: F401 (lets torch load an optimizer onto a process's `cpu:0`)
+from .config_conversion import config_for
 from .contrastive import Prototypes, items_of, simcse_loss, swav_loss
 from .finite_training import FiniteTraining
 from .meta_reward_config import MetaRewardConfig
 from .meta_set import MetaSet
 from .meta_step import WeightShift, norm_of, objective_gradients
+from .model_card import Method, NamedModelCard
 from .reward_losses import difference_objective, treatment_term
 from .whole_checkpoints import CountedTokens
 
 PROTOTYPES = "prototypes.safetensors"
 # Columns beside TRL's `margin`, under names that no data set has for another purpose, and what the loss calls them.
 TREATMENTS = {"pair_target": "target", "pair_weight": "weight"}
+TREATMENT_OPTIONS = ("flip", "soft_labels", "adaptive_margin", "posterior_labels", "label_smoothing", "pair_weights")
+
+# The paper of the treatments and the contrastive terms; the trainer's own is MetaRM's.
+SECRETS = {
+    "title": "Secrets of RLHF in Large Language Models Part II: Reward Modeling",
+    "id": "2401.06080",
+    "citation": textwrap.dedent("""\
+        @article{wang2024secrets,
+            title        = {{Secrets of RLHF in Large Language Models Part II: Reward Modeling}},
+            author       = {Binghai Wang and Rui Zheng and Lu Chen and Yan Liu and Shihan Dou and Caishuang Huang and
+                            Wei Shen and Senjie Jin and Enyu Zhou and Chenyu Shi and others},
+            year         = 2024,
+            eprint       = {arXiv:2401.06080},
+        }"""),
+}
 
 
 @dataclass
@@ -66,11 +83,12 @@ class _Collator(DataCollatorForPreference):
         return output
 
 
-class MetaRewardTrainer(CountedTokens, FiniteTraining, RewardTrainer):
+class MetaRewardTrainer(NamedModelCard, CountedTokens, FiniteTraining, RewardTrainer):
     """
     Trainer for reward models that stay right.
 
-    Takes what [`~trl.RewardTrainer`] takes, and the meta set. `args` is a [`MetaRewardConfig`].
+    Takes what [`~trl.RewardTrainer`] takes, in the same order, and the meta set. `args` is a [`MetaRewardConfig`], or
+    TRL's own, which treats nothing.
 
     Args:
         meta_dataset ([`~datasets.Dataset`], *optional*): responses of the policy that the reward model is to judge,
@@ -107,17 +125,39 @@ class MetaRewardTrainer(CountedTokens, FiniteTraining, RewardTrainer):
     def __init__(
         self,
         model: str | torch.nn.Module,
-        args: MetaRewardConfig | None = None,
+        args: RewardConfig | None = None,
         data_collator: DataCollator | None = None,
-        train_dataset: Dataset | None = None,
-        *positional: Any,
+        train_dataset: Dataset | IterableDataset | None = None,
+        eval_dataset: Dataset | IterableDataset | dict[str, Dataset | IterableDataset] | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
+        optimizer_cls_and_kwargs: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None,
+        preprocess_logits_for_metrics: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+        quantization_config: Any = None,
+        peft_config: Any = None,
+        *,
         meta_dataset: Dataset | None = None,
-        **kwargs: Any,
     ):
-        args = MetaRewardConfig() if args is None else args
+        args = config_for(MetaRewardConfig, args, model, type(self).__name__)
         if (args.meta_step == "none") != (meta_dataset is None):
             raise ValueError("meta_step needs a meta_dataset, and a meta_dataset needs meta_step: plain or normalised")
-        super().__init__(model, args, data_collator, treated(train_dataset, args), *positional, **kwargs)
+        super().__init__(
+            model,
+            args,
+            data_collator,
+            treated(train_dataset, args),
+            eval_dataset,
+            processing_class,
+            compute_metrics,
+            callbacks,
+            optimizers,
+            optimizer_cls_and_kwargs,
+            preprocess_logits_for_metrics,
+            quantization_config,
+            peft_config,
+        )
         if data_collator is None:
             collator = self.data_collator
             self.data_collator = _Collator(collator.pad_token_id, collator.pad_to_multiple_of)
@@ -257,6 +297,17 @@ class MetaRewardTrainer(CountedTokens, FiniteTraining, RewardTrainer):
     def _mean(self, value: torch.Tensor) -> float:
         return self.accelerator.reduce(value, reduction="mean").item()
 
+    # ---- the model card ----
+
+    def _methods(self) -> list[Method]:
+        methods = [Method("Reward modeling", RewardTrainer._paper)]
+        treated_pairs = any(getattr(self.args, name) for name in TREATMENT_OPTIONS)
+        if treated_pairs or self.args.contrastive != "none":
+            methods.append(Method("Treatments of noisy preferences", SECRETS))
+        if self.args.meta_step != "none":
+            methods.append(Method("MetaRM", self._paper))
+        return methods
+
     # ---- prototypes are trained with the model, and are no part of it ----
 
     def _save(self, output_dir=None, state_dict=None):
@@ -284,14 +335,18 @@ class MetaRewardTrainer(CountedTokens, FiniteTraining, RewardTrainer):
             self.model.swav_prototypes.load_state_dict(load_file(file))
 
 
-def treated(dataset: Dataset | None, args: MetaRewardConfig) -> Dataset | None:
+def treated(dataset: Dataset | IterableDataset | None, args: MetaRewardConfig) -> Dataset | IterableDataset | None:
     """Return the pairs with the target and the margin that the treatments give them.
 
     Raises:
-        ValueError: if the preference strength that a treatment needs is not there, or a margin would be overwritten.
+        ValueError: if the preference strength that a treatment needs is not there, if a margin would be overwritten,
+            or if the pairs are a stream.
     """
-    if dataset is None:
-        return None
+    names = [name for name in TREATMENT_OPTIONS if getattr(args, name)]
+    if dataset is None or not names:
+        return dataset
+    if not isinstance(dataset, Dataset):
+        raise ValueError(f"{names[0]} adds a column to all pairs: load the pairs without streaming")
     if args.pair_weights:
         _check_weights(dataset)
         dataset = dataset.add_column("pair_weight", [float(weight) for weight in dataset["weight"]])

@@ -10,6 +10,7 @@ The total reward is the weighted sum of all reward functions; one of them may be
 - Scales: rewards add up as they are; within a group only what was scored by the same functions is compared.
 """
 
+from .meta_config import MetaConfig
 from .mpo_trainer import MPOTrainer
 from .mrt_trainer import MRTTrainer
 
@@ -17,9 +18,10 @@ from .mrt_trainer import MRTTrainer
 class MetaTrainer(MPOTrainer, MRTTrainer):
     """GRPO trainer with every method, each of which may be off: `curriculum: uniform`, `progress: none`, no judge.
 
-    Takes what [`MPOTrainer`] takes; `args` is a [`MetaConfig`].
+    Takes what [`MPOTrainer`] takes; `args` is a [`MetaConfig`], or TRL's own.
     """
 
+    _config_class = MetaConfig
     _needs_judge = False
     _tag_names = ["trl", "grpo", "mpo", "mrt", "metatune"]
     _name = "MPO and MRT"

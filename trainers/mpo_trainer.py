@@ -27,8 +27,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate.utils import broadcast_object_list, gather_object
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
+from transformers import PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback
+from trl import GRPOConfig
+from trl.trainer.grpo_trainer import EnvironmentFactory, RolloutFunc
 
 from ..rewards.judge import Judge, conversation_text
 from ..rewards.judge_client import JudgeError
@@ -38,6 +42,7 @@ from ..rewards.meta_judge import MetaJudge
 from ..rewards.rubric import Rubric
 from ..rewards.rubric_history import RubricHistory
 from .dump_trainer import DUMPTrainer, Model, RewardFuncs
+from .model_card import Method
 from .mpo_config import MPOConfig
 from .rubric_evolution import RubricEvolution
 
@@ -48,8 +53,8 @@ class MPOTrainer(DUMPTrainer):
     """
     GRPO trainer whose judge learns.
 
-    Takes what [`DUMPTrainer`] takes. `args` is a [`MPOConfig`]; one of `reward_funcs` is a [`JudgeReward`], alone or
-    beside verifiers and reward models.
+    Takes what [`DUMPTrainer`] takes, in the same order. `args` is an [`MPOConfig`], or TRL's own; one of
+    `reward_funcs` is a [`JudgeReward`], alone or beside verifiers and reward models.
 
     Args:
         meta_judge (`MetaJudge`, *optional*): that rewrites the rubric; needed unless `meta_every` is 0.
@@ -60,6 +65,7 @@ class MPOTrainer(DUMPTrainer):
     """
 
     _needs_judge = True
+    _config_class = MPOConfig
     _tag_names = ["trl", "grpo", "mpo", "metatune"]
     _name = "MPO"
     _paper = {
@@ -79,29 +85,56 @@ class MPOTrainer(DUMPTrainer):
         self,
         model: Model,
         reward_funcs: RewardFuncs = None,
-        args: MPOConfig | None = None,
-        train_dataset: Dataset | None = None,
+        args: GRPOConfig | None = None,
+        train_dataset: Dataset | IterableDataset | None = None,
+        eval_dataset: Dataset | IterableDataset | dict[str, Dataset | IterableDataset] | None = None,
+        processing_class: PreTrainedTokenizerBase | ProcessorMixin | None = None,
+        reward_processing_classes: PreTrainedTokenizerBase | list[PreTrainedTokenizerBase] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
+        quantization_config: Any = None,
+        peft_config: Any = None,
+        tools: list[Callable] | None = None,
+        rollout_func: RolloutFunc | None = None,
+        environment_factory: EnvironmentFactory | dict[str, EnvironmentFactory] | None = None,
         *,
         meta_judge: MetaJudge | None = None,
         held_out_judge: Judge | None = None,
-        **kwargs: Any,
     ):
-        args = MPOConfig() if args is None else args
-        super().__init__(model, reward_funcs, args, train_dataset, **kwargs)
+        super().__init__(
+            model,
+            reward_funcs,
+            args,
+            train_dataset,
+            eval_dataset,
+            processing_class,
+            reward_processing_classes,
+            callbacks,
+            optimizers,
+            quantization_config,
+            peft_config,
+            tools,
+            rollout_func,
+            environment_factory,
+        )
         judges = [function for function in self.reward_funcs if isinstance(function, JudgeReward)]
         if len(judges) > 1 or (self._needs_judge and not judges):
-            raise ValueError(f"{type(self).__name__} needs one JudgeReward among reward_funcs, not {len(judges)}")
-        if judges and args.meta_every and meta_judge is None:
+            raise ValueError(
+                f"{type(self).__name__} needs one JudgeReward among reward_funcs, not {len(judges)}"
+                + ("" if judges else "; MetaTrainer also trains without a judge")
+            )
+        if judges and self.args.meta_every and meta_judge is None:
             raise ValueError("give a meta_judge, or leave the rubric as it is by meta_every: 0")
         if not judges and (meta_judge is not None or held_out_judge is not None):
             raise ValueError("a meta_judge and a held_out_judge go with a JudgeReward among reward_funcs")
         self._judge_reward: JudgeReward | None = judges[0] if judges else None
         self.rubric_version = 0
         self._cases: list[JudgedCase] = []  # of the batch, of all processes
-        self.rubric_history = RubricHistory(Path(args.output_dir) / "rubrics")  # this and the next: the main process's
+        # This and the next are the main process's.
+        self.rubric_history = RubricHistory(Path(self.args.output_dir) / "rubrics")
         if self._judge_reward is not None:
             self._evolution = RubricEvolution(
-                args,
+                self.args,
                 self.rubric_history,
                 self._judge_reward.judge,
                 meta_judge=meta_judge,
@@ -182,6 +215,12 @@ class MPOTrainer(DUMPTrainer):
 
     def _log_metrics(self, name: str, value: float) -> None:
         self._metrics["train"][name].append(float(value))
+
+    # ---- the model card ----
+
+    def _methods(self) -> list[Method]:
+        on = self._judge_reward is not None
+        return super()._methods() + [Method(MPOTrainer._name, MPOTrainer._paper)] * on
 
     # ---- checkpoints ----
 

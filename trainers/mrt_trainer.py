@@ -32,11 +32,11 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import gather_object
-from datasets import Dataset
 
 from ..rewards import EpisodeRule, Forcing, episode_ends, token_texts
 from . import progress
-from .dump_trainer import DUMPTrainer, Model, RewardFuncs
+from .dump_trainer import DUMPTrainer
+from .model_card import Method
 from .mrt_config import MRTConfig
 from .prefix_pool import PrefixPool
 from .success import SuccessAtPrefixes
@@ -48,13 +48,14 @@ class MRTTrainer(SuccessAtPrefixes, DUMPTrainer):
     """
     GRPO trainer that rewards progress.
 
-    Takes what [`DUMPTrainer`] takes. `args` is an [`MRTConfig`].
+    Takes what [`DUMPTrainer`] takes. `args` is an [`MRTConfig`], or TRL's own.
 
     Raises:
         ValueError: as [`DUMPTrainer`]; if the forcing suffix is unknown or does not end the thinking; if
             `success_estimator: likelihood` meets a row whose accepted answers are no finite list.
     """
 
+    _config_class = MRTConfig
     _tag_names = ["trl", "grpo", "mrt", "metatune"]
     _name = "MRT"
     _paper = {
@@ -72,19 +73,13 @@ class MRTTrainer(SuccessAtPrefixes, DUMPTrainer):
             }"""),
     }
 
-    def __init__(
-        self,
-        model: Model,
-        reward_funcs: RewardFuncs = None,
-        args: MRTConfig | None = None,
-        train_dataset: Dataset | None = None,
-        **kwargs: Any,
-    ):
-        args = MRTConfig() if args is None else args
-        super().__init__(model, reward_funcs=reward_funcs, args=args, train_dataset=train_dataset, **kwargs)
+    def _set_up_method(self, args: MRTConfig) -> None:
+        super()._set_up_method(args)
         self._check_gold()
         if args.progress == "prefix" and (self.tools or self.rollout_func is not None):
             raise ValueError("progress: prefix appends to prompts: do without tools, environments and a rollout_func")
+        if args.progress == "prefix" and not self._cycles:
+            raise ValueError("progress: prefix keeps a trace of every row: load the training set without streaming")
         options: Any = args.episodes  # transformers has read a text as JSON
         self._rule = EpisodeRule.from_options(options)
         if args.progress in ("episode", "anytime") or args.terminating_generations:
@@ -115,8 +110,8 @@ class MRTTrainer(SuccessAtPrefixes, DUMPTrainer):
         self._prefixes = []
         return outputs
 
-    def _draw(self, num_local_rows: int) -> list[dict[str, Any]]:
-        self._drawn = super()._draw(num_local_rows)
+    def _draw(self, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        self._drawn = super()._draw(inputs)
         if self.args.progress == "prefix":
             self._choose_prefixes()
         return self._drawn
@@ -369,6 +364,12 @@ class MRTTrainer(SuccessAtPrefixes, DUMPTrainer):
             temporary.write_text("".join(json.dumps(trace) + "\n" for trace in self._traces))
             temporary.replace(path)
         super().log(logs, start_time)
+
+    # ---- the model card ----
+
+    def _methods(self) -> list[Method]:
+        on = self.args.progress in ("episode", "prefix", "anytime")
+        return super()._methods() + [Method(MRTTrainer._name, MRTTrainer._paper)] * on
 
     # ---- checkpoints ----
 

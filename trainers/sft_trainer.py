@@ -3,8 +3,9 @@
 from trl import SFTTrainer as TRLSFTTrainer
 
 from .finite_training import FiniteTraining
+from .model_card import NamedModelCard
 from .whole_checkpoints import CountedTokens
 
 
-class SFTTrainer(CountedTokens, FiniteTraining, TRLSFTTrainer):
+class SFTTrainer(NamedModelCard, CountedTokens, FiniteTraining, TRLSFTTrainer):
     """Takes what [`~trl.SFTTrainer`] takes."""

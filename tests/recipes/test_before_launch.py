@@ -98,7 +98,7 @@ def refused(tmp_path, started, capsys):
         ({"reward_funcs": ["corectness"]}, "reward_funcs", "unknown 'corectness'; did you mean 'correctness'?"),
         ({"reward_funcs": ["correctness", "x"]}, "reward_funcs", "unknown 'x'; there are correctness, accuracy_rew"),
         ({"reward_funcs": ["accuracy_rewards"]}, "reward_funcs", "did you mean 'accuracy_reward'?"),
-        ({"reward_funcs": ["get_soft_overlong_punishment"]}, "reward_funcs", "unknown 'get_soft_overlong_punishment'"),
+        ({"reward_funcs": ["get_soft_overlong"]}, "reward_funcs", "did you mean 'get_soft_overlong_punishment'?"),
         ({"reward_funcs": ["json.lods"]}, "reward_funcs", "json has no 'lods'; did you mean 'loads'?"),
         ({"reward_funcs": ["nowhere_at_all.f"]}, "reward_funcs", "'nowhere_at_all' cannot be imported"),
         ({"reward_funcs": ["json.decoder"]}, "reward_funcs", "'json.decoder' is no function"),
@@ -166,8 +166,10 @@ def test_options_of_data_that_is_not_given(refused, tmp_path):
     error, _ = refused("sft", SFT, dataset_name=pairs, dataset_streaming=True, max_steps=3, length_buckets=True)
     assert "`length_buckets` sorts all rows" in error
     values = {key: value for key, value in GRPO.items() if key != "distributions"}
-    error, _ = refused("grpo", values, dataset_name=pairs, dataset_streaming=True)
-    assert "dataset_streaming: a curriculum draws from all rows" in error
+    error, _ = refused("grpo", values, dataset_name=pairs, dataset_streaming=True, curriculum="sec")
+    assert "curriculum: sec draws from all rows, and the data is a stream" in error
+    error, _ = refused("grpo", values, dataset_name=pairs, dataset_streaming=True, max_steps=-1)
+    assert "max_steps: give it" in error
 
 
 @pytest.mark.parametrize("command", ["sft", "grpo", "reward", "strength"])

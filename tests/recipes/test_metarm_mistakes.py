@@ -104,7 +104,7 @@ def test_prompts_that_do_not_do(tmp_path, capsys):
     assert "has no split 'test'" in prompts(good, None)
     assert "no column 'prompt'" in prompts([{"promt": "1"}], [{"promt": "1"}])
     assert "row 2 has no 'prompt'" in prompts([*good, {"prompt": None}], good)
-    assert "set curriculum: uniform" in prompts(good, good, grpo={"curriculum": "dump"})
+    assert "set curriculum: uniform" in prompts(good, good, grpo={"curriculum": "sec"})
     assert "a column 'verifier' and none 'answer'" in prompts([{"prompt": "1", "verifier": "exact"}], good)
 
 

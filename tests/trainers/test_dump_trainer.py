@@ -304,20 +304,27 @@ def test_options_that_contradict_each_other_are_refused(tmp_path, options, messa
 
 
 @pytest.mark.parametrize(
-    ("data", "message"),
+    ("data", "options", "message"),
     [
         (
             Dataset.from_dict({"prompt": ["a"], "source": ["x"]}),
-            r"no column 'distribution' .*\(columns: prompt, source\)",
+            {"distribution_column": "sorce"},
+            r"no column 'sorce' .*\(columns: prompt, source\)",
         ),
-        (Dataset.from_dict({"prompt": ["a", "b"], "distribution": ["x", None]}), "row 1 .* has the distribution None"),
-        (Dataset.from_dict({"prompt": [], "distribution": []}), "no distribution has any item"),
-        (rows().to_iterable_dataset(), "load the dataset without streaming"),
+        (Dataset.from_dict({"prompt": ["a"]}), {"curriculum": "sec"}, "no column 'distribution'"),
+        (Dataset.from_dict({"prompt": ["a"]}), {"curriculum_options": {"window": 4}}, "no column 'distribution'"),
+        (
+            Dataset.from_dict({"prompt": ["a", "b"], "distribution": ["x", None]}),
+            {},
+            "row 1 .* has the distribution None",
+        ),
+        (Dataset.from_dict({"prompt": [], "distribution": []}), {}, "no distribution has any item"),
+        (rows().to_iterable_dataset(), {}, "load the dataset without streaming"),
     ],
 )
-def test_a_training_set_that_cannot_be_drawn_from_is_refused(tmp_path, data, message):
+def test_a_training_set_that_cannot_be_drawn_from_is_refused(tmp_path, data, options, message):
     with pytest.raises(ValueError, match=message):
-        make(tmp_path, train_dataset=data)
+        make(tmp_path, train_dataset=data, **options)
 
 
 def test_an_unknown_curriculum_names_the_nearest(tmp_path):

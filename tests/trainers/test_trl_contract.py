@@ -27,6 +27,7 @@ HOOKED = {
     "_prepare_inputs": ["self", "generation_batch"],
     "_tokenize_prompts": ["self", "prompts"],
     "log": ["self", "logs", "start_time"],
+    "create_model_card": ["self", "model_name", "dataset_name", "tags"],
     "_save_checkpoint": ["self", "model", "trial"],
     "_save_rng_state": ["self", "output_dir"],
     "_load_optimizer_and_scheduler": ["self", "checkpoint"],
@@ -41,7 +42,7 @@ CHECKPOINTS = {
     name: HOOKED[name]
     for name in (
         *("_save_checkpoint", "_save_rng_state", "_load_optimizer_and_scheduler"),
-        "_issue_warnings_after_load",
+        *("_issue_warnings_after_load", "create_model_card"),
     )
 }
 FINITE = {name: HOOKED[name] for name in ("_get_grad_norm", "save_model")}
