@@ -6,7 +6,8 @@ Every verifier and every vote reads completions through these functions, so an a
 import re
 
 MARK = "answer "
-_THINKING = re.compile(r"< ?(/?) ?(?:think|thinking|thought|reasoning) ?>", re.IGNORECASE)
+_TAG_NAME = "(?:seed:)?(?:think|thinking|thought|reasoning)"
+_THINKING = re.compile(rf"< ?(/?) ?{_TAG_NAME}\s*>|◁(/?)think▷|(?-i:\[(/?)THINK\])", re.IGNORECASE)
 _OPEN = re.compile(r"< ?answer ?>", re.IGNORECASE)
 _CLOSE = re.compile(r"< ?/ ?answer ?>", re.IGNORECASE)
 _VERDICT = re.compile(r"<verdict>([^<]*)</verdict>", re.IGNORECASE)
@@ -16,7 +17,7 @@ def without_thinking(completion: str) -> str | None:
     """Return what follows the last `</think>`; `None` if a thinking block opens and never closes."""
     start, is_open = 0, False
     for tag in _THINKING.finditer(completion):
-        is_open = not tag[1]
+        is_open = not any(tag.groups())
         if not is_open:
             start = tag.end()
     return None if is_open else completion[start:]

@@ -62,7 +62,7 @@ def math_grader() -> Grader:
     def grade(request: dict[str, Any]) -> bool:
         for reference, answer in product(read_reference(request["answer"]), read(request["completion"])):
             try:
-                if verify(reference, answer, timeout_seconds=None, raise_on_error=True):
+                if verify(reference, answer, allow_set_relation_comp=True, timeout_seconds=None, raise_on_error=True):
                     return True
             except MemoryError:
                 raise

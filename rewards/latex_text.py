@@ -13,6 +13,7 @@ _SUPERSCRIPTS = "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱˣʸ"
 _SUBSCRIPTS = "₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎ₐₑₓₙₘₖᵢⱼ"
 _LOWERED = str.maketrans(_SUPERSCRIPTS + _SUBSCRIPTS, "0123456789+-=()nixy" + "0123456789+-=()aexnmkij")
 _RUNS = re.compile(f"([{_SUPERSCRIPTS}]+)|([{_SUBSCRIPTS}]+)")
+_BARRED = re.compile("(?:[0-9][\u0304\u0305])+")
 _SYMBOLS = {
     **dict.fromkeys("−‒–﹣－", "-"),
     **dict.fromkeys("·⋅∙•", r"\cdot "),
@@ -24,6 +25,9 @@ _SYMBOLS = {
     **{"∪": r"\cup ", "∩": r"\cap ", "∅": r"\emptyset ", "∈": r"\in ", "∉": r"\notin ", "∖": r"\setminus "},
     **{"⊂": r"\subset ", "⊆": r"\subseteq ", "∑": r"\sum ", "∏": r"\prod ", "∫": r"\int ", "→": r"\to "},
     **{"ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "ℕ": r"\mathbb{N}", "ℚ": r"\mathbb{Q}", "ℂ": r"\mathbb{C}"},
+    **{"△": r"\triangle ", "⊥": r"\perp ", "∥": r"\parallel ", "≅": r"\cong ", "∼": r"\sim ", "∣": r"\mid "},
+    **{"¬": r"\neg ", "∧": r"\land ", "∨": r"\lor ", "⇒": r"\Rightarrow ", "⇔": r"\Leftrightarrow "},
+    **{"∀": r"\forall ", "∃": r"\exists ", "∂": r"\partial "},
     **{"⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil ", "⌉": r"\rceil "},
     **{"⟨": r"\langle ", "⟩": r"\rangle ", "∛": "cbrt", "√": "sqrt"},
     **{"ϕ": r"\phi ", "ϵ": r"\epsilon ", "µ": r"\mu ", "∆": r"\Delta ", "。": "."},
@@ -52,6 +56,7 @@ def from_unicode(text: str) -> str:
     r"""Write Unicode characters of math as LaTeX: `x²` as `x^{2}`, `½` as `\frac{1}{2}`, `π` as `\pi`."""
     if text.isascii():
         return text
+    text = _BARRED.sub(lambda run: r"\overline{" + re.sub(r"\D", "", run[0]) + "}", text)
     text = _RUNS.sub(lambda run: ("^{" if run[1] else "_{") + run[0].translate(_LOWERED) + "}", text)
     return "".join(_character(character) for character in text)
 
@@ -82,6 +87,8 @@ def braces_balance(text: str) -> bool:
 def _character(character: str) -> str:
     if character.isascii():
         return character
+    if unicodedata.category(character) == "Cf":  # zero-width characters and marks of direction
+        return ""
     if character in _SYMBOLS:
         return _SYMBOLS[character]
     digit = unicodedata.decimal(character, None)

@@ -31,7 +31,7 @@ _BOX = re.compile(r"\\f?boxed(?![A-Za-z])|\\fbox(?![A-Za-z])")
 _UNBRACED = re.compile(r"\s*([^\s$]+)")
 _AND_OR = r"[\s,]*(?:\b(?:and|or)\b)?[\s,]*"
 _BETWEEN_BOXES = re.compile(
-    rf"(?:[\s$,;&*]|\\[\\,;:! ()\[\]]|\\q?quad|\b(?:and|or)\b|\\(?:text|mbox|mathrm|textrm)\s*\{{{_AND_OR}\}}"
+    rf"(?:[\s$,;&*/|]|\\[\\,;:! ()\[\]]|\\q?quad|\b(?:and|or)\b|\\(?:text|mbox|mathrm|textrm)\s*\{{{_AND_OR}\}}"
     r"|\\(?:lor|land|vee|wedge))*"
 )
 _TAG = re.compile(r"< ?answer ?>", re.IGNORECASE)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from .latex_text import LONGEST, from_ascii, from_unicode
-from .math_words import TEXT, Marks, note_meridiem, percent_signs, take_bases, take_currency, without_words
+from .math_words import TEXT, Marks, note_meridiem, note_month, percent_signs, take_bases, take_currency, without_words
 
 _DELIMITERS = re.compile(
     r"(?<!\\)\\[()\[\]]|(?<!\\)\$+|`+|(?<![\w)\]}])\*\*|\*\*(?![\w(\\{-])|\\displaystyle(?![A-Za-z])"
@@ -27,6 +27,10 @@ _SPACES = re.compile(r"(?<!\\)\\[,;:! ]|\\(?:quad|qquad|thinspace)(?![A-Za-z])|~
 _PLUS = re.compile(r"(^|[(\[{,;=<>|&]|\\in|\\\\)\s*\+\s*(?=[\d.\\A-Za-z(])")
 _MIXED = re.compile(r"(?<![\w.,/^{])(\d{1,9}) (\d{1,9})/(\d{1,9})(?![\d.,]*\d)")  # 7 1/2, of which math-verify reads 1
 
+_NEGATIVE = re.compile(r"(?<![\w\\])(?:minus|negative)\s+(?=[\d.]|\\[dt]?frac|\\sqrt|\\pi)", re.IGNORECASE)
+_REPEATING = re.compile(r"(?<![\w.])(\d*)\.(\d*)\\(?:overline|bar)\s*\{(\d{1,40})\}(?!\d)")
+_PRIMED = re.compile(r"[A-Za-z)]'+(?![a-z])")
+
 _NUMBER = re.compile(r"-?(?:\d+\.?\d*|\.\d+)")
 _DECIMAL_COMMA = re.compile(r"-?\d+,\d+")
 _CLOCK = re.compile(r"\d{1,2}:[0-5]\d")
@@ -41,7 +45,12 @@ _ONE_NOTATION = [
         (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
         (r"\\frac\s*(\d)\s*(\d)(?!\d)", r"\\frac{\1}{\2}"),
         (r"\\sqrt\s*(\d)", r"\\sqrt{\1}"),
-        (r"\\(le|ge|ne)q(?![A-Za-z])", r"\\\1"),
+        (r"\\(le|ge|ne)q(?:slant)?(?![A-Za-z])", r"\\\1"),
+        (r"\\varnothing(?![A-Za-z])", r"\\emptyset"),
+        (r"\\mathbb\s*([A-Z])", r"\\mathbb{\1}"),
+        (r"\^\s*\{?\s*\\prime\s*\}?", "'"),
+        (r"\\pmod\s*(?:\{([^{}]*)\}|(\w))", r"(mod\1\2)"),
+        (r"\\b?mod(?![A-Za-z])", "mod"),
         (r"<=", r"\\le"),
         (r">=", r"\\ge"),
         (r"!=", r"\\ne"),
@@ -65,7 +74,7 @@ class Formula:
         key (`str`): the answer as written, in one notation; equal keys are equal answers.
         bare_key (`str`): the key of `text`.
         marks (`dict[str, tuple[str, ...]]`): what `text` lacks and must agree where both answers have it: `currency`,
-            `base`, and `meridiem`, a.m. or p.m.
+            `base`, `month`, and `meridiem`, a.m. or p.m.
     """
 
     text: str
@@ -85,6 +94,8 @@ class Formula:
                 return (choice[1] or choice[2]) == another
             if _DECIMAL_COMMA.fullmatch(one) and _NUMBER.fullmatch(another):
                 return Decimal(one.replace(",", ".")) == Decimal(another)
+        if _primed(ours) != _primed(theirs):  # math-verify reads x' as x
+            return False
         if _NUMBER.fullmatch(ours) and _NUMBER.fullmatch(theirs):
             return Decimal(ours) == Decimal(theirs)
         if _CLOCK.fullmatch(ours) and _CLOCK.fullmatch(theirs):  # as ratios, 1:20 would equal 2:40
@@ -105,11 +116,13 @@ def read_formula(answer: str) -> Formula:
     text = _PLUS.sub(r"\1", text)
     text = _SPACES.sub(" ", text).strip()
     text = _MIXED.sub(lambda number: f"{int(number[1]) * int(number[3]) + int(number[2])}/{number[3]}", text)
+    text = _REPEATING.sub(_fraction, _NEGATIVE.sub("-", text))
     text = percent_signs(text)
     key = _key(text)
     if len(text) > LONGEST:
         return Formula(text, key, key, marks)
     note_meridiem(text, marks)
+    note_month(text, marks)
     text = without_words(take_bases(text, marks))
     return Formula(text, key, _key(text), marks)
 
@@ -120,12 +133,24 @@ def _bare(text: str) -> str:
     return _LEADING.sub("", _TRAILING.sub("", text), count=1) or text.strip()
 
 
+def _fraction(repeating: re.Match[str]) -> str:
+    r"""Write a repeating decimal as the fraction that it is: `0.\overline{3}` as `\frac{3}{9}`."""
+    whole, fixed, period = repeating.groups()
+    numerator = int(whole + fixed + period) - int(whole + fixed or "0")
+    return rf"\frac{{{numerator}}}{{{(10 ** len(period) - 1) * 10 ** len(fixed)}}}"
+
+
 def _without_separators(text: str) -> str:
     text = re.sub(r"\\!\s*", "", text)
     text = _THOUSANDS.sub(lambda number: number[1] + re.sub(r"\D", "", number[2]), text)
     if whole := _COMMAS.match(text):
         text = whole[1] + whole[2].replace(",", "") + text[whole.end() :]
     return text
+
+
+def _primed(key: str) -> set[str]:
+    """Return what is primed on the right side of an equation, or in a formula: f' and x' are not f and x."""
+    return set(_PRIMED.findall(key.rpartition("=")[2]))
 
 
 def _brackets(key: str) -> str | None:

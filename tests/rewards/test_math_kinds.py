@@ -328,6 +328,69 @@ def test_words_around_an_answer(verifier, answer, reference):
     assert verifier.score(boxed(answer), reference, {}) is True
 
 
+@pytest.mark.parametrize(
+    ("answer", "reference"),
+    [
+        ("half of 5", "5"),
+        ("twice 5", "5"),
+        ("square root of 5", "5"),
+        ("the reciprocal of 5", "5"),
+        ("up to 5", "5"),
+        ("twenty 5", "5"),
+        ("zero point 5", "5"),
+        ("5 squared", "5"),
+        ("3 fifths", "3"),
+        ("5 tenths", "5"),
+        ("0.3 repeating", "0.3"),
+        ("5 at most", "5"),
+        ("5 crore", "5"),
+        ("5 hundred thousand", "500"),
+        ("July 5", "June 5"),
+        ("x'", "x"),
+        ("f'(x)", "f(x)"),
+        ("A^{\\prime}", "A"),
+        ("negative 5", "5"),
+        ("minus 3", "3"),
+    ],
+)
+def test_words_and_primes_that_change_the_value_count(verifier, answer, reference):
+    assert verifier.score(boxed(answer), reference, {}) is False
+    assert verifier.score(boxed(answer), answer, {}) is True
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference"),
+    [
+        ("negative 5", "-5"),
+        ("5 hundred thousand", "500000"),
+        ("3:30 pm", "3:30 PM"),
+        (r"0.\overline{3}", r"\frac{1}{3}"),
+        ("1.2\N{COMBINING OVERLINE}", "11/9"),
+        (r"-2.1\overline{6}", r"-\frac{13}{6}"),
+        ("-1<x<3", "(-1,3)"),
+        (r"1 \le x < 3", "[1,3)"),
+        (r"\varnothing", r"\emptyset"),
+        ("\N{ZERO WIDTH SPACE}12\N{WORD JOINER}", "12"),
+        ("△ABC", r"\triangle ABC"),
+        ("x≡2 (mod 5)", r"x\equiv 2 \pmod{5}"),
+        (r"f^{\prime}(x)", "f'(x)"),
+        (r"f'(x) = 2x", "2x"),
+    ],
+)
+def test_more_notations_of_one_value(verifier, answer, reference):
+    assert verifier.score(boxed(answer), reference, {}) is True
+    assert verifier.score(boxed(reference), answer, {}) is True
+
+
+@pytest.mark.parametrize(
+    ("opened", "closed"), [("◁think▷", "◁/think▷"), ("[THINK]", "[/THINK]"), ("<seed:think>", "</seed:think>")]
+)
+def test_thinking_of_other_models_never_counts(verifier, opened, closed):
+    assert verifier.score(rf"{opened}\boxed{{5}}", "5", {}) is False
+    assert verifier.score(rf"{opened}\boxed{{5}}{closed}\boxed{{6}}", "5", {}) is False
+    assert verifier.score(rf"{opened}\boxed{{6}}{closed}\boxed{{5}}", "5", {}) is True
+
+
 def test_the_function_that_is_replaced_is_the_one_that_math_verify_calls():
     replaced, ours = math_verify.grader.sympy_numeric_eq, math_equality.equal
     assert list(inspect.signature(replaced).parameters) == list(inspect.signature(ours).parameters)
