@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from .adapters import folder_of
-from .config import ConfigError, read_recipe
+from .config import ConfigError, MissingHereError, read_recipe
 from .data import CONVERSATION, MESSAGES, kind_of
+from .hub import find_model
 
 PLAIN = "plain"
 RECORD = "chat_template_kwargs.json"  # in the folder of a run whose data has the column
@@ -160,13 +161,26 @@ def plain_template(tokenizer: Any) -> str:
 
 def check_template(model: str, revision: str | None, template: str | None) -> None:
     """Raise [`ConfigError`] unless conversations can be rendered; what cannot be looked up here passes."""
+    processor = _processor_here(model, revision, template)
+    if processor is not None:
+        need_template(processor, model)
+
+
+def _processor_here(model: str, revision: str | None, template: str | None) -> Any:
+    """Load a model's tokenizer; `None` if it is not to be found, which `find_models` of the launch reports.
+
+    It asks for the model first, because transformers asks an unreachable hub for one file after the other.
+    """
     try:
-        processor = load_processor(model, revision, template)
+        find_model(model, "model_name_or_path", revision)
+    except MissingHereError:
+        return None
+    try:
+        return load_processor(model, revision, template)
     except ConfigError:
         raise
-    except (OSError, ValueError):  # on the hub, and the launch reports what it lacks
-        return
-    need_template(processor, model)
+    except (OSError, ValueError):
+        return None
 
 
 def need_template(processor: Any, model: str) -> None:
@@ -220,11 +234,8 @@ def check_readable(parts: Mapping[str, Any], template: str | None, model_args: A
     name = model_args.model_name_or_path
     if name is None or (template is not None and not is_own_template(template)):
         return
-    try:
-        processor = load_processor(folder_of(name), model_args.model_revision, template)
-    except (OSError, ValueError) as error:
-        if isinstance(error, ConfigError):
-            raise
+    processor = _processor_here(folder_of(name), model_args.model_revision, template)
+    if processor is None:
         return
     for where, dataset in parts.items():
         columns = [column for column in MESSAGES if column in (dataset.column_names or ())]

@@ -1,5 +1,6 @@
 """What a launch needs of the hub: models that are not on this machine, and the right to push."""
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from huggingface_hub.errors import (
 )
 
 from .config import ConfigError, MissingHereError
+from .conform import nearest
 from .data import is_path, nearest_path
 
 OFFLINE = "HF_HUB_OFFLINE is set"
@@ -35,28 +37,38 @@ def find_model(name: str | None, option: str, revision: str | None = None, file:
     name = str(name or "starter")
     if name == "starter" or Path(name).is_dir() or is_path(name):  # a path that is not there is `need_model`'s
         return
+    problem = _problem_on_hub(name, revision, file)
+    if problem is not None:
+        raise MissingHereError(f"{option}: {problem}")
+
+
+@cache  # several checks need the same model, and a hub that does not answer takes half a minute to fail
+def _problem_on_hub(name: str, revision: str | None, file: str) -> str | None:
+    """Return why neither the hub nor its cache has a file of a model, and how to fix it; `None` if one has it."""
+    cached = cached_models()
+    suggestion = nearest_path(name, "starter", *cached)
+    if "/" not in name and name not in cached and nearest(name, ["starter"]):
+        return f"'{name}' is not a folder here, nor in the hub's cache{suggestion}"
     try:
         huggingface_hub.hf_hub_download(name, file, revision=revision)
-        return
+        return None
     except GatedRepoError:
-        reason = f"its owners give access on request: ask for it at {constants.ENDPOINT}/{name}, then `hf auth login`"
-        raise MissingHereError(f"{option}: {name}: {reason}") from None
+        ask = f"ask for it at {constants.ENDPOINT}/{name}, then `hf auth login`"
+        return f"{name}: its owners give access on request: {ask}"
     except RevisionNotFoundError:
-        raise MissingHereError(f"{option}: {name} has no revision '{revision}' on the hub") from None
+        return f"{name} has no revision '{revision}' on the hub"
     except LocalEntryNotFoundError:
         offline = OFFLINE if constants.HF_HUB_OFFLINE else "the hub does not answer"
         reason = f"nor is it in the hub's cache here, and {offline}"
     except RepositoryNotFoundError:
         reason = "nor a model of the hub that this machine's token may read"
     except EntryNotFoundError:
-        raise MissingHereError(f"{option}: {name}: the hub's repository has no {file}") from None
+        return f"{name}: the hub's repository has no {file}"
     except HFValidationError:
         reason = "nor a name that the hub can have, owner/name"
     except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
         reason = f"and the hub does not give it: {' '.join(str(error).split())[:200]}"
-    raise MissingHereError(
-        f"{option}: '{name}' is not a folder here, {reason}{nearest_path(name, 'starter', *cached_models())}"
-    ) from None
+    return f"'{name}' is not a folder here, {reason}{suggestion}"
 
 
 def cached_models() -> list[str]:

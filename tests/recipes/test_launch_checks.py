@@ -8,9 +8,10 @@ import httpx
 import huggingface_hub
 import pytest
 from huggingface_hub import constants
-from huggingface_hub.errors import LocalTokenNotFoundError
+from huggingface_hub.errors import LocalEntryNotFoundError, LocalTokenNotFoundError
 
 from metatune.recipes import cli, launch
+from metatune.recipes.chat_template import check_template
 from metatune.recipes.config import ConfigError, MissingHereError, read_recipe
 from metatune.recipes.conform import nearest
 from metatune.recipes.data import load_splits
@@ -143,6 +144,25 @@ def test_a_model_that_is_neither_here_nor_on_the_hub(tmp_path, monkeypatch):
         find_model("runs/min", "model_name_or_path")
     with pytest.raises(MissingHereError, match="nor a name that the hub can have"):
         find_model("my model", "model_name_or_path")
+
+
+def test_a_hub_that_does_not_answer_is_asked_once_for_a_model(monkeypatch):
+    requests = []
+
+    def unreachable(name, file, revision):
+        requests.append(name)
+        raise LocalEntryNotFoundError("no connection")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", unreachable)
+    monkeypatch.setattr(
+        "transformers.AutoProcessor.from_pretrained", lambda *args, **kwargs: pytest.fail("asked again")
+    )
+    check_template("someone/absent", None, None)
+    with pytest.raises(MissingHereError, match="the hub does not answer"):
+        find_model("someone/absent", "model_name_or_path")
+    with pytest.raises(MissingHereError, match="did you mean 'starter'"):
+        find_model("strater", "model_name_or_path")
+    assert requests == ["someone/absent"]
 
 
 class Hub:
