@@ -107,7 +107,8 @@ def check_reward_columns(functions: list, dataset: Any, where: str) -> None:
         ]
         name = getattr(function, "__name__", type(function).__name__)
         columns = [n for n in named if n not in given]
-        need_columns(dataset, columns, where, f"the reward function {name} reads it")
+        why = f"the reward function {name} reads it; rename a column, or choose others in reward_funcs"
+        need_columns(dataset, columns, where, why)
         numeric = [n for n in columns if str(getattr(dataset.features[n], "dtype", "")).startswith("float")]
         check_numbers(dataset, numeric, where, may_be_null=True)
 

@@ -102,7 +102,8 @@ def change(values: np.ndarray) -> str:
     window = max(1, len(values) // 10)
     first, last = (float(np.mean(part)) for part in (values[:window], values[-window:]))
     if short(first) == short(last):
-        return f"stayed at {short(last)}"
+        constant = {short(float(value)) for value in values} == {short(last)}
+        return f"{'stayed' if constant else 'began and ended'} at {short(last)}"
     return f"{'rose' if last > first else 'fell'} from {short(first)} to {short(last)}"
 
 

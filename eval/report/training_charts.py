@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -166,6 +166,24 @@ def chose(rows: Sequence[Row]) -> bool:
     return len(shares) > 1 and any(max(share) - min(share) > 1e-3 for share in shares)
 
 
+@dataclass(frozen=True)
+class Undrawn:
+    """Numbers that have no chart, each as `"name: value"`: those that never changed, and those logged only once."""
+
+    constant: list[str] = field(default_factory=list)
+    once: list[str] = field(default_factory=list)
+
+    def sentences(self) -> list[str]:
+        """Return what the page says about them."""
+        words = [f"The same in every log line: {'; '.join(self.constant)}."] if self.constant else []
+        if self.once:
+            words.append(
+                f"Logged only once, so there is no curve: {'; '.join(self.once)}. "
+                "For curves set logging_steps (or eval_steps) to less than half of the training steps."
+            )
+        return words
+
+
 def training_charts(rows: Sequence[Row], *, by_pairs: bool) -> tuple[list[Chart], list[str]]:
     """Return the charts of what training logged, and sentences about numbers that never changed.
 
@@ -174,17 +192,17 @@ def training_charts(rows: Sequence[Row], *, by_pairs: bool) -> tuple[list[Chart]
         by_pairs (`bool`): whether `accuracy` and `eval_accuracy` are those of a reward model's pairs.
     """
     charts: list[Chart] = []
-    constant: list[str] = []
+    undrawn = Undrawn()
     for metric in METRICS:
         if metric.label == "Pair accuracy" and not by_pairs:
             continue
         lines = [metric_line(rows, key, name, hue(n)) for n, (key, name) in enumerate(metric.lines.items())]
-        _add(charts, constant, metric, [line for line in lines if line is not None])
+        _add(charts, undrawn, metric, [line for line in lines if line is not None])
     for prefix, label in (("pass_rate/", "Right completions"), ("rewards/", "Mean of each reward function")):
         family = _family(rows, prefix)
         if len(family) > 1:
-            _add(charts, constant, Metric(label, {}, percent=prefix == "pass_rate/"), family)
-    return charts, _in_words(constant)
+            _add(charts, undrawn, Metric(label, {}, percent=prefix == "pass_rate/"), family)
+    return charts, undrawn.sentences()
 
 
 def other_charts(rows: Sequence[Row]) -> tuple[list[Chart], list[str]]:
@@ -193,12 +211,12 @@ def other_charts(rows: Sequence[Row]) -> tuple[list[Chart], list[str]]:
     logged = dict.fromkeys(key for row in rows for key, value in row.items() if is_number(value))
     rest = [key for key in logged if key not in shown and not ELSEWHERE.fullmatch(key)]
     charts: list[Chart] = []
-    constant: list[str] = []
+    undrawn = Undrawn()
     for key in rest:
         line = metric_line(rows, key, "")
         if line is not None:
-            _add(charts, constant, Metric(key, {}), [line])
-    words = _in_words(constant)
+            _add(charts, undrawn, Metric(key, {}), [line])
+    words = undrawn.sentences()
     if len(charts) > MOST_OTHERS:
         words.append(f"{len(charts) - MOST_OTHERS} further numbers of metrics.jsonl are not drawn.")
     return charts[:MOST_OTHERS], words
@@ -221,13 +239,15 @@ def _family(rows: Sequence[Row], prefix: str) -> list[Line]:
     return lines
 
 
-def _add(charts: list[Chart], constant: list[str], metric: Metric, lines: list[Line]) -> None:
+def _add(charts: list[Chart], undrawn: Undrawn, metric: Metric, lines: list[Line]) -> None:
     """Add a chart, or the number in words where there is nothing to draw: it never changed, or was logged once."""
     varied = [line for line in lines if not np.allclose(line.y, line.y[0], rtol=1e-6, atol=0)]
+    label = f"{metric.label[0].lower()}{metric.label[1:]}"
     if not varied:
         if lines:
             parts = [f"{line.name} {short(line.y[0])}".strip() for line in lines]
-            constant.append(f"{metric.label[0].lower()}{metric.label[1:]}: {', '.join(dict.fromkeys(parts))}")
+            words = undrawn.constant if any(len(line.y) > 1 for line in lines) else undrawn.once
+            words.append(f"{label}: {', '.join(dict.fromkeys(parts))}")
         return
     main, values = varied[0], np.asarray(varied[0].y, dtype=float)
     title = f"{metric.label} {change(values)}"
@@ -237,9 +257,4 @@ def _add(charts: list[Chart], constant: list[str], metric: Metric, lines: list[L
         mean, window = smoothed(values)
         bold = replace(main, name=f"mean of {window}", y=mean.tolist(), width=2.4)
         varied = [replace(main, opacity=0.35, width=1.0), bold, *varied[1:]]
-    label = f"{metric.label[0].lower()}{metric.label[1:]}"
     charts.append(Chart(title=title, y=label, lines=varied, percent=metric.percent))
-
-
-def _in_words(constant: list[str]) -> list[str]:
-    return [f"The same in every log line: {'; '.join(constant)}."] if constant else []

@@ -4,10 +4,11 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from metatune.eval.report import read_run, write_report
-from metatune.eval.report.charts import Chart, Line
+from metatune.eval.report.charts import Chart, Line, change
 from metatune.eval.report.interactive import MOST_POINTS, interactive
 from metatune.eval.report.training_charts import training_charts
 
@@ -94,7 +95,14 @@ def test_a_run_of_one_log_line_has_its_numbers_in_words(tmp_path):
     run = a_run(tmp_path, [{"step": 1, "loss": 0.25, "mean_token_accuracy": 0.5}, END | {"step": 1}])
     page = Page(write_report(run).read_text())
     assert not page.addresses and not page.scripts
-    assert "loss: training 0.25; token accuracy: training 0.5" in " ".join(page.text)
+    text = " ".join(page.text)
+    assert "Logged only once, so there is no curve: loss: training 0.25; token accuracy: training 0.5" in text
+    assert "For curves set logging_steps" in text and "The same in every log line" not in text
+
+
+def test_a_curve_that_returns_to_its_start_is_not_called_constant():
+    assert change(np.array([0.613, 0.537, 0.65, 0.613])) == "began and ended at 0.613"
+    assert change(np.array([0.613, 0.6131, 0.613])) == "stayed at 0.613"
 
 
 def test_time_and_tokens_are_those_of_all_launches(tmp_path):
