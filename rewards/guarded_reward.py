@@ -71,15 +71,27 @@ class GuardedReward:
                 except Exception as own:
                     rewards.append(None)
                     errors[row] = own
-            self._merge(logs, rewards, errors, error)
+            if self._merge(logs, rewards, errors, error):
+                rewards = self.function(**inputs)
         self._count(inputs, errors)
         return rewards
 
-    def _merge(self, logs: "_Logs", rewards: Rewards, errors: Mapping[int, Exception], first: Exception) -> None:
-        """Pass on what single calls logged; raise the error of the whole batch if no completion alone explains it."""
-        if not errors or len(rewards) != logs.number:
+    def _merge(self, logs: "_Logs", rewards: Rewards, errors: Mapping[int, Exception], first: Exception) -> bool:
+        """Pass on what single calls logged, or return whether the function must be called again for the whole batch.
+
+        Where no completion alone raises, the failure may have passed. Verifiers grade each completion by itself, so
+        that their single calls count. A reward function may compare the completions of a batch.
+        """
+        if len(rewards) != logs.number:
             raise first
+        if not errors:
+            kind = "verifier" if self.function is correctness_reward else "reward function"
+            reason = f"{type(first).__name__}: {first}"
+            logger.warning("%s %r raised %s once, and not when it was called again", kind, self.__name__, reason)
+            if self.function is not correctness_reward:
+                return True
         logs.pass_on()
+        return False
 
     def _count(self, inputs: Mapping[str, Any], errors: Mapping[int, Exception]) -> None:
         """Count, log and, where it is too much, raise."""
@@ -153,7 +165,8 @@ class AsyncGuardedReward(GuardedReward):
                 except Exception as own:
                     rewards.append(None)
                     errors[row] = own
-            self._merge(logs, rewards, errors, error)
+            if self._merge(logs, rewards, errors, error):
+                rewards = await self.function(**inputs)
         self._count(inputs, errors)
         return rewards
 

@@ -138,6 +138,36 @@ def test_an_error_of_the_whole_batch_is_not_hidden():
         guarded(needs_two)(prompts=["p"] * 2, completions=["a", "b"])
 
 
+def fails_once(function):
+    """Make of a function one whose first call raises, as a request to a sandbox may."""
+    calls = []
+
+    def flaky(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == 1:
+            raise TimeoutError("sandbox")
+        return function(*args, **kwargs)
+
+    return flaky
+
+
+def test_a_verifier_that_raises_once_costs_no_completion(fragile, monkeypatch, caplog):
+    monkeypatch.setattr(VERIFIERS["fragile"], "score", fails_once(VERIFIERS["fragile"].score), raising=False)
+    assert guarded()(**batch(["7", "8"])) == [1.0, 0.0]
+    assert "raised TimeoutError: sandbox once, and not when it was called again" in caplog.text
+
+
+def test_a_reward_function_that_raises_once_is_called_again_for_the_whole_batch():
+    def rank(completions, **kwargs):
+        if len(completions) == 3 and not failed:
+            failed.append(True)
+            raise TimeoutError("sandbox")
+        return [float(sorted(completions).index(completion)) for completion in completions]
+
+    failed = []
+    assert guarded(rank)(**batch(["b", "c", "a"])) == [1.0, 2.0, 0.0]
+
+
 def test_a_server_s_error_is_passed_on(caplog):
     def judged(completions, **kwargs):
         raise JudgeError("the server is gone")
