@@ -1,6 +1,6 @@
 """Read the values of a dataset's row strictly: dotted paths, prompts, reference answers.
 
-Each function returns the value in the form that a distribution needs, or raises `ValueError` with the rest of a
+Each function returns the value in the form that a distribution needs, or raises `ValueError`. The message continues a
 sentence that begins with the column's name; the caller adds the file and the row.
 """
 
@@ -17,7 +17,7 @@ ROLES = ("system", "developer", "user", "assistant")
 def cell(row: Mapping[str, Any], path: str) -> Any:
     """Return the value at a column's name or a dotted path: `reward_model.ground_truth`, `messages.0.content`.
 
-    A column whose own name has a dot takes precedence.
+    A column whose name contains the dot takes precedence.
 
     Raises:
         KeyError: if a part of the path does not exist; its arguments are that part and the names that exist there.
@@ -34,13 +34,13 @@ def cell(row: Mapping[str, Any], path: str) -> Any:
 
 
 def text_problem(text: str) -> str | None:
-    """Return what is wrong with a text that cannot be written as UTF-8, `None` if nothing is."""
+    """Describe why a text cannot be encoded as UTF-8; returns `None` if it can."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
         code = f"\\u{ord(text[error.start]):04x}"
         return (
-            f"holds half of a surrogate pair ({code}, character {error.start + 1}), which is not text: fix or drop it"
+            f"contains an unpaired surrogate ({code}, character {error.start + 1}), which is not text: fix or drop it"
         )
     return None
 
@@ -48,11 +48,11 @@ def text_problem(text: str) -> str | None:
 def read_prompt(value: Any) -> str | list[Message]:
     """Return a prompt: a text, or a conversation up to and including its last turn that is not the assistant's.
 
-    A final assistant turn is what the policy is to write, so it is left out.
+    A final assistant turn is left out, because the policy generates it.
     """
     if isinstance(value, str):
         if not value.strip():
-            raise ValueError(f"must be text and not empty, got {value!r}")
+            raise ValueError(f"must be non-empty text, got {value!r}")
         if problem := text_problem(value):
             raise ValueError(problem)
         return value
@@ -64,7 +64,9 @@ def read_prompt(value: Any) -> str | list[Message]:
     while messages and messages[-1]["role"] == "assistant":
         messages.pop()
     if not messages or messages[-1]["role"] != "user":
-        raise ValueError("has no user turn to answer: it must end with one, or with one and the assistant's answer")
+        raise ValueError(
+            "has no user turn to answer: it must end with a user turn, or with one and the assistant's answer"
+        )
     return messages
 
 
@@ -76,8 +78,8 @@ def _message(number: int, message: Any) -> Message:
         raise ValueError(f"has the role {role!r} in message {number}; roles are {', '.join(ROLES)}")
     if isinstance(content, list):
         raise ValueError(
-            f"has a list of content parts in message {number}; `distributions` read texts: write its content as one "
-            "text, or give the data as dataset_name to a model that reads parts"
+            f"has a list of content parts in message {number}; `distributions` need text: write the content as one "
+            "string, or use dataset_name with a model that accepts content parts"
         )
     if not isinstance(content, str):
         raise ValueError(f"has no content in message {number}: each is {{role: user, content: …}}, content a text")
@@ -104,6 +106,6 @@ def read_answer(value: Any) -> str:
 
 
 def _shown(value: Any, longest: int = 80) -> str:
-    """Write a value for an error message; a text with half a surrogate pair cannot be printed."""
+    """Format a value for an error message; an unpaired surrogate is escaped, because it cannot be printed."""
     text = repr(value).encode("utf-8", "backslashreplace").decode()
     return text if len(text) <= longest else text[: longest - 1] + "…"

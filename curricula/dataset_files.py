@@ -1,4 +1,4 @@
-"""The rows of data files and hub datasets, with where each stands."""
+"""Rows of data files and hub datasets, each with its location."""
 
 import glob
 import json
@@ -14,11 +14,11 @@ import pyarrow.parquet
 from .entry import MissingDataError, nearest
 
 SUFFIXES = (".jsonl", ".parquet")
-Row = tuple[str, dict[str, Any]]  # where the row stands, and its columns
+Row = tuple[str, dict[str, Any]]  # the row's location for error messages, and its columns
 
 
 def local_files(path: str, where: str) -> list[Path]:
-    """List the files that a path names; none when it can only be a hub dataset's name."""
+    """List the files at a path; none if it can only be the name of a hub dataset."""
     place = Path(path).expanduser()
     if place.is_file():
         if place.suffix not in SUFFIXES:
@@ -29,7 +29,9 @@ def local_files(path: str, where: str) -> list[Path]:
     looks_local = place.is_dir() or place.is_absolute() or path[:1] in (".", "~") or place.suffix in SUFFIXES
     if not files and (looks_local or glob.has_magic(path)):
         siblings = [file.name for file in place.parent.iterdir()] if place.parent.is_dir() else []
-        hint = f"it holds no {' or '.join(SUFFIXES)} file" if place.is_dir() else nearest(place.name, siblings)
+        hint = (
+            f"the folder contains no {' or '.join(SUFFIXES)} file" if place.is_dir() else nearest(place.name, siblings)
+        )
         raise MissingDataError(f"{where}: no data at {path!r}; {hint}")
     return files
 
@@ -69,7 +71,7 @@ def _parquet_rows(file: Path) -> Iterator[Row]:
         for number, row in enumerate(rows, 1):
             yield f"{file}, row {number}", row
     except UnicodeDecodeError as error:
-        raise ValueError(f"{file}: holds a text that is not UTF-8: {error}") from error
+        raise ValueError(f"{file}: contains text that is not UTF-8: {error}") from error
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(f"{file}: not Parquet: {error}") from error
 
@@ -80,11 +82,11 @@ def _hub_rows(origin: str, name: str, split: datasets.Dataset) -> Iterator[Row]:
 
 
 def hub_splits(path: str, subset: str | None, where: str) -> dict[str, Iterable[Row]]:
-    """Load the splits of a dataset on the hub, by name; raises `ValueError` if there is none."""
+    """Load the splits of a hub dataset, by name; raises `MissingDataError` if it cannot be loaded."""
     try:
         splits = datasets.load_dataset(path, name=subset)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise MissingDataError(
-            f"{where}: {path!r} is neither a local file or folder nor a dataset that the hub gave: {error}"
+            f"{where}: {path!r} is neither a local file or folder nor a dataset that the hub can load: {error}"
         ) from error
     return {name: _hub_rows(f"{path}, split {name}", name, split) for name, split in splits.items()}

@@ -3,13 +3,13 @@
 How rows become a training and a held-out part:
 
 - The data has the splits `train` and `test` (or the entry names both): these are the parts.
-- Otherwise all rows are one pool. Its `test_size` rows whose keys hash lowest are held out and the rest is trained
-  on; without `test_size` about a fifth is held out (`held_out_keys`). The choice depends neither on the order nor on
-  the seed, and a smaller held-out part is inside a larger one.
+- Otherwise all rows are one pool. The `test_size` rows with the lowest key hashes are held out, and the rest is for
+  training; without `test_size` about a fifth is held out (`held_out_keys`). The choice depends neither on the order
+  nor on the seed, and a smaller held-out part is a subset of a larger one.
 
 The key of a row is its normalized prompt text; that of a conversation with more than one turn is all turns with
 their roles. A key occurs once in a part, and `load_distributions` drops from training every key that any held-out part
-of the same load has.
+of the same load contains.
 """
 
 import json
@@ -77,7 +77,7 @@ class DatasetSource(Entry):
         return self.answer_column or ("answer" if self.verifier else None)
 
     def check(self, where: str, rows: int | None = None) -> None:
-        """Read the first `rows` rows of each split that is used."""
+        """Check the first `rows` rows of each split that is used."""
         splits, train_names, test_names = self._splits(where)
         for name in train_names + test_names:
             for location, row in islice(splits[name], rows):
@@ -85,13 +85,15 @@ class DatasetSource(Entry):
                 self._value(location, row, where)
 
     def _splits(self, where: str) -> tuple[dict[str, Iterable[Row]], list[str], list[str]]:
-        """Find the rows of each split, and the names of the splits to train on and to hold out."""
+        """Return the rows of each split, and the names of the training and held-out splits."""
         paths = [self.path] if isinstance(self.path, str) else self.path
         if not paths:
             raise ValueError(f"{where}: path is an empty list; name at least one file")
         found = {path: local_files(path, where) for path in paths}
         if isinstance(self.path, list) and (missing := [path for path in paths if not found[path]]):
-            raise MissingDataError(f"{where}: no data at {missing[0]!r}; a list is of local files and folders")
+            raise MissingDataError(
+                f"{where}: no data at {missing[0]!r}; a list may contain only local files and folders"
+            )
         files = [file for files in found.values() for file in files]
         splits = file_splits(files) if files else hub_splits(str(self.path), self.subset, where)
         if files and self.subset is not None:
@@ -99,11 +101,13 @@ class DatasetSource(Entry):
         return splits, *self._choose(list(splits), where)
 
     def load(self, where: str) -> dict[str, Parts]:
-        """Read the rows and divide them; see the head of this file."""
+        """Read the rows and divide them as the module's docstring describes."""
         splits, train_names, test_names = self._splits(where)
         if unused := [name for name in splits if name not in (*train_names, *test_names)]:
             logger.warning(
-                "%s: the splits %s are not used; name others by train_split and test_split", where, ", ".join(unused)
+                "%s: the splits %s are not used; select others with train_split and test_split",
+                where,
+                ", ".join(unused),
             )
         parts = self._read((row for name in train_names for row in splits[name]), where)
         held_out = self._read((row for name in test_names for row in splits[name]), where)
@@ -118,11 +122,11 @@ class DatasetSource(Entry):
         return loaded
 
     def _divide(self, pool: "_Rows", where: str) -> Parts:
-        """Hold out `test_size` rows of a pool, about a fifth without it."""
+        """Hold out `test_size` rows of a pool, or about a fifth without `test_size`."""
         if self.test_size is not None and self.test_size >= len(pool.problems):
             raise ValueError(
                 f"{where}: test_size {self.test_size} of {len(pool.problems)} distinct rows leaves none to train on; "
-                "lower it, or give a split to hold out (test_split)"
+                "lower it, or hold out a split (test_split)"
             )
         held_out = held_out_keys(pool.problems, self.test_size)
         train = [problem for key, problem in pool.problems.items() if key not in held_out]
@@ -143,7 +147,7 @@ class DatasetSource(Entry):
         return [train] if train else [name for name in names if name != test], [test] if test else []
 
     def _read(self, rows: Iterable[Row], where: str) -> dict[str, "_Rows"]:
-        """Read each row as a problem, by `split_by` value; of equal keys the first row of all stays."""
+        """Read each row as a problem, grouped by `split_by` value; of rows with equal keys, keep the first."""
         read: dict[str, _Rows] = {}
         known: dict[str, _Rows] = {}
         for location, row in rows:
@@ -214,14 +218,14 @@ class _Rows:
     duplicates: int = 0
 
     def divided(self, held_out: "_Rows") -> Parts:
-        """Return these rows as the training part beside a given held-out part."""
+        """Return these rows as the training part for a given held-out part."""
         return Parts(
             list(self.problems.values()), list(held_out.problems.values()), self.duplicates + held_out.duplicates
         )
 
 
 def normalised(prompt: str | list[Message]) -> str:
-    """Return a prompt's canonical key: one form of Unicode, no case, single spaces.
+    """Return a prompt's canonical key: NFC-normalized, case-folded, with single spaces.
 
     A conversation of one user turn has the key of its text; a longer one has all its turns in the key.
     """
@@ -251,7 +255,7 @@ def _column(row: dict[str, Any], column: str, option: str, location: str, where:
 def _parsed(
     read: Callable[[Any], Any], row: dict[str, Any], column: str, option: str, location: str, where: str
 ) -> Any:
-    """Read a column's value by a function of `cells`; its errors get the row and the column."""
+    """Read a column's value with a function of `cells`, and add the row and the column to its errors."""
     try:
         return read(_column(row, column, option, location, where))
     except ValueError as error:

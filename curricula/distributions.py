@@ -18,9 +18,9 @@
         source: dataset
         path: essays.jsonl
 
-Training and held-out items never share a key, over all distributions of one load. A drawn problem is held out if and
-only if its key says so (`is_held_out`); of data without a split to hold out, `test_size` rows are (`held_out_keys`);
-and what any held-out part contains is dropped from every training part.
+Training and held-out items never share a key, over all distributions of one load. A generated problem is held out if
+and only if `is_held_out(key)`; data without a held-out split holds out `test_size` rows (`held_out_keys`); items of
+any held-out part are dropped from every training part.
 """
 
 import json
@@ -73,7 +73,7 @@ class Distribution:
     unused: int = 0
 
     def rows(self) -> str:
-        """Return a line that says how many rows are trained on, held out, dropped and not used."""
+        """Return a line with the numbers of rows to train on, held out, dropped and not used."""
         left_out = [
             f"{count:,} {what}"
             for count, what in (
@@ -111,7 +111,7 @@ def load_distributions(configs: Sequence[Mapping[str, Any]], *, where: str = "di
 
 
 def _distribution(place: str, entry: Entry, name: str, parts: Parts, held_out: set[str]) -> Distribution:
-    """Drop what is held out anywhere from a training part, and take as many items as the entry asks for."""
+    """Drop items that are held out anywhere from the training part, and sample the sizes of the entry."""
     train = [problem for problem in parts.train if problem.key not in held_out]
     if not train:
         raise ValueError(
@@ -144,7 +144,7 @@ def check_distributions(
         where (`str`, *optional*, defaults to `"distributions"`): how errors call the list.
 
     Raises:
-        ValueError: what [`load_distributions`] refuses, as far as these rows show it.
+        ValueError: as [`load_distributions`], for errors in these rows.
     """
     for place, entry in _entries(configs, where):
         entry.check(place, rows)
@@ -249,5 +249,5 @@ def _dataset(entry: Entry, name: str, problems: list[Problem]) -> datasets.Datas
         "info": [json.dumps(problem.info) if problem.info else "{}" for problem in problems],
         "key": [problem.key for problem in problems],
     }
-    # not from_dict, which encodes each value on its own: half the time of a large load
+    # from_dict encodes each value separately, which takes half the time of a large load
     return datasets.Dataset(datasets.table.InMemoryTable.from_pydict(columns, schema=FEATURES.arrow_schema))

@@ -12,7 +12,7 @@ from .problem import Message, Problem
 
 
 class MissingDataError(ValueError):
-    """Data of an entry that is not where the entry is read, and may be on another machine."""
+    """Data of an entry does not exist on this machine; it may exist on another one."""
 
 
 class Parts(NamedTuple):
@@ -56,7 +56,7 @@ class Entry:
         raise NotImplementedError
 
     def check(self, where: str, rows: int | None = None) -> None:
-        """Check the options and a first problem, or the first `rows` rows of data (`None`: all), in little time.
+        """Check the options and a first problem, or the first `rows` rows of data (`None`: all), without loading it.
 
         Raises `ValueError` as `load` does.
         """
@@ -74,7 +74,7 @@ class Entry:
         if self.system is None:
             return turns
         if turns[0]["role"] in ("system", "developer"):
-            raise ValueError("the data has system messages and so has the option `system`: remove one of them")
+            raise ValueError("both the data and the option `system` have a system message: remove one of them")
         return [{"role": "system", "content": self.system}, *turns]
 
 

@@ -49,7 +49,7 @@ class Family(Protocol):
 
 
 def key_position(key: str) -> float:
-    """Return a key's position in [0, 1), a hash of the key alone; the held-out keys are those with the lowest."""
+    """Return a key's position in [0, 1), a hash of the key alone; the lowest positions are held out."""
     digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64
 
@@ -60,9 +60,9 @@ def is_held_out(key: str) -> bool:
 
 
 def held_out_keys(keys: Iterable[str], size: int | None) -> set[str]:
-    """Choose the held-out keys of a data set without splits: the `size` keys with the lowest positions.
+    """Choose the held-out keys of a dataset without splits: the `size` keys with the lowest positions.
 
-    The choice depends on the keys alone, never on a seed or their order, and a smaller held-out part is inside a
+    The choice depends on the keys alone, not on a seed or their order, and a smaller held-out part is a subset of a
     larger one.
 
     Args:

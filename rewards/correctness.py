@@ -45,7 +45,7 @@ def correctness_reward(
         verifier (`list[str]`): B names of verifiers, see `VERIFIERS`; empty for none.
         info (`list[str]`): B JSON objects, what the verifiers need beside the references; empty for none.
         starts_in_thinking (`list[bool]`, *optional*): whether the chat template opened the thinking before each
-            completion, so that one without `</think>` has no answer; the trainers set it.
+            completion, so that a completion without `</think>` has no answer; the trainers set it.
         log_metric (`Callable`, *optional*): TRL's logger of metrics.
         **kwargs: the other columns and what else TRL passes; not used.
 
@@ -53,8 +53,8 @@ def correctness_reward(
         `list[float | None]`: B rewards.
 
     Raises:
-        RowError: a column has another length, or a row lacks its answer, names an unknown verifier or has bad info. A
-            `ValueError`; whatever else a verifier raises is its own.
+        RowError: a column has another length, or a row lacks its answer, names an unknown verifier or has bad info.
+            It is a `ValueError`; other exceptions of a verifier are not caught.
     """
     for column, values in (("answer", answer), ("verifier", verifier), ("info", info)):
         if len(values) != len(completions):
@@ -97,11 +97,11 @@ def _verdict(text: str, reference: str | None, name: str, info: str) -> bool | N
 
 
 def refusal_of_row(verifier: Verifier, reference: str, info: dict[str, Any]) -> ValueError | None:
-    """Return the error by which a verifier refuses a row whatever the completion: also with its own reference."""
+    """Return the error that a verifier raises for a row with any completion, tested with the row's own reference."""
     try:
         verifier.score(reference, reference, info)
     except ValueError as error:
         return error
-    except Exception:  # of the verifier's own, which is counted where it is raised
+    except Exception:  # the caller counts the verifier's own exceptions
         return None
     return None

@@ -1,4 +1,4 @@
-"""Find the part of a completion that counts: what follows the thinking, and in it the marked answer.
+"""Find the answer in a completion: the text after the thinking, and the marked answer in it.
 
 Every verifier and every vote reads completions through these functions, so an answer inside the thinking never counts.
 """
@@ -14,7 +14,7 @@ _VERDICT = re.compile(r"<verdict>([^<]*)</verdict>", re.IGNORECASE)
 
 
 def without_thinking(completion: str) -> str | None:
-    """Return what follows the last `</think>`; `None` if a thinking block opens and never closes."""
+    """Return the text after the last `</think>`; `None` if a thinking block opens and never closes."""
     start, is_open = 0, False
     for tag in _THINKING.finditer(completion):
         is_open = not any(tag.groups())

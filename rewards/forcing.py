@@ -7,7 +7,7 @@ r"""The text that makes a model answer now: it ends the thinking and opens the f
 The suffix is encoded on its own, because the ids before it were sampled and must stay as they are. A trace that has
 ended its thinking already gets only what opens the answer.
 
-For math the suffix should open a box or a line `answer X`: of these the last one counts, whatever the cut trace has.
+For math the suffix should open a box or a line `answer X`: the last one counts, so marks in the cut trace do not.
 """
 
 from collections.abc import Mapping
@@ -32,9 +32,9 @@ class Forcing:
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): the model's, with its chat template.
         suffix (`str`, *optional*): the text; by default what is known for the chat template.
-        chat_template_kwargs (`Mapping`, *optional*): variables of the chat template, as the prompts are rendered.
-            Where they make it close the thinking before the trace (`enable_thinking: false`), the suffix only opens
-            the answer.
+        chat_template_kwargs (`Mapping`, *optional*): variables of the chat template that the prompts are rendered
+            with. If the template then closes the thinking before the trace (`enable_thinking: false`), the suffix
+            only opens the answer.
 
     Raises:
         ValueError: none is known and none is given; it is empty; or the model thinks and the suffix does not end that.
@@ -102,7 +102,7 @@ def _thinks(tokenizer: "PreTrainedTokenizerBase") -> bool:
 
 
 def opens_thinking(rendering: Rendering) -> bool:
-    """Return whether the chat template itself opens the thinking, so that a completion starts inside of it."""
+    """Return whether the chat template opens the thinking, so that a completion starts inside the thinking."""
     return bool(rendering.tokenizer.chat_template) and without_thinking(rendering.open_text()) is None
 
 

@@ -1,8 +1,8 @@
-"""A reward function whose exceptions cost the completions that cause them, and not the run.
+"""Wrap a reward function so that an exception affects only the completions that cause it.
 
-Verifiers and reward functions are often a user's own, and raise on a completion that nobody thought of. Where a
-function raises, it is called again for each completion alone; those on which it raises have no reward (`None`, never
-0), are counted and logged. A function that raises from the start, or too often, ends the run with its own traceback.
+Verifiers and reward functions are often user code, and may raise for an unexpected completion. If a function raises,
+it is called again for each completion separately. Completions for which it raises have no reward (`None`, never 0), and
+are counted and logged. A function that raises from the start, or too often, ends the run with its own traceback.
 """
 
 import logging
@@ -14,32 +14,32 @@ from .correctness import RowError, correctness_reward
 from .judge_client import JudgeError
 from .reward_server import RewardServerError
 
-WINDOW = 256  # last completions that the share of failures is taken of
-LEAST_FAILURES = 8  # in the window before the share counts
+WINDOW = 256  # number of recent completions for the share of failures
+LEAST_FAILURES = 8  # in the window before the share can end the run
 LONGEST_COMPLETION = 200  # characters of a completion in a message
-PASSED_ON = (RowError, JudgeError, RewardServerError)  # say themselves what is wrong, and no completion is at fault
+PASSED_ON = (RowError, JudgeError, RewardServerError)  # their messages are complete, and no completion causes them
 
 logger = logging.getLogger(__name__)
 Rewards = list[float | None]
 
 
 class VerifierError(RuntimeError):
-    """A verifier or reward function raises from its first call on, or too often; `__cause__` is what it raised."""
+    """A verifier or reward function raises from its first call, or too often; `__cause__` is its exception."""
 
 
 class GuardedReward:
-    """A reward function for TRL around one that may raise.
+    """A reward function for TRL that wraps one that may raise.
 
-    Logs `NAME/raised`, the share of completions on which it raised, from the first time on. A verifier is counted by
-    its name, so that a broken one is noticed beside others that work.
+    Logs `NAME/raised`, the share of completions for which it raised, from the first exception on. Verifiers are
+    counted by name, so that a broken one is detected even if others work.
 
     Args:
         function (`Callable`): a TRL reward function.
-        name (`str`): by which TRL logs it.
-        max_failures (`float`): share of the last 256 completions on which it may raise; 1 never ends the run.
+        name (`str`): the name under which TRL logs it.
+        max_failures (`float`): share of the last 256 completions for which it may raise; 1 never ends the run.
 
     Attributes:
-        trouble (`str`, *optional*): what it raised in the last call, in one line.
+        trouble (`str`, *optional*): the exception of the last call, in one line.
     """
 
     def __init__(self, function: Callable[..., Any], name: str, max_failures: float):
@@ -52,7 +52,7 @@ class GuardedReward:
         """Reward B completions.
 
         Raises:
-            VerifierError: the function raises from its first call on, or too often.
+            VerifierError: the function raises from its first call, or too often.
         """
         errors: dict[int, Exception] = {}
         try:
@@ -94,7 +94,7 @@ class GuardedReward:
         return False
 
     def _count(self, inputs: Mapping[str, Any], errors: Mapping[int, Exception]) -> None:
-        """Count, log and, where it is too much, raise."""
+        """Count and log the exceptions, and raise if there are too many."""
         self.trouble = None
         number = len(inputs["completions"])
         verifiers = inputs["verifier"] if self.function is correctness_reward else [self.__name__] * number
@@ -111,12 +111,12 @@ class GuardedReward:
             row = next(row for row in errors if verifiers[row] == verifier)
             what = f"{count} of {verifiers.count(verifier)} completions of this batch"
             self.trouble = self._describe(verifier, what, errors[row], inputs, row)
-            logger.warning("%s; those have no reward", self.trouble)
+            logger.warning("%s; these completions have no reward", self.trouble)
             if (share := self._too_much(verifier)) is not None:
                 raise VerifierError(self._describe(verifier, share, errors[row], inputs, row)) from errors[row]
 
     def _too_much(self, verifier: str) -> str | None:
-        """Say on how many completions a verifier raised, if that ends the run."""
+        """Describe how often a verifier raised if that ends the run; otherwise return `None`."""
         window = self._raised[verifier]
         raised = sum(window)
         if self.max_failures == 1:
@@ -129,7 +129,7 @@ class GuardedReward:
         return f"{raised} of its last {len(window)} completions ({allowed})"
 
     def _describe(self, verifier: str, what: str, error: Exception, inputs: Mapping[str, Any], row: int) -> str:
-        """Say in one line which function raised what, on which completion of which distribution."""
+        """Describe in one line the function, its exception, the distribution and the completion."""
         kind = "verifier" if self.function is correctness_reward else "reward function"
         distributions = inputs.get("distribution")
         where = "" if distributions is None else f"distribution {distributions[row]!r}, "
@@ -144,7 +144,7 @@ class GuardedReward:
 
 
 class AsyncGuardedReward(GuardedReward):
-    """The same around an asynchronous reward function."""
+    """A [`GuardedReward`] for an asynchronous reward function."""
 
     async def __call__(self, **inputs: Any) -> Rewards:  # type: ignore[override]
         """Reward B completions; raises as the synchronous one does."""
@@ -172,7 +172,7 @@ class AsyncGuardedReward(GuardedReward):
 
 
 class _Logs:
-    """A batch's inputs row by row, and what the calls of single rows log, put together as of one call.
+    """A batch's inputs row by row, and the merged logs of the calls for single rows.
 
     Args:
         inputs (`Mapping[str, Any]`): what TRL passes to a reward function for B completions.
@@ -197,7 +197,7 @@ class _Logs:
             yield alone
 
     def pass_on(self) -> None:
-        """Log the means of the rows' metrics, and their cells as whole columns."""
+        """Log the means of the rows' metrics, and their extra values as complete columns."""
         for name, values in self._metrics.items():
             self._inputs["log_metric"](name, sum(values) / len(values))
         for name, values in self._columns.items():

@@ -1,4 +1,4 @@
-"""How to fix what a judge's server answers: the option of a recipe that has to change, or what to look at."""
+"""How to fix a failure of a judge's server: the recipe option to change, or what to check."""
 
 from collections.abc import Collection
 
@@ -7,16 +7,16 @@ from .chat_replies import NO_ACCESS, NOT_FOUND, Cause
 TOKEN_FIELDS = ("max_tokens", "max_completion_tokens")
 TOO_LONG = ("context length", "maximum context", "context window", "too long", "too many tokens")
 FORMATS = ("response_format", "json_schema", "schema", "guided", "structured", "grammar")
-START = "start it with `vllm serve MODEL`, and give its address with /v1"
+START = "start it with `vllm serve MODEL`, and set `url` to its address with /v1"
 BY_FAILURE = {
     "timeout": "raise `timeout` and `deadline`, or lower `max_concurrency`",
     "rate_limit": "lower `max_concurrency`, or raise `retries` and `deadline`",
-    "server_error": "look at the server's log",
+    "server_error": "check the server's log",
     "truncated": "raise `max_tokens`",
-    "empty": "look at what the model answers; a reasoning model needs more `max_tokens`",
-    "refusal": "look at the prompts and the rubric, or take another model",
-    "no_json": "take a larger model, or `structured: json_schema` where the server can guide decoding",
-    "bad_scores": "take a larger model, or `structured: json_schema` where the server can guide decoding",
+    "empty": "check the model's replies; a reasoning model needs more `max_tokens`",
+    "refusal": "check the prompts and the rubric, or use another model",
+    "no_json": "use a larger model, or `structured: json_schema` if the server supports it",
+    "bad_scores": "use a larger model, or `structured: json_schema` if the server supports it",
 }
 
 
@@ -26,8 +26,8 @@ def advice(cause: Cause, *, key_variable: str | None, max_tokens_field: str, ext
     Args:
         cause (`Cause`): of the failure.
         key_variable (`str`, *optional*): environment variable with the key.
-        max_tokens_field (`str`): field that the limit of tokens is sent in.
-        extra_keys (`Collection[str]`): further keys of a request.
+        max_tokens_field (`str`): request field of the token limit.
+        extra_keys (`Collection[str]`): additional keys of a request.
     """
     words = cause.detail.lower()
     if cause.failure in ("connection", "bad_reply"):
@@ -35,7 +35,7 @@ def advice(cause: Cause, *, key_variable: str | None, max_tokens_field: str, ext
     if cause.failure != "refused":
         return BY_FAILURE[cause.failure]
     if cause.status in NO_ACCESS and key_variable is None:
-        return "give the environment variable that has the server's key as `api_key_variable`"
+        return "set `api_key_variable` to the environment variable that holds the server's key"
     if cause.status in NO_ACCESS:
         return f"check the key in the environment variable {key_variable}, and the account behind it"
     if cause.status == NOT_FOUND:
@@ -46,10 +46,10 @@ def advice(cause: Cause, *, key_variable: str | None, max_tokens_field: str, ext
         if key.lower() in words:
             return f"remove or change `{key}` in `extra_body`"
     if "temperature" in words:
-        return "set `temperature: null`, which sends none"
+        return "set `temperature: null`, which omits it"
     if any(field in words for field in TOKEN_FIELDS):
         other = next(field for field in TOKEN_FIELDS if field != max_tokens_field)
         return f"set `max_tokens_field: {other}`"
     if any(part in words for part in FORMATS):
-        return "set `structured: none`, which leaves `response_format` out"
-    return "look at the server's log for what it refuses"
+        return "set `structured: none`, which omits `response_format`"
+    return "check the server's log for the reason"

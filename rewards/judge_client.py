@@ -2,15 +2,15 @@
 
     vllm serve Qwen/Qwen2.5-32B-Instruct-AWQ --port 8001
 
-What may pass is tried again: no connection, no answer in time, HTTP 429 and 5xx (after the time that the server asks
-for), an answer that is no chat completion. What stays a failure is a [`Reply`] with a short cause and the server's
-words; it touches no other request. One policy rules this: the retries of the `openai` package are off.
+Temporary failures are retried: no connection, a timeout, HTTP 429 and 5xx (after the wait that the server requests),
+a response that is not a chat completion. A permanent failure is a [`Reply`] with a short cause and the server's message,
+and does not affect other requests. The retries of the `openai` package are off, so that this is the only retry policy.
 
-When as many requests in a row have failed as run at a time, and at least four, by causes that are not their own, the
-rest of the call fails at once: ten thousand requests would else wait for their deadlines one after the other.
+When as many requests in a row have failed as run at a time, and at least four, because of the server, the rest of the
+call fails immediately: otherwise thousands of requests would wait for their deadlines one after the other.
 
-A request has `model`, `messages`, `temperature` and a limit of tokens, and with a schema `response_format`. Whatever a
-server does not take can be left out or renamed by an option, and a refusal names that option.
+A request has `model`, `messages`, `temperature` and a token limit, and with a schema `response_format`. Options omit or
+rename the fields that a server rejects, and the error message names the option.
 """
 
 import asyncio
@@ -48,7 +48,7 @@ PROBE_SCHEMA = {
 
 
 class JudgeError(RuntimeError):
-    """The server of a judge cannot be used, with the cause and how to fix it in one line.
+    """A judge's server cannot be used; the message has the cause and how to fix it in one line.
 
     Args:
         message (`str`): the line.
@@ -77,23 +77,23 @@ class JudgeClient:
     """
     Args:
         base_url (`str`): of the server's API, such as `http://127.0.0.1:8001/v1`.
-        model (`str`, *optional*): the name that it serves the model by; by default the only one that it serves. Needed
-            where the server does not list its models.
+        model (`str`, *optional*): the served name of the model; by default the only one served. Required if the server
+            does not list its models.
         api_key_variable (`str`, *optional*): environment variable with the key; it is never logged or written.
         max_concurrency (`int`, *optional*, defaults to 32): requests under way at a time.
         timeout (`float`, *optional*, defaults to 120.0): seconds for one try.
         retries (`int`, *optional*, defaults to 10): tries after the first; with the pauses between them they take
             about two minutes, in which a server can be started again.
         deadline (`float`, *optional*, defaults to 600.0): seconds for a request with all its tries and pauses.
-        temperature (`float`, *optional*, defaults to 0.0): of the sampling; `None` sends none, for models that take
-            no other than their own.
-        max_tokens (`int`, *optional*, defaults to 1024): of an answer, thoughts included.
-        max_tokens_field (`str`, *optional*, defaults to `"max_tokens"`): field that this limit is sent in;
+        temperature (`float`, *optional*, defaults to 0.0): sampling temperature; `None` omits it, for models that
+            accept only their default.
+        max_tokens (`int`, *optional*, defaults to 1024): tokens of a reply, including reasoning.
+        max_tokens_field (`str`, *optional*, defaults to `"max_tokens"`): request field of this limit;
             `max_completion_tokens` for OpenAI's reasoning models.
-        structured (`str`, *optional*, defaults to `"json_schema"`): `json_schema` lets the server guide decoding by a
-            schema, where one is given, through `response_format`; `none` leaves that field out.
-        extra_body (`dict`, *optional*): further keys of every request, such as `chat_template_kwargs`.
-        name (`str`, *optional*, defaults to `"judge"`): what messages call it: `judge`, `meta_judge` or
+        structured (`str`, *optional*, defaults to `"json_schema"`): `json_schema` makes the server constrain decoding
+            with `response_format` if a schema is passed; `none` omits that field.
+        extra_body (`dict`, *optional*): additional keys of every request, such as `chat_template_kwargs`.
+        name (`str`, *optional*, defaults to `"judge"`): its name in messages: `judge`, `meta_judge` or
             `held_out_judge`.
 
     Raises:
@@ -145,23 +145,23 @@ class JudgeClient:
         """Which judge this is: its name, address and model."""
         return f"{self.name} ({self.base_url}{f', model {self.model}' if self.model else ''})"
 
-    # ---- can it be used? ----
+    # ---- checks ----
 
     def check(self) -> None:
-        """Find out whether the server can be used, and take its model where none is named.
+        """Check that the server can be used, and set `model` to the only one served if it is not set.
 
-        It is asked for its list of models. A server that wants a key or has no such list is also sent a short chat:
-        some list their models to anyone.
+        The client requests the list of models. If the server uses a key or has no such list, the client also sends a
+        short chat, because some servers list their models without checking the key.
 
         Raises:
-            JudgeError: no answer, no such model, no access, or options that it refuses.
+            JudgeError: no answer, no such model, no access, or options that the server rejects.
         """
         problem = self._find_problem(self.timeout, self.retries, chat=self._key_variable is not None)
         if problem is not None:
             raise JudgeError(problem)
 
     def probe(self, timeout: float = PROBE_TIMEOUT) -> str | None:
-        """Look for what keeps the server from being used: one short chat with this client's options and key, one try.
+        """Check with one short chat, and no retry, whether the server accepts this client's options and key.
 
         Args:
             timeout (`float`, *optional*, defaults to 30.0): seconds to wait for each of the two answers.
@@ -172,7 +172,7 @@ class JudgeClient:
         return self._find_problem(min(timeout, self.timeout), retries=0, chat=True)
 
     def _find_problem(self, timeout: float, retries: int, chat: bool) -> str | None:
-        """Return why the server cannot be used, and complete `model`; `chat` says whether a chat is always tried."""
+        """Return why the server cannot be used, and set `model`; `chat` forces a chat even if the model is listed."""
         names, problem = self._find_model(timeout)
         if problem is not None or (self.model in names and not chat):
             return problem
@@ -186,7 +186,7 @@ class JudgeClient:
         return self._unusable(Cause(reply.failure, reply.detail or "", reply.status), reply.tries)
 
     def _find_model(self, timeout: float) -> tuple[list[str], str | None]:
-        """Return the models that the server lists, if it does, and why none can be used; completes `model`."""
+        """Return the models that the server lists and why none can be used, if so; sets `model`."""
         names: list[str] = []
         try:
             names = own_loop.run(self._served(timeout))
@@ -195,28 +195,28 @@ class JudgeClient:
             if self.model is None or cause.failure in ("connection", "timeout"):
                 return names, self._unusable(cause)
         if self.model is None and len(names) != 1:
-            return names, f"{self._served_line(names)}: name one as model"
+            return names, f"{self._served_line(names)}: set model to one of them"
         self.model = self.model or names[0]
         if names and self.model not in names and self._key_variable is None:
             return names, f"{self._served_line(names)}, not {self.model}"
         return names, None
 
     def _served_line(self, names: list[str], most: int = 8) -> str:
-        """Say which models the server lists: those most like the one that is wanted, where there are many."""
-        listed = ", ".join(names) or "no model that it lists"
+        """Describe which models the server lists; of many, the ones closest to `model`."""
+        listed = ", ".join(names) or "no listed model"
         if len(names) > most:
             close = difflib.get_close_matches(self.model, names, n=3) if self.model else []
             listed = f"{len(names)} models" + (f" (such as {', '.join(close)})" if close else "")
         return f"the judge's server at {self.base_url} serves {listed}"
 
     def _unusable(self, cause: Cause, tries: int = 1) -> str:
-        """Say in one line that the server cannot be used, why, and how to fix it."""
+        """Describe in one line why the server cannot be used and how to fix it."""
         often = f", tried {tries} times" if tries > 1 else ""
-        said = f"no use of the judge's server at {self.base_url} ({cause.failure}: {self._without_key(cause.detail)}"
+        said = f"cannot use the judge's server at {self.base_url} ({cause.failure}: {self._without_key(cause.detail)}"
         return f"{said}{often}); {self.advice(cause.failure, cause.detail, cause.status)}"
 
     def advice(self, failure: str, detail: str, status: int | None = None) -> str:
-        """Return how to fix a failure that this server answered with."""
+        """Return how to fix a failure of this server."""
         return advice(
             Cause(failure, detail, status),
             key_variable=self._key_variable,
@@ -225,7 +225,7 @@ class JudgeClient:
         )
 
     def describe(self, what: str, failures: Sequence[Failed]) -> str:
-        """Say in one line what N > 0 failures are: which judge, how many tries, the server's words, and how to fix it.
+        """Describe N > 0 failures in one line: the judge, the number of attempts, the server's message, how to fix it.
 
         Args:
             what (`str`): what failed, such as `the last 16 judgements in a row failed`.
@@ -272,7 +272,7 @@ class JudgeClient:
         return own_loop.run(self._complete_all(chats, self._request(schema, temperature)))
 
     def _request(self, schema: dict[str, Any] | None, temperature: float | None) -> dict[str, Any]:
-        """Return what every request of a call has beside its messages."""
+        """Return the fields that all requests of a call share."""
         options: dict[str, Any] = {"model": self.model, self.max_tokens_field: self.max_tokens}
         if self.temperature is not None:
             options["temperature"] = self.temperature if temperature is None else temperature
@@ -339,38 +339,38 @@ class JudgeClient:
     async def _try(
         self, server: Any, chat: Chat, options: dict[str, Any], timeout: float
     ) -> tuple[Reply, float | None]:
-        """Send a chat once; returns the reply and the seconds that the server asks to be left alone."""
+        """Send a chat once; returns the reply and the wait in seconds that the server requests."""
         try:
-            async with asyncio.timeout(timeout):  # the package's own counts from byte to byte
+            async with asyncio.timeout(timeout):  # the package's timeout restarts with every byte
                 completion = await server.chat.completions.create(messages=chat, **options)
             cause = error_in(completion)
             if cause is None:
                 return read_completion(completion), None
         except TimeoutError:
             cause = Cause("timeout", f"no answer in {timeout:g} s")
-        except Exception as error:  # whatever a server sends ends its own request and no other
+        except Exception as error:  # an invalid response must not affect other requests
             cause = cause_of(error)
         reply = Reply(failure=cause.failure, detail=self._without_key(cause.detail), status=cause.status)
         return reply, cause.wait
 
 
 def is_servers_fault(failures: Sequence[Failed]) -> bool:
-    """Return whether all of N replies or judgements failed by what no prompt is to blame for."""
+    """Return whether all N replies or judgments failed because of the server, and not of a prompt."""
     return all(each.failure in RETRIED or is_hopeless(each.failure, each.status) for each in failures)
 
 
 def read_key(variable: str) -> str:
-    """Return the key in an environment variable, without the line end that a file leaves.
+    """Return the key in an environment variable, without a trailing newline.
 
     Raises:
-        ValueError: the variable is not set, its value cannot be sent, or what is given is no variable's name. Never
-            has the value.
+        ValueError: the variable is not set, its value cannot be sent, or `variable` is not a valid name. The message
+            never contains the value.
     """
     if not variable.isidentifier():
         raise ValueError("api_key_variable is the name of an environment variable, such as OPENAI_API_KEY, not a key")
     key = os.environ.get(variable, "").strip()
     if not key:
-        raise ValueError(f"the environment variable {variable}, which has the judge's key, is not set")
+        raise ValueError(f"the environment variable {variable}, which holds the judge's key, is not set")
     if not key.isascii() or not key.isprintable():
-        raise ValueError(f"the environment variable {variable}, which has the judge's key, has characters of no key")
+        raise ValueError(f"the environment variable {variable}, which holds the judge's key, has invalid characters")
     return key

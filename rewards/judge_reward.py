@@ -38,7 +38,7 @@ class JudgeReward:
 
     Attributes:
         last (`tuple`): prompts, completions, references and judgements of the last call.
-        trouble (`str`, *optional*): which judge failed in the last call, and how, in one line; `None` if none did.
+        trouble (`str`, *optional*): the failures of the last call, in one line; `None` without failures.
 
     Raises:
         ValueError: an option out of range.
@@ -103,10 +103,10 @@ class JudgeReward:
         return list(columns[self.reference_column])
 
     def _count_failures(self, judgements: Sequence[Judgement]) -> None:
-        """Log what failed; raise `JudgeError` past the allowed share of a window, or if all is lost.
+        """Log failures; raise `JudgeError` above the allowed share of a window, or if the server is down.
 
-        That is where all judgements of a call failed for reasons of the server's, each after all its tries, or many
-        in a row for any reason.
+        The server counts as down if all judgments of a call failed because of it, each after all its attempts, or if
+        many in a row failed for any reason.
         """
         self._window.extend(judgements)
         failed = [judgement for judgement in judgements if judgement.failure is not None]

@@ -130,7 +130,7 @@ class RewardServer(ResponseScorer):
                     return found
                 if tried == tries or found.failure not in RETRIED:
                     often = f", tried {tried} times" if tried > 1 else ""
-                    said = f"no use of the reward server at {self.url}{path}{often} ({found.detail})"
+                    said = f"cannot use the reward server at {self.url}{path}{often} ({found.detail})"
                     raise RewardServerError(f"{self.name}: {said}; {self._advice(found)}")
                 pause = max(PAUSES[tried - 1], found.wait or 0.0)
                 report.retry(found.detail, tried, tries, pause)

@@ -1,4 +1,4 @@
-"""TRL's own options for a metatune trainer, so that a TRL script runs when only the class name changes."""
+"""Convert TRL's configuration for a metatune trainer, so that a TRL script needs only another class name."""
 
 from dataclasses import fields
 from typing import TypeVar
@@ -12,13 +12,13 @@ Config = TypeVar("Config", bound=TrainingArguments)
 def config_for(
     config_class: type[Config], args: TrainingArguments | None, model: str | torch.nn.Module, trainer: str
 ) -> Config:
-    """Return the options of a trainer as its own class.
+    """Return a trainer's options as its own configuration class.
 
     Args:
         config_class (`type`): class of the trainer's options, a subclass of TRL's.
-        args (`TrainingArguments`, *optional*): what the user passed; TRL's class gets the defaults of the options
-            that it does not have.
-        model (`str` or `torch.nn.Module`): names the output folder where there are no options, as in TRL.
+        args (`TrainingArguments`, *optional*): the user's options; options that TRL's class does not have get their
+            defaults.
+        model (`str` or `torch.nn.Module`): the model, which names the output folder without `args`, as in TRL.
         trainer (`str`): name of the trainer.
 
     Raises:
@@ -37,6 +37,6 @@ def config_for(
             f"{trainer}: args is a {given} with the option {unknown[0]!r}, which {wanted} does not have: pass "
             f"{wanted} or a class derived from it"
         )
-    if "generation_batch_size" in values:  # the same as steps_per_generation by now, and TRL refuses both
+    if "generation_batch_size" in values:  # steps_per_generation has been derived from it, and TRL rejects both
         values["generation_batch_size"] = None
     return config_class(**values)

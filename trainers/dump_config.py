@@ -43,15 +43,15 @@ class DUMPConfig(GRPOConfig):
             entropy terms), and for images.
         num_generations_eval (`int`, *optional*, defaults to `1`):
             Completions of each held-out prompt in an evaluation during training. TRL's default is `num_generations`,
-            which costs as many times more for the same problems.
+            which multiplies the cost for the same problems.
         per_device_eval_batch_size (`int`, *optional*):
             Completions that a process generates at once in an evaluation. By default twice
-            `per_device_train_batch_size`, since nothing is kept for a backward pass, rounded up to a multiple of
-            `num_generations_eval`. A larger one is faster where memory allows it, above all with vLLM.
+            `per_device_train_batch_size`, because no activations are kept for a backward pass, rounded up to a
+            multiple of `num_generations_eval`. A larger batch is faster if it fits in memory, above all with vLLM.
         max_verifier_failures (`float`, *optional*, defaults to `0.1`):
-            Share of the last 256 completions on which a verifier or a reward function of your own may raise an
-            exception. Such a completion has no reward. Beyond it, and if the first completions all fail, the run ends
-            with the exception's traceback; 1 never ends it.
+            Share of the last 256 completions for which a verifier or your own reward function may raise an
+            exception. Such a completion has no reward. Above this share, or if the first completions all fail, the
+            run ends with the exception's traceback; 1 never ends it.
         vllm_server_timeout (`float`, *optional*, defaults to `100.0`):
             Seconds to wait for the vLLM server at the start (TRL's default is 240). A large model needs more to load:
             start the server first, or raise this.
@@ -88,13 +88,13 @@ class DUMPConfig(GRPOConfig):
     num_generations_eval: int | None = field(
         default=1, metadata={"help": "Completions of each held-out prompt in an evaluation during training."}
     )
-    per_device_eval_batch_size: int | None = field(  # an int once it has been derived
+    per_device_eval_batch_size: int | None = field(  # an int after __post_init__
         default=None,
         metadata={"help": "Completions at once in an evaluation (default: twice per_device_train_batch_size)."},
     )
     max_verifier_failures: float = field(
         default=0.1,
-        metadata={"help": "Share of the last 256 completions on which a verifier may raise before the run ends."},
+        metadata={"help": "Share of the last 256 completions for which a verifier may raise before the run ends."},
     )
     vllm_server_timeout: float = field(
         default=100.0,

@@ -67,13 +67,13 @@ class DUMPTrainer(NamedModelCard, ExactResume, FiniteTraining, GRPOTrainer):
     """
     GRPO trainer with a curriculum over task distributions.
 
-    Takes what [`~trl.GRPOTrainer`] takes, in the same order. `args` is a [`DUMPConfig`], or TRL's own with the
-    defaults of what that adds. A column of `train_dataset` (by default `distribution`) names each row's distribution;
-    without it all rows are one. A stream, and prompts that an environment makes, are one distribution too.
+    Has the arguments of [`~trl.GRPOTrainer`], in the same order. `args` is a [`DUMPConfig`], or TRL's `GRPOConfig`;
+    then the other options have their defaults. A column of `train_dataset` (by default `distribution`) names each
+    row's distribution; without it all rows are one. A stream, and prompts from an environment, are one distribution.
 
     Raises:
-        ValueError: if the options ask for a choice among distributions that the training set does not have or a
-            stream cannot give; if a reward is infinite; if no completion of a generation batch could be scored.
+        ValueError: if the options need several distributions and the training set has none or is a stream; if a
+            reward is infinite; if no completion of a generation batch could be scored.
     """
 
     _config_class: type[DUMPConfig] = DUMPConfig
@@ -132,7 +132,7 @@ class DUMPTrainer(NamedModelCard, ExactResume, FiniteTraining, GRPOTrainer):
                 rollout_func,
                 environment_factory,
             )
-        # Where an environment owns the data, TRL has made a placeholder.
+        # With an environment, TRL has created a placeholder dataset by now.
         self._set_up_curriculum(args, rows_by_arm or rows_by_distribution(self.train_dataset, args))
         self._set_up_measurements(args)
         self._set_up_method(args)
@@ -147,7 +147,7 @@ class DUMPTrainer(NamedModelCard, ExactResume, FiniteTraining, GRPOTrainer):
         self._cycles = [
             ItemCycle(len(rows), seed=args.seed + index, shuffle=args.shuffle_dataset)
             for index, rows in enumerate(self._arm_rows)
-            if rows  # those of a stream come from the data loader
+            if rows  # a stream's rows come from the data loader
         ]
 
     def _set_up_measurements(self, args: DUMPConfig) -> None:
@@ -158,7 +158,7 @@ class DUMPTrainer(NamedModelCard, ExactResume, FiniteTraining, GRPOTrainer):
             self.vllm_generation.sync_weights = self._throughput.timed("sync", self.vllm_generation.sync_weights)
         self._rollout_tokens = 0
         self._rewards_per_func: torch.Tensor  # of the batch being scored: (all ranks' completions, reward functions)
-        self._gold: torch.Tensor  # what the gold reward says of that batch: (all ranks' completions,)
+        self._gold: torch.Tensor  # the gold rewards of that batch: (all ranks' completions,)
         self._gold_index = self._find_gold(args.gold_reward)
         self._opens_thinking = None if correctness_reward in self.reward_funcs else False  # None: not known yet
         self._guard_rewards(args.max_verifier_failures)
@@ -181,7 +181,7 @@ class DUMPTrainer(NamedModelCard, ExactResume, FiniteTraining, GRPOTrainer):
         return names.index(candidates[0]) if candidates else None
 
     def _guard_rewards(self, max_failures: float) -> None:
-        """Let an exception of a reward function cost the completions that cause it, and not the run."""
+        """Wrap the reward functions, so that an exception affects only the completions that cause it."""
         self.reward_funcs: list[Any] = [
             function
             if isinstance(function, OPINIONS)
@@ -204,7 +204,7 @@ class DUMPTrainer(NamedModelCard, ExactResume, FiniteTraining, GRPOTrainer):
         column = self.args.distribution_column
         training = self.model.training
         if training:
-            self.check_weights()  # sampling with NaN fails on the device, without saying why
+            self.check_weights()  # sampling with NaN weights fails on the device without a clear error
             inputs = self._draw(inputs)
         if column in inputs[0]:
             self._log_completion_extra(column, [row[column] for row in inputs])
@@ -218,7 +218,7 @@ class DUMPTrainer(NamedModelCard, ExactResume, FiniteTraining, GRPOTrainer):
     def _draw(self, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Draw the global batch of prompts, each repeated for its group, and return this rank's rows.
 
-        `inputs` are the data loader's rows, which count only where the training set is a stream.
+        `inputs` are the data loader's rows, which are used only if the training set is a stream.
         """
         num_local_rows = len(inputs)
         num_rows = num_local_rows * self.accelerator.num_processes
@@ -269,7 +269,7 @@ class DUMPTrainer(NamedModelCard, ExactResume, FiniteTraining, GRPOTrainer):
                 self._log_completion_extra(name, values)
 
     def _with_thinking(self, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Note for `correctness_reward` that completions start inside of the thinking, if the template opens it."""
+        """Add a column for `correctness_reward` if the chat template opens the thinking before each completion."""
         if self._opens_thinking is None:
             options = {"chat_template": self.chat_template, **self.chat_template_kwargs}
             self._opens_thinking = opens_thinking(Rendering(self._tokenizer, options))
@@ -311,16 +311,16 @@ class DUMPTrainer(NamedModelCard, ExactResume, FiniteTraining, GRPOTrainer):
             metrics[f"pass_rate/{arm}"].append(_pass_rate(values))
 
     def _nothing_scored(self, number: int) -> str:
-        """Say which reward functions left a batch of `number` completions without a reward, in their own words."""
-        told = []
+        """Return the error for a batch of `number` completions without a reward, with each function's last error."""
+        causes = []
         functions = zip(self.reward_func_names, self.reward_funcs, self.reward_weights, self._num_missing, strict=True)
         for name, function, weight, missing in functions:
             if missing and weight != 0:
                 trouble = getattr(function, "trouble", None)
-                told.append(f"{name} gave none to {missing} of them{f' ({trouble})' if trouble else ''}")
+                causes.append(f"{name} returned none for {missing} of them{f' ({trouble})' if trouble else ''}")
         return (
-            f"none of the {number} completions of this batch has a reward: {'; '.join(told)}. The run can be resumed "
-            "from its last checkpoint"
+            f"none of the {number} completions of this batch has a reward: {'; '.join(causes)}. The run can be "
+            "resumed from its last checkpoint"
         )
 
     def _by_arm(self, rewards: torch.Tensor) -> dict[str, list[float]]:
@@ -428,7 +428,7 @@ class DUMPTrainer(NamedModelCard, ExactResume, FiniteTraining, GRPOTrainer):
         return [*super()._card_lines(), f"Curriculum: `{self.args.curriculum}`, over the task distributions {arms}."]
 
     def _has_choice(self) -> bool:
-        """Tell whether the curriculum chooses among several distributions."""
+        """Return whether the curriculum chooses among several distributions."""
         return len(self.curriculum.arms) > 1
 
     # ---- checkpoints ----
@@ -444,7 +444,7 @@ class DUMPTrainer(NamedModelCard, ExactResume, FiniteTraining, GRPOTrainer):
         super()._load_run_state(state, folder)
         self.curriculum.load_state_dict(state["curriculum"])
         cycles = zip(self._cycles, state["item_cycles"], strict=True)
-        for arm, (cycle, cycle_state) in zip(self.curriculum.arms, cycles, strict=False):  # a stream has no cycle
+        for arm, (cycle, cycle_state) in zip(self.curriculum.arms, cycles, strict=False):  # none for a stream
             try:
                 cycle.load_state_dict(cycle_state)
             except ValueError as error:

@@ -1,9 +1,9 @@
-"""Stops a training whose loss, gradient norm or weights are NaN or infinite, before anything of it is saved.
+"""Stop training when the loss, the gradient norm or a weight is NaN or infinite, before that step is saved.
 
-`Trainer` goes on after such a step: its `logging_nan_inf_filter` keeps the value out of the logs, every weight becomes
-NaN, and the checkpoints that follow replace the good ones. [`FiniteTraining`] looks once per optimizer step, at the
-gradient norm that `Trainer` computes anyway and at the sum of the losses since the last log line. That costs one
-device synchronization per step, and saves the one per micro-batch of the filter, which is switched off.
+`Trainer` continues after such a step: its `logging_nan_inf_filter` hides the value from the logs, every weight becomes
+NaN, and later checkpoints replace the good ones. [`FiniteTraining`] checks once per optimizer step the gradient norm
+that `Trainer` computes anyway and the sum of the losses since the last log line. This costs one device synchronization
+per step, and saves one per micro-batch, because the filter is off.
 """
 
 import math
@@ -26,16 +26,16 @@ class NonFiniteError(ArithmeticError):
 
 
 class FiniteTraining(_Mixed):
-    """Raises [`NonFiniteError`] in the trainer that it is mixed into, before `Trainer` in the order of its bases.
+    """Mixin that raises [`NonFiniteError`]; list it before `Trainer` in the bases.
 
     Gradients are reduced over all processes, so all of them stop at the same step. With fp16 an infinite gradient norm
-    is part of the search for the loss scale, and the optimizer skips such a step: it stops the run only when the scale
-    cannot become smaller. DeepSpeed raises its own error then.
+    is part of the search for the loss scale, and the optimizer skips such a step. It stops the run only when the scale
+    cannot decrease further; with DeepSpeed, DeepSpeed raises its own error.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self.args.logging_nan_inf_filter = False  # it would replace the loss that is looked at here
+        self.args.logging_nan_inf_filter = False  # it would replace the loss that is checked here
 
     def _get_grad_norm(self, model, grad_norm=None):
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # called once per optimizer step, before the update
@@ -51,14 +51,14 @@ class FiniteTraining(_Mixed):
         return norm
 
     def _skips_overflow(self) -> bool:
-        """Return whether the optimizer skips a step whose gradients are infinite, because the loss scale is fp16's."""
+        """Return whether the optimizer skips a step with infinite gradients, as with fp16 loss scaling."""
         if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
             return self.model_wrapped.fp16_enabled()
         scaler = self.accelerator.scaler
         return scaler is not None and scaler.get_scale() >= 1
 
     def check_weights(self) -> None:
-        """Raise [`NonFiniteError`] if a trained weight is NaN or infinite; under ZeRO-3 of this process's shards."""
+        """Raise [`NonFiniteError`] if a trained weight is NaN or infinite; with ZeRO-3, in this process's shards."""
         trained = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
         finite = [getattr(weight, "ds_tensor", weight).isfinite().all() for weight in trained.values()]
         if not all(torch.stack([flag.to(finite[0].device) for flag in finite]).tolist()):
@@ -71,10 +71,10 @@ class FiniteTraining(_Mixed):
         super().save_model(output_dir, _internal_call)
 
     def _stop(self, found: str) -> NoReturn:
-        raise NonFiniteError(f"{found}. Training stopped, and nothing of this step is saved. {self._what_is_kept()}")
+        raise NonFiniteError(f"{found}. Training stopped, and this step is not saved. {self._what_is_kept()}")
 
     def _what_is_kept(self) -> str:
-        """Name what the run can be resumed from, as a sentence."""
+        """Return a sentence that names the last checkpoint and how to continue."""
         last = last_whole_checkpoint(Path(str(self.args.output_dir)))
         if last is None:
             return "There is no checkpoint yet: start again with a lower learning_rate"

@@ -43,7 +43,7 @@ def register() -> None:
 
 
 def end_with_parent() -> None:
-    """Let the kernel kill this process when the one that started it dies, which vLLM's engine does not notice."""
+    """Make the kernel kill this process when its parent dies, which vLLM's engine does not detect."""
     parent = multiprocessing.parent_process()
     if parent is None or sys.platform != "linux":
         return

@@ -85,10 +85,10 @@ class _Collator(DataCollatorForPreference):
 
 class MetaRewardTrainer(NamedModelCard, CountedTokens, FiniteTraining, RewardTrainer):
     """
-    Trainer for reward models that stay right.
+    Trainer for reward models with noisy preferences and a shifting policy.
 
-    Takes what [`~trl.RewardTrainer`] takes, in the same order, and the meta set. `args` is a [`MetaRewardConfig`], or
-    TRL's own, which treats nothing.
+    Has the arguments of [`~trl.RewardTrainer`], in the same order, and the meta set. `args` is a [`MetaRewardConfig`],
+    or TRL's `RewardConfig`, which enables no treatment.
 
     Args:
         meta_dataset ([`~datasets.Dataset`], *optional*): responses of the policy that the reward model is to judge,
@@ -339,8 +339,8 @@ def treated(dataset: Dataset | IterableDataset | None, args: MetaRewardConfig) -
     """Return the pairs with the target and the margin that the treatments give them.
 
     Raises:
-        ValueError: if the preference strength that a treatment needs is not there, if a margin would be overwritten,
-            or if the pairs are a stream.
+        ValueError: if the preference strength that a treatment needs is missing, if a margin would be overwritten, or
+            if the pairs are a stream.
     """
     names = [name for name in TREATMENT_OPTIONS if getattr(args, name)]
     if dataset is None or not names:

@@ -18,7 +18,7 @@ from .mrt_trainer import MRTTrainer
 class MetaTrainer(MPOTrainer, MRTTrainer):
     """GRPO trainer with every method, each of which may be off: `curriculum: uniform`, `progress: none`, no judge.
 
-    Takes what [`MPOTrainer`] takes; `args` is a [`MetaConfig`], or TRL's own.
+    Has the arguments of [`MPOTrainer`]; `args` is a [`MetaConfig`], or TRL's `GRPOConfig`.
     """
 
     _config_class = MetaConfig

@@ -1,4 +1,4 @@
-"""The model card of a run: its base model, its data, the methods that were on, and their papers."""
+"""The model card of a run: base model, data, enabled methods, and their papers."""
 
 import sys
 from importlib.metadata import version
@@ -69,16 +69,16 @@ Versions: {{ versions }}.
 
 
 class Method(NamedTuple):
-    """A method that a run used: its name, and its paper as TRL's trainers write it (`title`, `id`, `citation`)."""
+    """A method that a run used: its name, and its paper in TRL's format (`title`, `id`, `citation`)."""
 
     name: str
     paper: dict[str, str]
 
 
 class NamedModelCard(_Mixed):
-    """Writes the model card of the trainer that it is mixed into, before TRL's trainer in the order of its bases.
+    """Mixin that writes the model card; list it before TRL's trainer in the bases.
 
-    TRL's own names one method, and calls a base model that is a local folder `None`.
+    TRL's card names only one method, and shows a base model in a local folder as `None`.
     """
 
     _name: str
@@ -86,11 +86,11 @@ class NamedModelCard(_Mixed):
     _tag_names: list[str]
 
     def _methods(self) -> list[Method]:
-        """Return the methods that are on."""
+        """Return the enabled methods."""
         return [Method(self._name, self._paper)]
 
     def _card_lines(self) -> list[str]:
-        """Return further lines for the card's part on training."""
+        """Return additional lines for the section on training."""
         return []
 
     def create_model_card(
@@ -104,7 +104,7 @@ class NamedModelCard(_Mixed):
         Args:
             model_name (`str`, *optional*): name of the model.
             dataset_name (`str` or `list[str]`, *optional*): names of the datasets, on the hub or local.
-            tags (`str` or `list[str]`, *optional*): tags beside the trainer's own.
+            tags (`str` or `list[str]`, *optional*): tags in addition to the trainer's.
         """
         if not self.is_world_process_zero():
             return
@@ -136,12 +136,12 @@ class NamedModelCard(_Mixed):
 
 
 def is_local(name: str) -> bool:
-    """Tell whether a model or a dataset is a folder or a file of this machine, and not of the hub."""
+    """Return whether a model or a dataset is a local folder or file, and not on the hub."""
     return Path(name).exists() or Path(name).is_absolute()
 
 
 def shown(name: str, kind: str) -> str:
-    """Return a link to the hub, or the last part of a local path: the rest of it is nobody else's business."""
+    """Return a link to the hub, or only the last part of a local path, because the card may be published."""
     if is_local(name):
         return f"`{Path(name).resolve().name}` (a local {'folder' if Path(name).is_dir() else 'file'})"
     return f"[{name}](https://huggingface.co/{kind}{name})"
@@ -149,7 +149,7 @@ def shown(name: str, kind: str) -> str:
 
 def tracked_at() -> list[str]:
     """Return a line for each tracker that has a page of this run."""
-    run = getattr(sys.modules.get("wandb"), "run", None)  # whoever logged to it has imported it
+    run = getattr(sys.modules.get("wandb"), "run", None)  # imported if the run logged to it
     pages = {
         "Trackio": get_trackio_space_url(),
         "Comet": get_comet_experiment_url(),

@@ -53,8 +53,8 @@ class MPOTrainer(DUMPTrainer):
     """
     GRPO trainer whose judge learns.
 
-    Takes what [`DUMPTrainer`] takes, in the same order. `args` is an [`MPOConfig`], or TRL's own; one of
-    `reward_funcs` is a [`JudgeReward`], alone or beside verifiers and reward models.
+    Has the arguments of [`DUMPTrainer`], in the same order. `args` is an [`MPOConfig`], or TRL's `GRPOConfig`; one of
+    `reward_funcs` is a [`JudgeReward`], alone or with verifiers and reward models.
 
     Args:
         meta_judge (`MetaJudge`, *optional*): that rewrites the rubric; needed unless `meta_every` is 0.
@@ -124,13 +124,13 @@ class MPOTrainer(DUMPTrainer):
                 + ("" if judges else "; MetaTrainer also trains without a judge")
             )
         if judges and self.args.meta_every and meta_judge is None:
-            raise ValueError("give a meta_judge, or leave the rubric as it is by meta_every: 0")
+            raise ValueError("pass a meta_judge, or set meta_every: 0 to keep the rubric unchanged")
         if not judges and (meta_judge is not None or held_out_judge is not None):
             raise ValueError("a meta_judge and a held_out_judge go with a JudgeReward among reward_funcs")
         self._judge_reward: JudgeReward | None = judges[0] if judges else None
         self.rubric_version = 0
         self._cases: list[JudgedCase] = []  # of the batch, of all processes
-        # This and the next are the main process's.
+        # The main process alone uses the history and the evolution.
         self.rubric_history = RubricHistory(Path(self.args.output_dir) / "rubrics")
         if self._judge_reward is not None:
             self._evolution = RubricEvolution(

@@ -48,7 +48,7 @@ class MRTTrainer(SuccessAtPrefixes, DUMPTrainer):
     """
     GRPO trainer that rewards progress.
 
-    Takes what [`DUMPTrainer`] takes. `args` is an [`MRTConfig`], or TRL's own.
+    Has the arguments of [`DUMPTrainer`]. `args` is an [`MRTConfig`], or TRL's `GRPOConfig`.
 
     Raises:
         ValueError: as [`DUMPTrainer`]; if the forcing suffix is unknown or does not end the thinking; if
@@ -77,7 +77,9 @@ class MRTTrainer(SuccessAtPrefixes, DUMPTrainer):
         super()._set_up_method(args)
         self._check_gold()
         if args.progress == "prefix" and (self.tools or self.rollout_func is not None):
-            raise ValueError("progress: prefix appends to prompts: do without tools, environments and a rollout_func")
+            raise ValueError(
+                "progress: prefix appends to prompts: remove the tools, the environment or the rollout_func"
+            )
         if args.progress == "prefix" and not self._cycles:
             raise ValueError("progress: prefix keeps a trace of every row: load the training set without streaming")
         options: Any = args.episodes  # transformers has read a text as JSON

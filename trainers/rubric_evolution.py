@@ -25,7 +25,7 @@ from .mpo_config import MPOConfig
 
 logger = get_logger(__name__)
 
-MOST_SERVER_FAILURES = 3  # of a meta judge or a held-out judge in a row, before they end the run
+MOST_SERVER_FAILURES = 3  # consecutive failures of a meta judge or held-out judge that end the run
 CASE_COLUMNS = ("prompt", "completion", "reference")
 
 
@@ -202,7 +202,7 @@ class RubricEvolution:
         self._watch.rubric_changed()
 
     def _count_server_failure(self, judge: str, error: JudgeError) -> None:
-        """Raise the error of a judge's server if no later call can succeed, or after several in a row."""
+        """Raise the error of a judge's server if no later call can succeed, or after several consecutive failures."""
         self._server_failures[judge] += 1
         if error.is_hopeless or self._server_failures[judge] >= MOST_SERVER_FAILURES:
             raise error

@@ -8,4 +8,4 @@ from .whole_checkpoints import CountedTokens
 
 
 class SFTTrainer(NamedModelCard, CountedTokens, FiniteTraining, TRLSFTTrainer):
-    """Takes what [`~trl.SFTTrainer`] takes."""
+    """Has the arguments of [`~trl.SFTTrainer`]."""

@@ -243,7 +243,7 @@ def test_without_a_verifier_no_answer_is_asked_for(tmp_path):
         (
             {"prompt": "Q", "answer": "\ud83d"},
             {},
-            r"line 3: answer_column 'answer' holds half of a surrogate pair \(.ud83d",
+            r"line 3: answer_column 'answer' contains an unpaired surrogate \(.ud83d",
         ),
         ({"prompt": "Q \udc00", "answer": "1"}, {}, r"line 3: prompt_column 'prompt' holds half .*character 3"),
         ({"prompt": "Q", "answer": "1", "x": "\ud83d"}, {"info_columns": ["x"]}, r"line 1: .*'x' \(info_columns\)"),
@@ -277,7 +277,7 @@ def test_without_a_verifier_no_answer_is_asked_for(tmp_path):
         ({"prompt": "Q", "answer": "1"}, {"answer_after": "####"}, r"line 1: answer_column 'answer' lacks the mark"),
         ({"prompt": ["Q"], "answer": "1"}, {}, r"line 3: prompt_column 'prompt' has no role in message 1"),
         ({"prompt": 7, "answer": "1"}, {}, r"line 3: prompt_column 'prompt' must be text or a list of .*, got 7"),
-        ({"prompt": "", "answer": "1"}, {}, r"line 3: prompt_column 'prompt' must be text and not empty, got ''"),
+        ({"prompt": "", "answer": "1"}, {}, r"line 3: prompt_column 'prompt' must be non-empty text, got ''"),
         ({"prompt": "Q", "answer": "1"}, {"info_columns": ["names"]}, r"line 1: .*'names' \(info_columns\)"),
         ({"prompt": "Q", "answer": "1"}, {"split_by": "level"}, r"line 3: .*'level' \(split_by\)"),
         ({"prompt": "Q", "answer": "1", "level": None}, {"split_by": "level"}, r"line 3: split_by column 'level'"),
@@ -384,7 +384,7 @@ def test_a_list_of_which_a_path_is_missing_is_refused_and_not_shortened(tmp_path
     """A name without a suffix might be the hub's, but not in a list."""
     there = write_jsonl(tmp_path / "a.jsonl", questions(40))
     for paths in ([there, "data/b"], ["data/b", "data/c"]):
-        with pytest.raises(ValueError, match=r"no data at 'data/b'; a list is of local files and folders"):
+        with pytest.raises(ValueError, match=r"no data at 'data/b'; a list may contain only local files and folders"):
             load_distributions([entry("") | {"path": paths}])
 
 

@@ -42,7 +42,7 @@ def write(path: Path, text: str | bytes) -> str:
         ('{"a": 1}\n{"a": \n', "line 2: not JSON: Expecting value"),
         ("[" * 9000, "line 1: nested too deep"),
         ('{"a": "é"}\n'.encode("latin-1"), "line 1: not JSON: 'utf-8' codec"),
-        ('{"a": "\\ud83d\\ude00"}\n{"a": [{"b": "x\\ud83d"}]}\n', "line 2: 'a.0.b' holds half of a surrogate pair"),
+        ('{"a": "\\ud83d\\ude00"}\n{"a": [{"b": "x\\ud83d"}]}\n', "line 2: 'a.0.b' contains an unpaired surrogate"),
         ("", "is empty"),
     ],
 )

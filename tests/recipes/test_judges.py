@@ -175,7 +175,7 @@ def test_a_server_that_is_not_there_is_one_line(tmp_path):
     recipe = judged(tmp_path, NOWHERE)
     code, _, errors = finish(start(metatune("grpo", "--config", recipe)))
     error, line = last_line(errors), read_recipe(str(recipe)).lines["judge"]
-    told = f"metatune: error: {recipe}:{line}: judge: no use of the judge's server at"
+    told = f"metatune: error: {recipe}:{line}: judge: cannot use the judge's server at"
     assert code == 2 and error.startswith(told), errors[-2000:]
     assert "vllm serve" in error
 
@@ -257,6 +257,6 @@ def test_doctor_asks_the_judges_of_a_recipe_and_leaves_their_memory_out(tmp_path
         assert "NOT_SET is not set" in doctored(recipe)[0][0] and doctored(recipe, *other)[0] == []
         recipe = judged(tmp_path, server.url, meta_judge={"url": NOWHERE, "model": "big"})
         (problem,) = doctored(recipe)[0]
-        assert f": meta_judge: no use of the judge's server at {NOWHERE}" in problem and "vllm serve" in problem
+        assert f": meta_judge: cannot use the judge's server at {NOWHERE}" in problem and "vllm serve" in problem
         problems, notes = doctored(recipe, *other)
         assert problems == [] and any(note.startswith(f"meta_judge: needs big served at {NOWHERE}") for note in notes)

@@ -100,7 +100,7 @@ def test_what_cannot_be_loaded_names_its_entry(tmp_path):
         load_reward_models([RewardModelEntry(path=str(STARTER))])
     with pytest.raises(ConfigError, match=r"reward_models\[0\]: .*nothing cannot be loaded"):
         load_reward_models([RewardModelEntry(path=str(tmp_path / "nothing"))])
-    with pytest.raises(ConfigError, match=r"reward_models\[0\]: no use of the reward server at not-a-url"):
+    with pytest.raises(ConfigError, match=r"reward_models\[0\]: cannot use the reward server at not-a-url"):
         load_reward_models([RewardModelEntry(url="not-a-url")])
 
 
@@ -178,4 +178,4 @@ def test_a_server_that_fails_ends_the_run_in_one_line(tmp_path, models):
     server.shutdown()
     server.server_close()
     assert code == 1 and len(log_rows(tmp_path / "run")) == 2
-    assert f"no use of the reward server at {server.url}/classify, tried 3 times (HTTP 503" in last_line(errors)
+    assert f"cannot use the reward server at {server.url}/classify, tried 3 times (HTTP 503" in last_line(errors)

@@ -76,7 +76,7 @@ def test_what_a_request_says(monkeypatch):
         (("body", "<html>Bad gateway</html>"), "bad_reply", "", 3),
         (("body", json.dumps(completion("yes"))[:60]), "bad_reply", "", 3),
         (("body", "[]"), "bad_reply", "", 3),
-        (("body", '{"choices": null}'), "bad_reply", "no chat completion", 3),
+        (("body", '{"choices": null}'), "bad_reply", "not a chat completion", 3),
         (("body", '{"choices": []}'), "empty", "without text", 1),
         (("body", json.dumps(completion(None))), "empty", "without text", 1),
         (("text", " \n"), "empty", "without text", 1),
@@ -214,7 +214,7 @@ def test_what_is_served():
         with pytest.raises(JudgeError, match="serves fake, not other"):
             client(server, model="other").check()
     with pytest.raises(
-        JudgeError, match=r"no use of the judge's server at .* \(connection: .*start it with `vllm serve"
+        JudgeError, match=r"cannot use the judge's server at .* \(connection: .*start it with `vllm serve"
     ):
         client(server).check()
 
@@ -228,7 +228,7 @@ def test_a_server_that_never_ends_its_answer(method):
         if method == "do_POST":
             assert asked.complete([chat("a")])[0].failure == "timeout"
         else:
-            with pytest.raises(JudgeError, match=r"no use of the judge's server at .* \(timeout"):
+            with pytest.raises(JudgeError, match=r"cannot use the judge's server at .* \(timeout"):
                 asked.check()
 
 
@@ -240,7 +240,7 @@ def test_a_server_that_never_ends_its_answer(method):
         ({"retries": -1}, "retries must be a number of at least 0, not -1"),
         ({"temperature": float("nan")}, "temperature must be a number of at least 0, not nan"),
         ({"structured": "yes"}, "structured is one of json_schema, none"),
-        ({"api_key_variable": "NOT_SET_ANYWHERE"}, "NOT_SET_ANYWHERE, which has the judge's key, is not set"),
+        ({"api_key_variable": "NOT_SET_ANYWHERE"}, "NOT_SET_ANYWHERE, which holds the judge's key, is not set"),
     ],
 )
 def test_bad_options(options, message):
@@ -318,7 +318,7 @@ def test_a_refused_field_names_the_option_that_fixes_it(words, options, advice):
         ),
         (("error", (404, "The model `fake` does not exist")), "404 Not Found: The model `fake` does not exist"),
         (("status", 500), "500 Internal Server Error: told to answer 500"),
-        (("body", "<html><title>Sign in</title></html>"), "no JSON: a web page, 'Sign in'"),
+        (("body", "<html><title>Sign in</title></html>"), "not JSON: a web page, 'Sign in'"),
         (("body", json.dumps({"error": {"message": "No credit", "code": 402}})), "402 Payment Required: No credit"),
         (("late", 1.0), "timeout: no answer in 0.3 s"),
     ],
@@ -337,7 +337,7 @@ def test_a_server_without_a_list_of_models_needs_the_model_s_name():
     with FakeJudgeServer(echo) as server:
         server._server.RequestHandlerClass.do_GET = lambda handler: handler.reply(404, {"detail": "Not Found"})
         client(server, model="fake").check()
-        with pytest.raises(JudgeError, match=r"no use of the judge's server .*404 Not Found"):
+        with pytest.raises(JudgeError, match=r"cannot use the judge's server .*404 Not Found"):
             client(server).check()
 
 
@@ -352,7 +352,7 @@ def test_a_wrong_key_is_noticed_before_the_first_batch_though_the_models_are_lis
 @pytest.mark.parametrize("value", ["sk-\N{EM DASH}", "sk a\nb"])
 def test_a_key_that_cannot_be_sent_is_refused_without_its_value(monkeypatch, value):
     monkeypatch.setenv("KEY_OF_THE_JUDGE", value)
-    with pytest.raises(ValueError, match="KEY_OF_THE_JUDGE, which has the judge's key, has characters") as refused:
+    with pytest.raises(ValueError, match="KEY_OF_THE_JUDGE, which holds the judge's key, has invalid") as refused:
         client("http://127.0.0.1:1/v1", api_key_variable="KEY_OF_THE_JUDGE")
     assert value not in str(refused.value)
     with pytest.raises(ValueError, match="the name of an environment variable, such as OPENAI_API_KEY") as refused:

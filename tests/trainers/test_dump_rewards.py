@@ -209,7 +209,9 @@ def test_a_verifier_that_worked_is_not_blamed_for_a_reward_model_that_did_not(tm
         def score(self, prompts, completions):
             return np.full(len(completions), math.nan)
 
-    with pytest.raises(ValueError, match=r"has a reward: reward_model gave none to 16 of them\. The run") as error:
+    with pytest.raises(
+        ValueError, match=r"has a reward: reward_model returned none for 16 of them\. The run"
+    ) as error:
         make(tmp_path, reward=[digits, RewardModelReward(Silent())]).train()
     assert "digits" not in str(error.value)
 

@@ -243,7 +243,7 @@ def test_what_a_trainer_cannot_do_without(tmp_path):
             "train_dataset": trainer.train_dataset,
             "processing_class": trainer.processing_class,
         }
-        with pytest.raises(ValueError, match="give a meta_judge, or leave the rubric as it is by meta_every: 0"):
+        with pytest.raises(ValueError, match="pass a meta_judge, or set meta_every: 0 to keep the rubric unchanged"):
             type(trainer)(trainer.model, trainer.reward_funcs, **arguments)
         trainer.args.reward_weights = None
         with pytest.raises(ValueError, match="needs one JudgeReward among reward_funcs, not 0"):

@@ -292,7 +292,7 @@ def test_mpo_needs_a_judge_and_names_the_trainer_that_does_not(folders, tmp_path
 
 def test_mpo_takes_plain_options_beside_its_judge(folders, tmp_path):
     judge = JudgeReward(Judge(JudgeClient("http://127.0.0.1:9/v1", retries=1), FIRST))
-    with pytest.raises(ValueError, match="give a meta_judge, or leave the rubric as it is by meta_every: 0"):
+    with pytest.raises(ValueError, match="pass a meta_judge, or set meta_every: 0 to keep the rubric unchanged"):
         MPOTrainer(folders["policy"], [has_digit, judge], config(tmp_path, GRPOConfig), prompts())
     options = config(tmp_path, MPOConfig, meta_every=0)
     trainer = MPOTrainer(folders["policy"], [has_digit, judge], options, prompts(), {"easy": prompts(4)})
