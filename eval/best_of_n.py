@@ -6,7 +6,7 @@ a larger reward model. Where the gold falls while the proxy still rises, the pro
 
 With k responses of a prompt, n are drawn without replacement, and the expectation over all C(k, n) draws is taken
 exactly; it is an unbiased estimate of what n fresh responses would give, whatever k. Responses that the proxy scores
-alike share the choice. Where the prompts agree, the intervals take gold scores to reach at least from 0 to 1. Pure
+alike share the choice. If the prompts agree, the intervals assume that gold scores span at least 0 to 1. Pure
 functions of numbers.
 """
 
@@ -165,7 +165,7 @@ def _row(n: int, prompts: Sequence[Prompt], confidence: float, num_resamples: in
     distributions = [distribution for *_, distribution in prompts]
 
     scores = np.concatenate([gold_K for _, gold_K, _ in prompts])
-    least, most = min(0.0, float(scores.min())), max(1.0, float(scores.max()))  # of a gold score, as far as is known
+    least, most = min(0.0, float(scores.min())), max(1.0, float(scores.max()))  # the known range of a gold score
 
     def mean(values: Sequence[float], resamples: int = num_resamples, bounds: Bounds = (least, most)) -> Interval:
         options: dict[str, Any] = {"confidence": confidence, "num_resamples": resamples, "seed": seed}
@@ -174,7 +174,7 @@ def _row(n: int, prompts: Sequence[Prompt], confidence: float, num_resamples: in
     found = [best_of_n(proxy_K, gold_K, n) for proxy_K, gold_K, _ in prompts]
     chosen = mean(found)
     gains = [best - float(gold_K.mean()) for best, (_, gold_K, _) in zip(found, prompts, strict=True)]
-    # With n = 1 every response is chosen as often as any other: the gain is 0 by definition, not by observation.
+    # With n = 1 every response is equally likely to be chosen: the gain is 0 by definition, not by observation.
     gain = Interval(0.0, 0.0, 0.0) if n == 1 else mean(gains, bounds=(least - most, most - least))
     return {
         "n": n,

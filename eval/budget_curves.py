@@ -156,7 +156,7 @@ def token_ratio(
     tail = (1 - confidence) / 2
     low, high = np.quantile(reached, [tail, 1 - tail]) if len(reached) else (np.nan, np.nan)
     ratio = float(_ratio(np.array([of_reference]), np.array([of_other]))[0])
-    if len(reached) and np.ptp(reached) <= 1e-9 * abs(ratio):  # a bootstrap of problems that agree
+    if len(reached) and np.ptp(reached) <= 1e-9 * abs(ratio):  # the problems agree, and the bootstrap shows no spread
         sizes = [len(members) for members in strata.values()]
         unseen = unseen_shifts([0.0] * len(sizes), sizes, (0.0, 1.0), confidence)[1] / len(sizes)
         largest = [max(float(stratum[:, 0].max()) for stratum in side) for side in sides]
@@ -186,13 +186,13 @@ def _tokens_at(tokens: np.ndarray, accuracies: np.ndarray, levels: np.ndarray) -
 
 
 def _unseen_ratio(tokens: Sequence[float], largest: Sequence[float], unseen: float) -> tuple[float, float]:
-    """Return how small and how large `reference / other` may be with a share of problems that the sample lacks.
+    """Return the least and the greatest `reference / other` if a share of problems is not in the sample.
 
-    Those may need no tokens of the one model and the largest number that was measured of the other.
+    These problems may need no tokens with one model and the largest measured number with the other.
 
     Args:
-        tokens (`Sequence[float]`): what the reference and the other model need.
-        largest (`Sequence[float]`): the largest number of tokens of each that was measured.
+        tokens (`Sequence[float]`): tokens of the reference and of the other model.
+        largest (`Sequence[float]`): the largest measured number of tokens of each.
         unseen (`float`): the share.
     """
     reference, other = ((1 - unseen) * number for number in tokens)

@@ -57,7 +57,7 @@ def write_comparison_page(groups: Sequence[Group], path: str | Path) -> Path:
 
 
 def _charts(groups: Sequence[Group]) -> dict[str, list[Chart]]:
-    """Return the charts of every number of [`CURVES`] that a run logged and that varies, by title."""
+    """Return the charts of each metric of [`CURVES`] that a run logged and that varies, by title."""
     charts: dict[str, list[Chart]] = {}
     for key, label in CURVES.items():
         for place in AXES:

@@ -1,4 +1,4 @@
-"""A curve of several runs in one chart."""
+"""Charts of one metric of several runs."""
 
 from collections.abc import Sequence
 
@@ -9,13 +9,13 @@ from .report.charts import Chart, Line, curve, smoothed
 from .run_comparison import ComparedRun, Group
 
 AXES = {"step": "optimizer step", "rollout_tokens": "rollout tokens"}
-DASHES = ("solid", "dash", "dashdot", "dot")  # so that groups can be told apart in gray, and beyond the hues
+DASHES = ("solid", "dash", "dashdot", "dot")  # distinguish groups in gray, and if there are more groups than hues
 MOST_NAMED = 8  # runs of a group that the legend names one by one
 GRID_POINTS = 200  # of the mean over runs that were not logged at the same places
 
 
 def runs_chart(groups: Sequence[Group], key: str, label: str, place: str) -> Chart | None:
-    """Return the chart of a logged number of every run: a color and a dash per group, its mean over seeds bold.
+    """Return the chart of a metric of all runs: one color and dash per group, with the mean over seeds in bold.
 
     A curve is smoothed over the last tenth of its own points. A mean is over the finished runs of a group, where there
     are any, and reaches as far as all of them do.
@@ -27,7 +27,7 @@ def runs_chart(groups: Sequence[Group], key: str, label: str, place: str) -> Cha
         place (`str`): what it is drawn over, a key of [`AXES`].
 
     Returns:
-        `Chart`: `None` if no run logged the number at two places.
+        `Chart`: `None` if no run logged the metric at two places.
     """
     lines: list[Line] = []
     for number, group in enumerate(groups):

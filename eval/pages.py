@@ -25,14 +25,14 @@ def page_template(name: str) -> jinja2.Template:
 
 
 def write_page(path: Path, page: str) -> Path:
-    """Write a page; half of a surrogate pair, which a sampled text may hold, becomes a question mark."""
+    """Write a page; an unpaired surrogate, which sampled text may contain, becomes a question mark."""
     data = page.encode("utf-8", "replace")
     write_atomically(path, lambda temporary: temporary.write_bytes(data))
     return path
 
 
 def duration(seconds: float) -> str:
-    """Write a time in the unit that fits it."""
+    """Format a time in seconds, minutes or hours."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

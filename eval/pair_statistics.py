@@ -2,8 +2,8 @@
 
 A pair is right where the chosen response scores higher, and half right where both score alike. The accuracy of pairs
 is the mean over the *pairs*, as is usual for reward models (over problems elsewhere in this package). The pairs of a
-prompt are not independent, so the bootstrap redraws prompts, each with all its pairs. Where prompts agree, all of them
-or all but four, the interval is at least as wide as the prompts that the sample lacks may make it (`unseen.py`).
+prompt are not independent, so the bootstrap redraws prompts, each with all its pairs. If all
+prompts agree, or all but four, the interval is widened to allow for prompts that are not in the sample (`unseen.py`).
 """
 
 from collections import defaultdict
@@ -39,8 +39,8 @@ def clustered_mean(
         values (`Sequence[float]` of length N): such as the correctness of pairs.
         clusters (`Sequence[Hashable]` of length N): such as their prompts.
         weights (`Sequence[float]` of length N, *optional*): positive weights of the values; equal ones by default.
-        bounds (`tuple[float, float]`, *optional*, defaults to `(0.0, 1.0)`): least and greatest value that there can
-            be; values beyond them widen them. Used where the clusters agree.
+        bounds (`tuple[float, float]`, *optional*, defaults to `(0.0, 1.0)`): least and greatest possible value;
+            observed values beyond them extend them. Used if the clusters agree.
         confidence (`float`, *optional*, defaults to `0.95`): coverage of the interval.
         num_resamples (`int`, *optional*, defaults to `10_000`): number of resamples.
         seed (`int`, *optional*, defaults to `0`): seed of the resampling.

@@ -262,7 +262,7 @@ def _spread(heights: Sequence[float]) -> np.ndarray:
 
 
 def drawable(text: str, longest: int = 40) -> str:
-    """Return a name as matplotlib draws it literally: dollar signs would begin a formula; cut in its middle."""
+    """Escape a name for matplotlib, where a dollar sign would begin a formula, and shorten it in the middle."""
     if len(text) > longest:
         text = f"{text[: longest // 2]}\N{HORIZONTAL ELLIPSIS}{text[-(longest // 2 - 1) :]}"
     return text.replace("$", r"\$")
@@ -273,7 +273,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def set_heading(axes: Axes, finding: str, caption: str) -> None:
-    """Set the title, the caption below it, and the house style."""
+    """Set the title, the caption below it, and the common style."""
     axes.set_title(drawable(finding, 120), loc="left", fontsize=12.5, fontweight="bold", color=INK, pad=24)
     place = {"xy": (0, 1), "xycoords": "axes fraction", "xytext": (0, 7), "textcoords": "offset points"}
     axes.annotate(drawable(caption, 160), **place, fontsize=9.5, color=QUIET, va="bottom")

@@ -1,10 +1,10 @@
-"""How far a mean may be from what a sample shows when its problems agree. Pure functions of numbers.
+"""Bound a mean when all problems of a sample agree. Pure functions of numbers.
 
-A bootstrap redraws what was observed. If none of 24 problems is solved, every redrawn sample says 0, and the interval
-would be the point 0. But the population may hold problems of a kind that is not in the sample: with a share q of
-them, a sample of n has none with probability (1 - q)^n. The bound takes the largest q at which that probability is
-still (1 - confidence) / 2, and gives those problems the least or the greatest possible value. For 0 of n right it is
-the exact interval of Clopper and Pearson (1934), about 3.7 / n at 95 % (the "rule of three" of Hanley and
+A bootstrap resamples the observed problems. If none of 24 problems is solved, the mean of every resample is 0, and the
+interval has zero width. But the population may contain problems of a kind that is not in the sample: with a share q of
+them, a sample of n has none with probability (1 - q)^n. The bound uses the largest q at which that probability is
+still (1 - confidence) / 2, and assigns the least or the greatest possible value to those problems. For 0 of n right it
+is the exact interval of Clopper and Pearson (1934), about 3.7 / n at 95 % (the "rule of three" of Hanley and
 Lippman-Hand, "If nothing goes wrong, is everything all right?", 1983, is its one-sided form). Over several
 distributions with shares q_d, the probability is the product of (1 - q_d)^n_d.
 """
@@ -28,7 +28,7 @@ def is_uniform(values: np.ndarray) -> bool:
 def unseen_shifts(
     means: Sequence[float], sizes: Sequence[float], bounds: tuple[float, float], confidence: float
 ) -> tuple[float, float]:
-    """Return how much lower and how much higher the sum of means may be, for all that their samples do not show.
+    """Return how much lower and how much higher the sum of means may be, given unseen problems.
 
     Args:
         means (`Sequence[float]` of length S): mean of each stratum's sample.

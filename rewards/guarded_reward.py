@@ -1,8 +1,8 @@
 """Wrap a reward function so that an exception affects only the completions that cause it.
 
 Verifiers and reward functions are often user code, and may raise for an unexpected completion. If a function raises,
-it is called again for each completion separately. Completions for which it raises have no reward (`None`, never 0), and
-are counted and logged. A function that raises from the start, or too often, ends the run with its own traceback.
+it is called again for each completion separately. Completions for which it raises have no reward (`None`, never 0),
+and are counted and logged. A function that raises from the start, or too often, ends the run with its own traceback.
 """
 
 import logging

@@ -3,14 +3,15 @@
     vllm serve Qwen/Qwen2.5-32B-Instruct-AWQ --port 8001
 
 Temporary failures are retried: no connection, a timeout, HTTP 429 and 5xx (after the wait that the server requests),
-a response that is not a chat completion. A permanent failure is a [`Reply`] with a short cause and the server's message,
-and does not affect other requests. The retries of the `openai` package are off, so that this is the only retry policy.
+a response that is not a chat completion. A permanent failure is a [`Reply`] with a short cause and the server's
+message, and does not affect other requests. The retries of the `openai` package are off: this is the only retry
+policy.
 
 When as many requests in a row have failed as run at a time, and at least four, because of the server, the rest of the
 call fails immediately: otherwise thousands of requests would wait for their deadlines one after the other.
 
-A request has `model`, `messages`, `temperature` and a token limit, and with a schema `response_format`. Options omit or
-rename the fields that a server rejects, and the error message names the option.
+A request has `model`, `messages`, `temperature` and a token limit, and with a schema `response_format`. Options omit
+or rename the fields that a server rejects, and the error message names the option.
 """
 
 import asyncio

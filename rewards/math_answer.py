@@ -1,14 +1,14 @@
-r"""Math answers: compared with the reference as texts first, then by math-verify in a bounded child process.
+r"""Compare math answers with the reference, first as text, then with math-verify in a bounded child process.
 
-What counts as the final answer is what the last mark says, after the thinking:
+The final answer is the one at the last mark after the thinking:
 
 1. the last of `\boxed{X}` (`\fbox{X}`, `\boxed X`), `<answer>X</answer>` and a last line `answer X`; boxes that only
    commas, "and" or "or" separate are one list;
-2. else what follows the last `####` (a line of words with more text below it is a heading);
-3. else what follows the last "the answer is" or "Answer:";
-4. else what math-verify finds at the end of the text: the last formula or number.
+2. otherwise the text after the last `####` (a line of words with more text below it is a heading);
+3. otherwise the text after the last "the answer is" or "Answer:";
+4. otherwise the last formula or number that math-verify finds at the end of the text.
 
-A marked answer counts as a whole: one that lists several candidates is a list, and equals only the same list.
+A marked answer is compared in full: several candidates are a list, which equals only the same list.
 
 An exception inside math-verify is the verdict "wrong", because the reference itself can be read. A timeout, a crash
 and exhausted memory make the answer unscorable.
@@ -25,7 +25,7 @@ from .math_formula import Formula, read_formula
 
 TAIL = 4000  # characters; the final answer of a longer completion must lie within its last ones
 FREE_TAIL = 1000  # characters of free text that math-verify searches
-LONGEST_PHRASE = 120  # characters of what follows "the answer is"
+LONGEST_PHRASE = 120  # characters after "the answer is"
 
 _BOX = re.compile(r"\\f?boxed(?![A-Za-z])|\\fbox(?![A-Za-z])")
 _UNBRACED = re.compile(r"\s*([^\s$]+)")
@@ -52,7 +52,7 @@ _SENTENCE_END = re.compile(
 )
 _PROSE = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{2,}(?![A-Za-z}])")
 _MARKS = re.compile(r"boxed|fbox|####|answer", re.IGNORECASE)
-_LETTER_OR_DIGIT = re.compile(r"(?<![\\A-Za-z])[A-Za-z0-9]")  # and no part of a command
+_LETTER_OR_DIGIT = re.compile(r"(?<![\\A-Za-z])[A-Za-z0-9]")  # not part of a command
 
 
 class MathVerifier(BoundedGrader):
@@ -103,17 +103,17 @@ class MathVerifier(BoundedGrader):
 
 @lru_cache(maxsize=4096)
 def read_reference(answer: str) -> Formula:
-    """Normalize a reference as answers are: its own mark, delimiters and trailing full stop do not count.
+    """Normalize a reference in the same way as answers: its mark, delimiters and trailing period do not count.
 
     Raises:
-        ValueError: nothing is left of it, its braces do not balance, or it is too long for an answer.
+        ValueError: it is empty after normalization, its braces do not balance, or it is too long for an answer.
     """
     marked = marked_answer(answer)
     text = answer if marked is None else marked
     formula = read_formula(text)
     fix = "fix the row, or drop it"
     if not re.search(r"[^\W_]|\\[a-z]|[<>=+*/^|]|\{\}", formula.key):
-        raise ValueError(f"the reference {answer[:200]!r} has no answer that could be compared: {fix}")
+        raise ValueError(f"the reference {answer[:200]!r} contains no answer to compare: {fix}")
     if not braces_balance(formula.text):
         raise ValueError(f"the braces of the reference {answer[:200]!r} do not balance: {fix}")
     if len(text) > TAIL // 2:
@@ -140,7 +140,7 @@ def final_answer(completion: str) -> Formula | str | None:
 
 
 def marked_answer(completion: str) -> str | None:
-    """Read what the last mark says.
+    """Return the answer at the last mark.
 
     Returns:
         `str` or `None`: the answer as written; empty if the mark is empty or a box stays open; `None` without a mark,
@@ -177,7 +177,7 @@ def _with_math(line: str) -> str:
 
 
 def _boxed(text: str) -> str:
-    """Return what the last box holds, or the list of what the last boxes hold that only separators keep apart."""
+    """Return the content of the last box, or a list if only separators are between the last boxes."""
     contents: list[str] = []
     end = len(text)
     for box in reversed(list(_BOX.finditer(text))):
@@ -192,7 +192,7 @@ def _boxed(text: str) -> str:
 
 
 def _content(text: str, start: int) -> tuple[str, int]:
-    """Read a box whose command ends at `start`: what it holds, and where it ends; nothing if it stays open."""
+    """Return the content and the end of the box whose command ends at `start`; empty if it is not closed."""
     if not text[start:].lstrip().startswith("{"):
         unbraced = _UNBRACED.match(text, start)
         return (unbraced[1].rstrip(".,;"), unbraced.end()) if unbraced else ("", len(text))
@@ -205,7 +205,7 @@ def _content(text: str, start: int) -> tuple[str, int]:
 
 
 def _after_phrase(text: str) -> str | None:
-    """Read what follows the last "the answer is" or "Answer:", if it is short enough to be an answer."""
+    """Return the text after the last "the answer is" or "Answer:", if it is short enough to be an answer."""
     phrases = list(_PHRASE.finditer(text))
     if not phrases:
         return None

@@ -2,9 +2,9 @@
 
 math-verify rounds to 6 decimals and drops what is below 1e-15: 1.6e-19 equals 3.2e-19, and 1.0000001 equals 1. Here
 
-- a decimal is the fraction that it writes, and fractions are compared exactly;
-- other numbers are compared to `DIGITS` digits, relatively to their size;
-- a decimal of at least 6 digits also equals a value that it writes rounded or cut off at its last digit;
+- a decimal is converted to the exact fraction, and fractions are compared exactly;
+- other numbers are compared to `DIGITS` digits, relative to their size;
+- a decimal of at least 6 digits also equals a value that rounds or truncates to it at its last digit;
 - functions are compared at points where both are real: a difference at one point is decisive.
 """
 
@@ -21,7 +21,7 @@ POINTS = [(-17, 11), (5, 13), (19, 7), (-3, 29), (31, 23), (-37, 5), (2, 41)]
 ENOUGH_POINTS = 3
 APPROXIMATE_DIGITS = 6
 _HUNDREDTH = sympy.UnevaluatedExpr(Rational(1, 100))
-# Equal at some points says little of these, and some cannot be evaluated.
+# Equality at a few points is weak evidence for these, and some cannot be evaluated.
 _OPAQUE = (
     *(sympy.floor, sympy.ceiling, sympy.sign, sympy.Min, sympy.Max, sympy.Mod, sympy.Piecewise),
     *(sympy.Sum, sympy.Product, sympy.Integral, sympy.Derivative, sympy.Limit, AppliedUndef),
@@ -30,11 +30,11 @@ _OPAQUE = (
 
 
 class DifferentError(Exception):
-    """Two values differ. math-verify takes it for "not equal", and spares the attempt to simplify the difference."""
+    """Two values differ. math-verify treats this as "not equal" and does not try to simplify the difference."""
 
 
 def equal(a: Any, b: Any, float_rounding: int, numeric_precision: int) -> bool:
-    """Compare two values that are not sets; `False` if only algebra can tell.
+    """Compare two values that are not sets; `False` if only algebra can decide.
 
     Args:
         a, b (`sympy.Basic` or matrix): the values.
@@ -74,7 +74,7 @@ def _percentage(expression: Any) -> Any:
 
 
 def _exact(expression: Any) -> Any:
-    """Evaluate, with every decimal as the fraction that it writes."""
+    """Evaluate, with every decimal as an exact fraction."""
     return expression.xreplace({number: Rational(_decimal(number)) for number in expression.atoms(sympy.Float)}).doit()
 
 
@@ -91,7 +91,7 @@ def _same_number(a: Any, b: Any) -> bool:
 
 
 def _same_function(a: Any, b: Any) -> bool | None:
-    """Compare at points where both are real; `None` if these are too few to tell."""
+    """Compare at points where both are real; `None` if there are too few such points."""
     if _is_opaque(a) or _is_opaque(b):
         return None
     symbols = sorted(a.free_symbols | b.free_symbols, key=str)
@@ -112,7 +112,7 @@ def _is_opaque(expression: Any) -> bool:
 
 
 def _approximates(given: Any, value: Any) -> bool:
-    """Return whether a decimal is the value, rounded or cut off at its last digit."""
+    """Return whether a decimal is the value, rounded or truncated at its last digit."""
     power: Any = sympy.Integer(1)
     if isinstance(given, sympy.Mul) and len(given.args) == 2 and given.args[0].is_Float:  # 1.5 * 10^-7
         given, power = given.args[0], given.args[1].doit()

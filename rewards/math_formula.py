@@ -1,9 +1,9 @@
 r"""A math answer as a formula: normalized LaTeX for math-verify, and a text that is equal for equal notations.
 
     read_formula(r"$12\,000$ dollars.").text           # 12000
-    read_formula("x + 1").equals(read_formula("x+1"))  # True, False, or None: only algebra can tell
+    read_formula("x + 1").equals(read_formula("x+1"))  # True, False, or None: only algebra can decide
 
-Answers and references go through the same steps, so that whatever one may be written with, the other may be too.
+Answers and references go through the same steps, so that both may use the same notations.
 """
 
 import re
@@ -37,7 +37,7 @@ _CLOCK = re.compile(r"\d{1,2}:[0-5]\d")
 _CHOICE = re.compile(r"(?:\(([A-Z])\)|([A-Z])[.):])\S")
 _LETTERS = re.compile(r"[A-Z]{2}|[^\W\d_]{3,}")
 _ONE_LETTER = re.compile(r"(?:option|choice)?\(?([A-Za-z])\)?", re.IGNORECASE)
-_WORDS = re.compile(r"no|[^\W\d_][^\W\d_'.,-]{2,}", re.IGNORECASE)  # of which case is no part
+_WORDS = re.compile(r"no|[^\W\d_][^\W\d_'.,-]{2,}", re.IGNORECASE)  # compared without case
 _ONE_NOTATION = [
     (re.compile(pattern), replacement)
     for pattern, replacement in (
@@ -83,7 +83,7 @@ class Formula:
     marks: Marks
 
     def equals(self, other: "Formula") -> bool | None:
-        """Compare as far as texts and plain numbers go; `None` where only algebra can tell."""
+        """Compare texts and plain numbers; `None` if only algebra can decide."""
         if any(self.marks[name] != other.marks[name] for name in self.marks.keys() & other.marks.keys()):
             return False
         if self.key == other.key or self.bare_key == other.bare_key != "":
@@ -128,7 +128,7 @@ def read_formula(answer: str) -> Formula:
 
 
 def _bare(text: str) -> str:
-    """Drop what surrounds a formula: delimiters of math, Markdown, a leading `=` or `:`, a trailing full stop."""
+    """Drop what surrounds a formula: delimiters of math, Markdown, a leading `=` or `:`, a trailing period."""
     text = re.sub(r"^\s*[*_]+", "", _DELIMITERS.sub("", text))
     return _LEADING.sub("", _TRAILING.sub("", text), count=1) or text.strip()
 
@@ -149,7 +149,7 @@ def _without_separators(text: str) -> str:
 
 
 def _primed(key: str) -> set[str]:
-    """Return what is primed on the right side of an equation, or in a formula: f' and x' are not f and x."""
+    """Return the primed symbols in a formula or the right side of an equation: f' and x' are not f and x."""
     return set(_PRIMED.findall(key.rpartition("=")[2]))
 
 

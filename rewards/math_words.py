@@ -1,6 +1,6 @@
 r"""Words around a number or formula: units, lead-ins, multiples, currencies, the base of a numeral, a.m. and p.m.
 
-Units are dropped, not compared: `5 cm` equals `5`. What changes the value stays (`2 million`, `at least 5`,
+Units are dropped, not compared: `5 cm` equals `5`. Words that change the value stay (`2 million`, `at least 5`,
 `half of 5`, `3 fifths`), and so do letters that may be variables: `5c` does not equal `5`. Currencies, bases, months
 and a.m. or p.m. are kept as marks, which must agree where both answers have them.
 """
@@ -65,7 +65,7 @@ _TEXT_UNITS = re.compile(
     r"(?:\s*\\(?:text(?:bf|it|rm|normal)?|mathrm|mbox)\s*\{(?!\s*[eid]\s*\})[^{}]*\}(?:\^\{?[-\d]+\}?)?)+\s*$"
 )
 _LEAD_IN = re.compile(r"(?:[^\W\d_]+[,:]?\s+)*[^\W\d_]{2,}[,:]?\s+(?=[-+]?(?:[\d.]|\\[dt]?frac))")
-# Words that make of what stands before or after them something else than its description.
+# Words that change the value before or after them, and do not only describe it.
 _PARTS = "third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|hundredth|thousandth|millionth"
 _COUNTS = "two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|[a-z]{3,5}teen|twenty"
 _COUNTS += "|thirty|forty|fifty|sixty|seventy|eighty|ninety"
@@ -84,7 +84,7 @@ _IN_LEAD_IN = re.compile(
 
 
 def take_currency(text: str, marks: Marks) -> str:
-    """Drop signs and codes of currencies, and note which."""
+    """Remove currency signs and codes, and record them in `marks`."""
     found = {match[0].strip(" .\\") for match in _CURRENCY.finditer(text)}
     if not found:
         return text
@@ -93,7 +93,7 @@ def take_currency(text: str, marks: Marks) -> str:
 
 
 def take_bases(text: str, marks: Marks) -> str:
-    """Drop the bases of numerals, and note them with their numerals."""
+    """Remove the bases of numerals, and record them in `marks`."""
     text = _SPOKEN_BASE.sub(r"_{\1}", text)
     numerals = [(numeral[1].upper(), _BASES.get(numeral[2], numeral[2])) for numeral in _BASED.finditer(text)]
     if not numerals or not all(base.isdigit() for _, base in numerals):

@@ -11,8 +11,8 @@ class ReasoningGymVerifier(BoundedGrader):
     """
     Verifier of reasoning-gym problems; partial marks do not count. Needs the extra `reasoning-gym`.
 
-    The answer is what the last `<answer>` tags enclose, else the last line `answer X`, else all that follows the
-    thinking; a completion whose thinking never closes is wrong.
+    The answer is the text in the last `<answer>` tags, otherwise the last line `answer X`, otherwise all text after
+    the thinking; a completion whose thinking never closes is wrong.
     A few scorers evaluate the answer as code; to those, only text that can do nothing but compute is passed, and
     other answers are wrong.
 

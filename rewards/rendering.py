@@ -1,11 +1,11 @@
-"""How prompts and responses become token ids: the only place that applies a chat template outside of TRL.
+"""Tokenize prompts and responses: the only module that applies a chat template outside TRL.
 
     rendering = Rendering(tokenizer, {"enable_thinking": False})
     rendering.prompt_ids([{"role": "user", "content": "1+1"}])
 
-A prompt has the token ids that TRL's `GRPOTrainer` gives it (`_tokenize_prompts`), a response those that TRL's
-`RewardTrainer` gives it. Whatever samples from a policy or scores its responses outside of a trainer renders by this
-class with the `chat_template_kwargs` of the training, so that a model is measured on what it was trained on.
+A prompt has the same token ids as in TRL's `GRPOTrainer` (`_tokenize_prompts`), and a response the same as in TRL's
+`RewardTrainer`. Code that samples from a policy or scores responses outside a trainer uses this class with the
+`chat_template_kwargs` of the training, so that a model is evaluated on the prompts that it was trained on.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ Messages = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Rendering:
-    """A tokenizer and the options that its chat template is given.
+    """A tokenizer and the variables of its chat template.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): with its chat template.
@@ -28,7 +28,7 @@ class Rendering:
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def prompt_ids(self, prompt: str | Messages) -> list[int]:
-        """Return a prompt's token ids: a conversation with the assistant's turn open, or a text as it is.
+        """Return a prompt's token ids: a conversation with the assistant's turn open, or a text unchanged.
 
         Raises:
             ValueError: for a conversation, if the tokenizer has no chat template.
@@ -59,7 +59,7 @@ class Rendering:
         return self._apply([*prompt, *completion], **(row or {}))
 
     def open_text(self) -> str:
-        """Return what the template writes after the user's turn, such as an assistant mark and an opened thinking."""
+        """Return the template's text after the user's turn, such as the assistant tag and an opening `<think>`."""
         probe = [{"role": "user", "content": "1+1"}]
         closed, opened = (
             self.tokenizer.apply_chat_template(

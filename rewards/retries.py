@@ -1,4 +1,4 @@
-"""Requests that are tried again: how long to wait between tries, and what is logged meanwhile."""
+"""Retries of requests: the pauses between attempts, and the log lines in the meantime."""
 
 import asyncio
 import logging
@@ -8,26 +8,25 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-LONGEST_PAUSE = 30.0  # seconds between two tries
-REPORT_EVERY = 15.0  # seconds between two log lines of a call that waits
+LONGEST_PAUSE = 30.0  # seconds between two attempts
+REPORT_EVERY = 15.0  # seconds between two log lines of a waiting call
 
 logger = logging.getLogger(__name__)
 
 
 def pause_before_retry(attempt: int, requested: float | None, longest: float = LONGEST_PAUSE) -> float:
-    """Return the seconds to wait after try number `attempt` (from 0): exponential, or what is requested."""
+    """Return the seconds to wait after attempt `attempt` (from 0): exponential, or as requested if longer."""
     return max(min(2.0**attempt, longest) * random.uniform(0.5, 1.0), requested or 0.0)
 
 
 class WaitReport:
-    """Logs that a server keeps a call waiting: at the first retry, and every 15 seconds until the call ends.
+    """Logs that a call is waiting for a server: at the first retry, and every 15 seconds until the call ends.
 
-    A call without a retry is reported only while none of its requests has been answered, so that a healthy server
-    that takes its time over many requests logs nothing. The first process of several logs warnings, the others at
-    level INFO: all of them wait for the same server.
+    A call without a retry is reported only until its first request is answered, so that a slow but healthy server logs
+    nothing. The first process logs warnings, the others at level INFO: all of them wait for the same server.
 
     Args:
-        server (`str`): which server, such as `judge (http://127.0.0.1:8001/v1, model m)`.
+        server (`str`): the server, such as `judge (http://127.0.0.1:8001/v1, model m)`.
         number (`int`): requests of the call.
     """
 
@@ -38,11 +37,11 @@ class WaitReport:
         self._level = logging.WARNING if os.environ.get("RANK", "0") == "0" else logging.INFO
 
     def answered(self) -> None:
-        """Count a request that is over."""
+        """Count a completed request."""
         self._answered += 1
 
     def retry(self, failure: str, tried: int, tries: int, pause: float) -> None:
-        """Note that try number `tried` of at most `tries` failed and is repeated after `pause` seconds."""
+        """Record that attempt `tried` of at most `tries` failed and is repeated after `pause` seconds."""
         if self._last_failure is None:
             self._log(f"try {tried} of {tries} failed: {failure}; trying again in {pause:.1f} s")
         self._last_failure = f"{failure} (try {tried} of {tries})"

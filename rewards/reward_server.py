@@ -24,7 +24,7 @@ from .judge_client import read_key
 from .responses import ResponseScorer, padding_token
 from .retries import WaitReport
 
-# seconds before each further try of a request: about two minutes, in which a server can be started again
+# seconds before each further attempt: about two minutes in total, enough to restart a server
 PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 30.0, 30.0)
 Row = TypeVar("Row")
 
@@ -43,10 +43,10 @@ class RewardServer(ResponseScorer):
             configuration; by default as the server names it.
         batch_size (`int`, *optional*, defaults to 64): responses in a request.
         max_length (`int`, *optional*): as for [`RewardModel`]; by default what the server takes.
-        timeout (`float`, *optional*, defaults to 120.0): seconds for one try of a request.
+        timeout (`float`, *optional*, defaults to 120.0): seconds for one attempt of a request.
         api_key_variable (`str`, *optional*): environment variable with the server's key; it is never logged or
             written.
-        name (`str`, *optional*, defaults to `"reward server"`): what messages call it.
+        name (`str`, *optional*, defaults to `"reward server"`): its name in messages.
 
     Raises:
         RewardServerError: no answer, another model, or one that has several labels; scoring raises it too.
@@ -116,7 +116,7 @@ class RewardServer(ResponseScorer):
         return ids[:end]
 
     def _ask(self, method: str, path: str, read: Callable[[Any], Row], body: Any = None) -> list[Row]:
-        """Read each entry of the server's answer; what may pass (no connection, HTTP 429 and 5xx) is tried again."""
+        """Read each entry of the server's response; retry temporary failures: no connection, HTTP 429 and 5xx."""
         return own_loop.run(self._persist(method, path, read, body))
 
     async def _persist(self, method: str, path: str, read: Callable[[Any], Row], body: Any) -> list[Row]:
@@ -138,13 +138,13 @@ class RewardServer(ResponseScorer):
 
     def _advice(self, cause: Cause) -> str:
         if cause.status in (401, 403) and self._key_variable is None:
-            return "give the environment variable that has the server's key as `api_key_variable`"
+            return "set `api_key_variable` to the environment variable that holds the server's key"
         if cause.status in (401, 403):
             return f"check the key in the environment variable {self._key_variable}"
         return "start it with `vllm serve MODEL --runner pooling`"
 
     async def _try(self, method: str, path: str, read: Callable[[Any], Row], body: Any) -> list[Row] | Cause:
-        """Send a request once; returns the entries of the answer, or why there are none."""
+        """Send a request once; returns the entries of the response, or the cause of a failure."""
         try:
             response = await self._request(method, path, body)
             if response.is_success:
@@ -153,7 +153,7 @@ class RewardServer(ResponseScorer):
             cause = cause_of_status(status, words, None, requested_wait(response.headers))
             return replace(cause, detail=f"HTTP {status}: {words}")
         except TimeoutError:
-            return Cause("timeout", f"no whole answer in {self.timeout:g} s")
+            return Cause("timeout", f"no complete answer in {self.timeout:g} s")
         except httpx.TransportError as error:
             return Cause("connection", f"{type(error).__name__}: {shorten(str(error))}")
         except (httpx.InvalidURL, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -166,7 +166,7 @@ class RewardServer(ResponseScorer):
             return await client.request(method, self.url + path, json=body)
 
     def _words(self, response: httpx.Response) -> str:
-        """Return what the server says about a refusal, without the key that it may repeat."""
+        """Return the server's error message, without the key that it may repeat."""
         try:
             words = words_of(response.json())
         except ValueError:

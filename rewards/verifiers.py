@@ -130,7 +130,7 @@ def get_verifier(name: str) -> Verifier:
 
 def check_reference(name: str | None, answer: str) -> None:
     """
-    Check a reference answer as data is loaded, before anything is graded by it.
+    Check a reference answer when data is loaded, before anything is graded against it.
 
     A verifier may have a method `check_reference(answer)` that raises `ValueError` if it would not grade the reference
     as equal to itself. It is called for every row, so it has to be fast.
@@ -140,7 +140,7 @@ def check_reference(name: str | None, answer: str) -> None:
         answer (`str`): the reference.
 
     Raises:
-        ValueError: the verifier cannot grade by this reference; the message says why.
+        ValueError: the verifier cannot grade against this reference; the message has the reason.
     """
     check = getattr(get_verifier(name), "check_reference", None) if name else None
     if check is not None:

@@ -1,4 +1,4 @@
-"""The page of a run: what its folder holds, read, drawn and written."""
+"""The report of a run: read its folder, draw the charts, and write the page."""
 
 from .page import write_report
 from .run import Run, read_run

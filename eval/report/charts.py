@@ -1,4 +1,4 @@
-"""Charts as data: one description that matplotlib draws as a picture and plotly as an interactive chart."""
+"""Charts as data, which matplotlib draws as a static image and plotly as an interactive chart."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from ..plots import AFTER, HUES, drawable, new_figure, palette, running_mean, sa
 
 STEP, TOKENS = "optimizer step", "rollout tokens"
 DASHES = {"solid": "-", "dash": "--", "dashdot": "-.", "dot": ":"}  # plotly's names, and matplotlib's
-WIDTH, HEIGHT = 5.75, 3.6  # of a panel of a picture, in inches
+WIDTH, HEIGHT = 5.75, 3.6  # inches of a panel of a static image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +22,7 @@ class Line:
     """One curve of a [`Chart`].
 
     Args:
-        name (`str`): what the legend and the hover text call it; an empty one stays out of both.
+        name (`str`): its name in the legend and the hover text; empty for none.
         x (`Sequence[float]`): N places, ascending.
         y (`Sequence[float]`): N values.
         color (`str`): hexadecimal.
@@ -56,7 +56,7 @@ class Chart:
         lines (`Sequence[Line]`): at least one; the first at the bottom of a stack.
         span (`tuple`, *optional*): bounds of the vertical axis.
         percent (`bool`, *optional*, defaults to `False`): whether values are shares.
-        stacked (`bool`, *optional*, defaults to `False`): whether lines are areas upon each other.
+        stacked (`bool`, *optional*, defaults to `False`): whether lines are stacked areas.
         marks (`Sequence[tuple[float, str]]`, *optional*): places of vertical lines, and their labels.
         categories (`Sequence[str]`, *optional*): labels of the vertical axis at 0, 1, …; the lines' values are
             places on it, and hovering shows the horizontal value.
@@ -80,19 +80,19 @@ class Chart:
 
 
 def is_number(value: object) -> bool:
-    """Whether a value of the log can be drawn and averaged."""
+    """Return whether a value of the log can be plotted and averaged."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def curve(rows: Sequence[Mapping], key: str, place: str = "step") -> tuple[np.ndarray, np.ndarray]:
-    """Return the places and values of a logged number, shape (N,) each; lines without either are left out."""
+    """Return the places and values of a metric, shape (N,) each; log lines without either are left out."""
     points = [(row[place], row[key]) for row in rows if is_number(row.get(key)) and is_number(row.get(place))]
     x, y = np.array(points, dtype=float).reshape(-1, 2).T
     return x, y
 
 
 def smoothed(values: np.ndarray) -> tuple[np.ndarray, int]:
-    """Return the running mean over a tenth of the values, and over how many that is."""
+    """Return the running mean over a tenth of the values, and the size of the window."""
     window = max(1, len(values) // 10)
     return (running_mean(values, window) if len(values) else values), window
 
@@ -108,7 +108,7 @@ def change(values: np.ndarray) -> str:
 
 
 def short(value: float) -> str:
-    """Write a number with three significant digits, and large ones in full."""
+    """Format a number with three significant digits, and large ones in full."""
     return f"{value:,.0f}" if 1000 <= abs(value) < 1e9 else f"{value:.3g}"
 
 
@@ -166,7 +166,7 @@ def _wrapped(title: str, width: int = 52) -> str:
 
 
 def metric_line(rows: Sequence[Mapping], key: str, name: str, color: str = AFTER, place: str = "step") -> Line | None:
-    """Return the curve of a logged number, or `None` where it was not logged."""
+    """Return the curve of a metric, or `None` if it was not logged."""
     x, y = curve(rows, key, place)
     if not len(x):
         return None

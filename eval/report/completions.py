@@ -1,4 +1,4 @@
-"""The completions of training that a page holds: all that fit, else whole groups drawn at random."""
+"""The training completions on a page: all if they fit, otherwise complete groups drawn at random."""
 
 import heapq
 import math
@@ -13,8 +13,8 @@ import pyarrow
 import pyarrow.parquet
 
 MOST_CHARACTERS = 6_000_000  # of all texts of a page, about as much as the script that draws its charts
-LONGEST = 8000  # characters of one text; a longer one is cut in its middle, since answers stand at the end
-ROW = 150  # characters that a row takes beside its texts
+LONGEST = 8000  # characters of one text; a longer one is cut in the middle, because the answer is at the end
+ROW = 150  # characters of a row in addition to its texts
 FIXED = {"step", "prompt", "completion", "distribution", "reference", "correct"}
 Group = list[dict[str, Any]]
 
@@ -39,7 +39,7 @@ class TrainingCompletions:
         return [row for group in self.groups for row in group]
 
     def table(self) -> dict[str, Any]:
-        """Return the rows as `completions.js` reads them: prompts, references and distributions stand once."""
+        """Return the rows in the format of `completions.js`, with prompts, references and distributions only once."""
         tables: dict[str, dict[str, int]] = {"prompt": {}, "reference": {}, "distribution": {}}
         numbers = list(dict.fromkeys(key for row in self.rows for key in row["numbers"]))
         rows = []
@@ -55,7 +55,7 @@ class TrainingCompletions:
 
 
 def read_training_completions(folder: Path, *, most: int = MOST_CHARACTERS) -> TrainingCompletions:
-    """Read `completions/*.parquet` of a run; of more than fit, whole groups drawn at random.
+    """Read `completions/*.parquet` of a run; if they do not fit, keep complete groups drawn at random.
 
     Args:
         folder (`Path`): the run's.
@@ -63,7 +63,7 @@ def read_training_completions(folder: Path, *, most: int = MOST_CHARACTERS) -> T
     """
     found = TrainingCompletions()
     rng = random.Random(0)
-    kept: list[tuple[float, int, int, Group]] = []  # a heap, the group to drop next at its top
+    kept: list[tuple[float, int, int, Group]] = []  # a heap; its top is the next group to drop
     size = number = 0
     for file in sorted((folder / "completions").glob("*.parquet")):
         try:
@@ -104,7 +104,7 @@ def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _number(value: object) -> float | str | None:
-    """Return a reward, or what else a reward function logged, as the page shows it; `None` where it shows nothing."""
+    """Format a reward or another logged value for the page; `None` if there is nothing to show."""
     if isinstance(value, str):
         return cut_middle(value, 80) if value else None
     if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
@@ -117,7 +117,7 @@ def _text(value: object) -> str | None:
 
 
 def _verdict(row: Mapping[str, Any]) -> int | None:
-    """Return 1 for right, 0 for wrong, -1 for not scored, and `None` where nothing tells right from wrong."""
+    """Return 1 for right, 0 for wrong, -1 for not scored, and `None` without a gold reward."""
     if "correct" in row:
         return -1 if row["correct"] is None else int(bool(row["correct"]))
     if "correctness_reward" in row:  # written before there was a column `correct`
@@ -127,7 +127,7 @@ def _verdict(row: Mapping[str, Any]) -> int | None:
 
 
 def plain(turns: object) -> str:
-    """Write a prompt or completion as TRL logs it, a text or the turns of a chat, as a reader reads it."""
+    """Format a prompt or completion from TRL's log, a text or the turns of a chat, as plain text."""
     if not (isinstance(turns, list) and all(isinstance(turn, dict) and "content" in turn for turn in turns)):
         return str(turns)
     if len(turns) == 1:
@@ -136,7 +136,7 @@ def plain(turns: object) -> str:
 
 
 def cut_middle(text: str, longest: int = LONGEST) -> str:
-    """Bound a text, and say where it is cut; its end stays."""
+    """Shorten a text in the middle, with a note; its end stays."""
     dropped = len(text) - longest
     if dropped <= 0:
         return text

@@ -1,4 +1,4 @@
-"""The tiles at the head of a run's page: its own numbers, and nothing that a file's date says."""
+"""The tiles at the top of a run's page, from the run's own numbers and not from file dates."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +7,7 @@ from ..pages import duration
 from .charts import curve, is_number
 from .run import Run
 
-SHOWN = {  # the numbers of the log's end that each kind of run has a tile for
+SHOWN = {  # the final metrics with a tile, by kind of run
     "grpo": {"reward": "Training reward"},
     "sft": {"loss": "Loss", "mean_token_accuracy": "Token accuracy"},
     "reward": {"loss": "Loss", "accuracy": "Pair accuracy", "eval_accuracy": "Held-out pair accuracy"},
@@ -16,7 +16,7 @@ SHOWN = {  # the numbers of the log's end that each kind of run has a tile for
 
 
 def sample_size(part: Mapping[str, Any] | None) -> str:
-    """Describe how many problems, and how many samples of each, an accuracy is taken of."""
+    """Format the number of problems, and of samples per problem, behind an accuracy."""
     if not part or not part["num_problems"]:
         return "\N{EN DASH}"
     problems, samples = part["num_problems"], part["num_completions"] / part["num_problems"]

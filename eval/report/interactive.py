@@ -1,6 +1,6 @@
 """Interactive charts and the scripts of a page: all inline, so that a page is one file that opens offline.
 
-plotly's Python package brings the JavaScript that draws. Where scripts do not run, a page shows its pictures.
+plotly's Python package contains the JavaScript that draws the charts. Without JavaScript, a page shows static images.
 """
 
 import base64
@@ -22,12 +22,12 @@ from .charts import Chart, Line
 SCRIPTS = Path(__file__).parents[1] / "templates"
 HEIGHT, LEGEND_ROW = 300, 20  # pixels
 MOST_POINTS = 2000  # of a curve
-MOST_LEGEND = 600  # pixels; plotly would scroll a legend that is higher than half of the chart
+MOST_LEGEND = 600  # pixels; otherwise plotly scrolls a legend that is higher than half of the chart
 MARK = "#8a8a8a"  # of vertical lines, on light and on dark paper
 
 
 def as_json(value: Any) -> Markup:
-    """Write data for a `<script type="application/json">`: ASCII, and nothing in it can end the element."""
+    """Serialize data for a `<script type="application/json">`: ASCII, escaped so that it cannot end the element."""
     text = json.dumps(value, separators=(",", ":"), allow_nan=False)
     return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
 
@@ -44,13 +44,13 @@ def scripts(*names: str, with_plotly: bool) -> list[Markup]:
 
 
 def content_security_policy(page_scripts: Sequence[str]) -> str:
-    """Return a policy under which a page loads nothing and runs these inline scripts and no other."""
+    """Return a policy under which a page loads nothing and runs only these inline scripts."""
     allowed = " ".join(f"'sha256-{_digest(script)}'" for script in page_scripts) or "'none'"
     return f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {allowed}"
 
 
 def interactive(chart: Chart) -> dict[str, Any]:
-    """Return a chart as `charts.js` reads it: its title and caption, and plotly's figure."""
+    """Return a chart in the format of `charts.js`: its title and caption, and plotly's figure."""
     figure = graph_objects.Figure(
         data=[trace for line in chart.lines for trace in _traces(chart, line)], layout=_layout(chart)
     )
@@ -58,7 +58,7 @@ def interactive(chart: Chart) -> dict[str, Any]:
 
 
 def text(name: str, longest: int = 40) -> str:
-    """Return a name as plotly shows it literally, since it renders some tags; cut in its middle."""
+    """Escape a name for plotly, which renders some HTML tags, and shorten it in the middle."""
     cut = (
         name if len(name) <= longest else f"{name[: longest // 2]}\N{HORIZONTAL ELLIPSIS}{name[-(longest // 2 - 1) :]}"
     )
@@ -101,7 +101,7 @@ def _traces(chart: Chart, line: Line) -> list[graph_objects.Scatter]:
 
 
 def thinned(x: Sequence[float], y: Sequence[float]) -> tuple[Sequence[float], Sequence[float]]:
-    """Bound the points of a curve: of more, means of neighbors at the last place of each; six digits of a value."""
+    """Limit the points of a curve: average neighbors, placed at the last of them, and round to six digits."""
     parts = np.array_split(np.arange(len(x)), min(MOST_POINTS, len(x)))
     values = np.asarray(y, dtype=float)
     return [x[part[-1]] for part in parts], [float(f"{values[part].mean():.6g}") for part in parts]

@@ -32,14 +32,14 @@ def score_charts(rows: Sequence[Mapping[str, Any]], events: Sequence[Mapping[str
 
 
 def log_charts(log: JudgeLog) -> list[Chart]:
-    """Return the charts of the judgements that failed and of the time that judging took; each may be missing."""
+    """Return the charts of failed judgments and of the judge's time; each may be missing."""
     parts = (
         ("Completions that could not be judged", log.failed, log.failed_by_window),
         ("Share of the step time that judging took", log.took or {}, log.took_by_window or {}),
     )
     charts = []
     for title, shares, by_window in parts:
-        if not shares or not by_window or len(log.edges) < 3:  # an area needs two windows
+        if not shares or not by_window or len(log.edges) < 3:  # an area chart needs two windows
             continue
         ends = np.asarray(log.edges[1:]).tolist()
         lines = [

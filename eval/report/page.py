@@ -1,8 +1,8 @@
-"""The page of a run: `report.html`, one file that opens offline, and the pictures and the traces' page beside it.
+"""The page of a run: `report.html`, one file that opens offline, with the image files and the page of traces.
 
-It is made of what the run's folder holds and says plainly what it does not hold:
+It shows the contents of the run's folder and lists what is missing:
 
-| piece | what it gives |
+| file | section of the page |
 |---|---|
 | `before/`, `after/` | saved evaluations: the table, the difference with its interval, completions side by side |
 | `metrics.jsonl` | the charts of training, of reward, accuracy and curriculum, and where the time went |
@@ -13,7 +13,7 @@ It is made of what the run's folder holds and says plainly what it does not hold
 | `strength.json`, `strength.png` | the strengths of `metatune strength` |
 | `recipe.yaml`, `config.json` | the recipe and the model's architecture |
 
-Charts are interactive where scripts run. Each has a picture, which is shown where they do not, and in print.
+Charts are interactive. Without JavaScript, and in print, the page shows a static image of each.
 """
 
 import base64
@@ -40,7 +40,7 @@ from .run import KINDS, Run, read_run, text_of
 from .times import time_spent
 
 PACKAGES = ("metatune", "torch", "transformers", "trl", "accelerate", "datasets", "peft")
-TRAINING_ROWS = 4  # completions that are shown where scripts do not run
+TRAINING_ROWS = 4  # completions that are shown without JavaScript
 
 
 def write_report(run: Run | str | Path) -> Path:
@@ -54,7 +54,7 @@ def write_report(run: Run | str | Path) -> Path:
         `Path`: the page.
 
     Raises:
-        ValueError: if the folder is missing, or holds nothing of a run.
+        ValueError: if the folder is missing, or contains no file of a run.
     """
     run = run if isinstance(run, Run) else read_run(Path(run))
     judge_log = _judge_log(run)
@@ -99,7 +99,7 @@ def write_report(run: Run | str | Path) -> Path:
 def _draw_sections(
     run: Run, before: dict[str, Any] | None, after: dict[str, Any] | None, judge_log: JudgeLog | None
 ) -> tuple[list[dict[str, Any]], list[Chart]]:
-    """Draw the figures of the page by section, and return them with all their charts, which they number."""
+    """Draw the figures of the page by section; returns the sections and all charts, in their order."""
     sections: list[dict[str, Any]] = []
     charts: list[Chart] = []
     for section in sections_of(run, before, after, judge_log):
@@ -112,7 +112,7 @@ def _draw_sections(
 
 
 def _judge_log(run: Run) -> JudgeLog | None:
-    """Sum up what the log tells of a judge whose rubrics can be read."""
+    """Summarize the judge's log lines if the run has readable rubrics."""
     if run.rubrics is None:
         return None
     try:
@@ -130,7 +130,7 @@ def _judge_log(run: Run) -> JudgeLog | None:
 
 
 def _write_traces(run: Run) -> int:
-    """Write the traces' page where the run left traces, and return how many it left."""
+    """Write the page of traces if the run has traces, and return their number."""
     path = run.folder / "traces.jsonl"
     if not path.is_file():
         return 0
@@ -144,7 +144,7 @@ def _write_traces(run: Run) -> int:
 
 
 def _table(before: dict | None, after: dict | None, comparison: dict | None) -> list[dict[str, Any]]:
-    """One row a distribution, and last the mixture: its two summaries and the difference."""
+    """Return one row per distribution, and last the mixture: both summaries and the difference."""
     sides = [side for side in (before, after) if side is not None]
     names = dict.fromkeys(name for side in sides for name in side["distributions"])
     rows = [
@@ -163,7 +163,7 @@ def _table(before: dict | None, after: dict | None, comparison: dict | None) -> 
 
 
 def _samples(run: Run) -> list[dict[str, Any]]:
-    """Draw one problem of every distribution at random, with its first completion before and after."""
+    """Sample one problem of each distribution, with its first completion before and after."""
     sides = {name: side for name, side in (("before", run.before), ("after", run.after)) if side is not None}
     firsts = {
         name: {(c.distribution, c.key): c for c in side.completions if c.sample == 0} for name, side in sides.items()
@@ -194,7 +194,7 @@ def _versions() -> dict[str, str]:
 
 
 def _strength(run: Run) -> dict[str, Any] | None:
-    """Return the numbers of `strength.json` that are one value each, and the picture beside it."""
+    """Return the scalar values of `strength.json`, and the image."""
     if not run.strength:
         return None
     path = run.folder / "strength.png"

@@ -1,4 +1,4 @@
-"""The figures of a run's page: a static picture each, and the interactive charts that take its place."""
+"""The figures of a run's page: a static image each, and the interactive charts that replace it."""
 
 import base64
 from collections.abc import Callable, Sequence
@@ -26,8 +26,8 @@ class Figure:
     Args:
         file (`str`): the PNG in the run's folder.
         text (`str`): its alternative text.
-        draw (`Callable[[Path], None]`): draws it; raises `ValueError` where there is nothing to draw.
-        charts (`list[Chart]`): the interactive charts that take its place, if any.
+        draw (`Callable[[Path], None]`): draws it; raises `ValueError` if there is nothing to draw.
+        charts (`list[Chart]`): the interactive charts that replace it, if any.
     """
 
     file: str
@@ -38,7 +38,7 @@ class Figure:
 
 @dataclass
 class Section:
-    """Figures with a heading, and what is said in words because a picture would show nothing.
+    """Figures with a heading, and sentences for metrics that a chart would not show.
 
     Args:
         title (`str`): the heading.
@@ -67,7 +67,7 @@ def sections_of(
 
 
 def inline(folder: Path, figures: Sequence[Figure], missing: list[str]) -> list[dict[str, Any]]:
-    """Draw figures into a run's folder, and return them with the picture's bytes; what fails goes to `missing`."""
+    """Draw figures into a run's folder and return them with the encoded images; append failures to `missing`."""
     drawn = []
     for figure in figures:
         path = folder / figure.file
@@ -87,7 +87,7 @@ def panels(file: str, text: str, charts: list[Chart]) -> Figure:
 
 
 def _panels(title: str, file: str, charts: list[Chart], words: list[str]) -> Section:
-    """Return a section whose pictures fit a printed page each: training.png, training_2.png, …"""
+    """Return a section with images that each fit a printed page: training.png, training_2.png, …"""
     section = Section(title, words=words)
     for number, first in enumerate(range(0, len(charts), MOST_PANELS), 1):
         part = charts[first : first + MOST_PANELS]
@@ -106,7 +106,7 @@ def _before_after(run: Run, before: dict[str, Any] | None, after: dict[str, Any]
 
 
 def _learning(run: Run, before: dict[str, Any] | None, after: dict[str, Any] | None) -> Section:
-    """Reward and held-out accuracy, and what the curriculum drew."""
+    """Return the section with reward, held-out accuracy and the curriculum's choices."""
     section = Section("Learning")
     if run.kind != "grpo":
         return section

@@ -19,7 +19,7 @@ SHARES = {"right", "kept", "cut_off", "gold", "success_at_once", "accuracy", "ac
 
 
 def round_charts(rounds: Sequence[Mapping[str, Any]]) -> list[Chart]:
-    """Return a chart for each measurement of the rounds that changes; counts stand in the table alone."""
+    """Return a chart for each measurement of the rounds that changes; counts are only in the table."""
     charts = []
     for key in dict.fromkeys(key for row in rounds for key in row):
         rows = [row for row in rounds if is_number(row.get(key))]
@@ -37,7 +37,7 @@ def round_charts(rounds: Sequence[Mapping[str, Any]]) -> list[Chart]:
 
 
 def round_table(rounds: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """Return a row for each number of the rounds: its name, then its value in each of them."""
+    """Return a row per metric of the rounds: its name, then its value in each round."""
     logged = dict.fromkeys(key for row in rounds for key in row)
     keys = [key for key in logged if any(is_number(row.get(key)) or isinstance(row.get(key), list) for row in rounds)]
     return [[LABELS.get(key, key.replace("_", " ")), *(_cell(row.get(key)) for row in rounds)] for key in keys]

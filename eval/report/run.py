@@ -1,4 +1,4 @@
-"""What a run's folder holds: evaluations, logged numbers, completions, rubrics, rounds and the recipe."""
+"""Read a run's folder: evaluations, log, completions, rubrics, rounds and the recipe."""
 
 import json
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from .charts import is_number
 from .completions import TrainingCompletions, read_training_completions
 
 PIECES = ("metrics.jsonl", "before", "after", "completions", "traces.jsonl", "rounds.json", "strength.json")
-KINDS = {  # of runs, and what the page calls them
+KINDS = {  # kinds of runs, and their names on the page
     "grpo": "GRPO",
     "sft": "Supervised fine-tuning",
     "reward": "Reward model",
@@ -26,22 +26,22 @@ KINDS = {  # of runs, and what the page calls them
 
 @dataclass
 class Run:
-    """What was found in a run's folder.
+    """The contents of a run's folder.
 
     Args:
         folder (`Path`): the folder.
         before (`Evaluation`, *optional*): the evaluation before training.
         after (`Evaluation`, *optional*): the evaluation after it.
         comparison (`dict`, *optional*): what [`~metatune.eval.compare`] returns for the two.
-        summary (`dict`): `summary.json`, where the run wrote one with its evaluations.
+        summary (`dict`): `summary.json`, if the run wrote one with its evaluations.
         metrics (`list[dict]`): lines of `metrics.jsonl`.
-        log_faults (`list[str]`): what of `metrics.jsonl` could not be read, in words.
+        log_faults (`list[str]`): sentences about unreadable parts of `metrics.jsonl`.
         training (`TrainingCompletions`): completions of training.
         rubrics (`RubricHistory`, *optional*): of its judge.
         rounds (`list[dict]`): summaries of the rounds of `metatune star` and `metatune metarm`.
         strength (`dict`): `strength.json` of `metatune strength`.
         recipe (`str`, *optional*): the text of `recipe.yaml`.
-        missing (`list[str]`): what the report lacks, in words.
+        missing (`list[str]`): sentences about what the report lacks.
     """
 
     folder: Path
@@ -79,7 +79,7 @@ class Run:
 
     @property
     def seconds(self) -> float | None:
-        """Seconds of training, of all launches together; `None` where the log does not have them."""
+        """Seconds of training over all launches; `None` if the log does not have them."""
         total = [row["time/run"] for row in self.metrics if is_number(row.get("time/run"))]
         if total:
             return max(total)
@@ -89,12 +89,12 @@ class Run:
 
     @property
     def tokens(self) -> int | None:
-        """Rollout tokens, or tokens trained on where nothing was sampled; of all launches together."""
+        """Rollout tokens over all launches, or the tokens trained on if nothing was sampled."""
         rollout = [int(row["rollout_tokens"]) for row in self.metrics if is_number(row.get("rollout_tokens"))]
         if rollout:
             return max(rollout)
         counts = [int(row["num_tokens"]) for row in self.metrics if is_number(row.get("num_tokens"))]
-        restarts = [last for last, now in pairwise(counts) if now < last]  # TRL counts anew
+        restarts = [last for last, now in pairwise(counts) if now < last]  # TRL restarts the count
         return counts[-1] + sum(restarts) if counts else None
 
     @property
@@ -107,7 +107,7 @@ def read_run(folder: Path) -> Run:
     """Read the pieces of a run.
 
     Raises:
-        ValueError: if the folder is missing, or holds nothing of a run.
+        ValueError: if the folder is missing, or contains no file of a run.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder; name the output_dir of a run")
@@ -129,7 +129,7 @@ def read_run(folder: Path) -> Run:
 
 
 def _read_rounds(folder: Path) -> list[dict[str, Any]]:
-    """Read the summaries of the rounds that are done, in their order; round 0 is the model before them."""
+    """Read the summaries of the finished rounds, in order; round 0 is the model before training."""
     try:
         if (folder / "rounds.json").is_file():
             rounds = json.loads((folder / "rounds.json").read_text(encoding="utf-8"))
@@ -163,7 +163,7 @@ def _evaluation(run: Run, name: str) -> Evaluation | None:
 
 
 def _comparison(run: Run) -> dict[str, Any] | None:
-    """Compare the two evaluations; where one is gone, take what the run's own summary says."""
+    """Compare the two evaluations; if one is missing, use the run's own summary."""
     if run.before is None or run.after is None:
         keys = {"accuracy_before", "accuracy_after", "difference", "ci_low", "ci_high", "distributions"}
         return run.summary if keys <= run.summary.keys() else None
@@ -197,14 +197,14 @@ def _read_completions(run: Run) -> None:
 
 
 def _metrics(text: str | None) -> tuple[list[dict[str, Any]], list[str]]:
-    """Read the lines of `metrics.jsonl`, and say which could not be read."""
+    """Read the lines of `metrics.jsonl`; returns the rows, and sentences about unreadable lines."""
     if text is None:
         return [], ["What was logged during training: there is no metrics.jsonl."]
     rows, faults = [], []
     for number, line in enumerate(text.splitlines(), 1):
         try:
             row = json.loads(line)
-            if "\\ud" in line.lower():  # half of a surrogate pair can be neither drawn nor written
+            if "\\ud" in line.lower():  # an unpaired surrogate can be neither drawn nor written
                 row = json.loads(json.dumps(row, ensure_ascii=False).encode("utf-8", "replace"))
         except ValueError:
             row = None
@@ -228,5 +228,5 @@ def _rubrics(run: Run) -> RubricHistory | None:
 
 
 def text_of(path: Path) -> str | None:
-    """Return the text of a file, `None` where there is none."""
+    """Return the text of a file, `None` if it does not exist."""
     return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None

@@ -1,4 +1,4 @@
-"""Where the time of a run went."""
+"""The breakdown of a run's step time."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,13 +8,13 @@ RATES = {"rollout": "generate", "trained": "forward_backward"}  # tokens per sec
 
 
 def time_spent(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """Sum up where the time of the steps went, `None` where no line has it.
+    """Summarize the time of the steps by phase, `None` if no line has it.
 
     Args:
         metrics (`Sequence[Mapping]`): lines of `metrics.jsonl`; see `metatune.trainers.throughput` for their keys.
 
     Returns:
-        `dict`: `step`, seconds a step; `phases`, the same of each phase that occurred; `rates`, tokens a second over
+        `dict`: `step`, seconds per step; `phases`, the same for each phase; `rates`, tokens per second over
         the whole run; `memory`, the peak in GiB; `hit_rate`, the mean of vLLM's prefix cache or `None`.
     """
     lines = [line for line in metrics if line.get("time/step")]

@@ -31,7 +31,7 @@ class Metric:
 LENGTHS = {f"completions/{kind}_length": kind for kind in ("mean", "min", "max")}
 SPEEDS = {f"throughput/{kind}_tokens_per_second": kind for kind in ("rollout", "trained")}
 SCORES = {f"{kind}_reward": kind for kind in ("mean", "min", "max")}
-METRICS = (  # in the order of the page; what a run did not log has no chart
+METRICS = (  # in the order of the page; metrics that a run did not log have no chart
     Metric("Loss", {"loss": "training", "eval_loss": "held out"}),
     Metric("Token accuracy", {"mean_token_accuracy": "training", "eval_mean_token_accuracy": "held out"}),
     Metric("Pair accuracy", {"accuracy": "training", "eval_accuracy": "held out"}),
@@ -49,12 +49,12 @@ METRICS = (  # in the order of the page; what a run did not log has no chart
     Metric("Tokens per second", SPEEDS),
     Metric("Seconds per step", {"time/step": ""}),
 )
-ELSEWHERE = re.compile(  # shown in another section, by another chart, or no measurement of the training
+ELSEWHERE = re.compile(  # shown in another section or chart, or not a measurement of training
     r"step|epoch|eval_.*|train_.*|total_flos|num_tokens|num_input_tokens_seen|rollout_tokens|step_time|reward|"
     r"(time|throughput|memory|vllm|curriculum|reward|rewards|pass_rate|completions|clip_ratio|judge|rubric|held_out_judge|"
     r"meta_judge)/.*"
 )
-MOST_OTHERS = 16  # charts of further numbers
+MOST_OTHERS = 16  # charts of other metrics
 
 
 def learning_charts(
@@ -159,7 +159,7 @@ def curriculum_chart(rows: Sequence[Row]) -> Chart | None:
 
 
 def chose(rows: Sequence[Row]) -> bool:
-    """Whether a curriculum drew distributions unequally at some step, of at least two steps."""
+    """Return whether a curriculum drew distributions unequally at some step, of at least two steps."""
     prefix = "curriculum/probability/"
     shares = [[value for key, value in row.items() if key.startswith(prefix)] for row in rows]
     shares = [share for share in shares if len(share) > 1]
@@ -185,7 +185,7 @@ class Undrawn:
 
 
 def training_charts(rows: Sequence[Row], *, by_pairs: bool) -> tuple[list[Chart], list[str]]:
-    """Return the charts of what training logged, and sentences about numbers that never changed.
+    """Return the charts of the training log, and sentences about metrics that never changed.
 
     Args:
         rows (`Sequence[Mapping]`): the lines of `metrics.jsonl`.
@@ -206,7 +206,7 @@ def training_charts(rows: Sequence[Row], *, by_pairs: bool) -> tuple[list[Chart]
 
 
 def other_charts(rows: Sequence[Row]) -> tuple[list[Chart], list[str]]:
-    """Return charts of the numbers that no other section of the page shows, and what is left out."""
+    """Return charts of the metrics that no other section shows, and sentences about those left out."""
     shown = {key for metric in METRICS for key in metric.lines}
     logged = dict.fromkeys(key for row in rows for key, value in row.items() if is_number(value))
     rest = [key for key in logged if key not in shown and not ELSEWHERE.fullmatch(key)]

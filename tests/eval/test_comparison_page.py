@@ -73,10 +73,10 @@ def test_runs_of_one_recipe_and_runs_of_several_read_otherwise(runs, tmp_path):
         return " ".join(" ".join(Page(page).text).split())
 
     seeds = text_of(runs[1:])
-    assert "differ by nothing but the seed" in seeds
+    assert "differ only in the seed" in seeds
     assert "What differs in the recipes" not in seeds and "Over seeds" in seeds
     recipes = text_of(runs[:2])
-    assert "Each has a recipe of its own" in recipes
+    assert "Each run has its own recipe" in recipes
     assert "Over seeds" not in recipes and "Before you compare" not in recipes
 
 

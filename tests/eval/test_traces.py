@@ -338,7 +338,7 @@ def test_the_report_links_the_page_of_a_run_that_left_traces(tmp_path):
     write_lines(tmp_path / "traces.jsonl", trace(), trace())
     report = Page(write_report(tmp_path).read_text())
     assert [link["href"] for link in report.of("a")] == ["traces.html"]
-    assert "2 traces, with every episode coloured by its progress" in report.text
+    assert "2 traces, with every episode colored by its progress" in report.text
     assert len(Page((tmp_path / "traces.html").read_text()).of("article")) == 2
 
 
@@ -356,6 +356,6 @@ def test_a_run_without_traces_has_no_page_of_them(tmp_path):
     report = Page(write_report(tmp_path).read_text())
     assert (
         not report.of("a")
-        and "coloured by its progress" not in report.text
+        and "colored by its progress" not in report.text
         and not (tmp_path / "traces.html").exists()
     )

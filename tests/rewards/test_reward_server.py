@@ -130,7 +130,7 @@ def test_what_does_not_pass_is_an_error_and_no_reward(fake):
 def test_a_server_that_never_ends_its_answer(fake, monkeypatch):
     client = RewardServer(fake.url, timeout=0.3)
     monkeypatch.setattr(FakeHandler, "do_POST", drip)
-    with pytest.raises(RewardServerError, match=r"tried 3 times \(no whole answer in 0.3 s\)"):
+    with pytest.raises(RewardServerError, match=r"tried 3 times \(no complete answer in 0.3 s\)"):
         client.score(["1"], ["2"])
 
 
