@@ -9,14 +9,14 @@ from metatune.recipes.config import ConfigError, read_recipe
 if TYPE_CHECKING:
     from metatune.recipes.evaluate import EvaluateArguments
 
-MEASURED = {"generated_tokens": "tokens", "seconds": "seconds"}  # of both evaluations: `evaluation_…` in the file
+MEASURED = {"generated_tokens": "tokens", "seconds": "seconds"}  # costs of both evaluations: `evaluation_…`
 
 
 def base_of(run: str) -> str:
-    """Return the model that a run was trained from, as its `recipe.yaml` names it.
+    """Return the initial model of a run, as specified in its `recipe.yaml`.
 
     Raises:
-        ConfigError: if `run` has no recipe, or its recipe starts from no model.
+        ConfigError: if `run` has no recipe, or its recipe does not set a model.
     """
     path = Path(run) / "recipe.yaml"
     if not path.is_file():
@@ -24,7 +24,7 @@ def base_of(run: str) -> str:
     base = read_recipe(str(path)).values.get("model_name_or_path")
     if base is None:
         raise ConfigError(
-            f"into: {path} names no model that the training started from (model_name_or_path): give it as --before"
+            f"into: {path} does not set model_name_or_path, the model before training: specify it with --before"
         )
     return str(base)
 
@@ -47,10 +47,10 @@ def write_comparison(folder: Path, **facts: Any) -> dict[str, Any]:
 
     Args:
         folder (`Path`): the run's.
-        facts: what else the file holds, such as what the training took.
+        facts: additional values for the file, such as the cost of training.
 
     Returns:
-        `dict`: what was written.
+        `dict`: the content of the file.
     """
     from metatune.eval.evaluation import Evaluation, compare
     from metatune.eval.files import write_json
@@ -71,7 +71,7 @@ def in_one_line(summary: dict[str, Any]) -> str:
 
 
 def evaluate_into(args: "EvaluateArguments") -> None:
-    """Evaluate before and after training, print both tables and the difference, and keep all in the run's folder."""
+    """Evaluate before and after training, print both tables and the difference, and save all in the run's folder."""
     from metatune.recipes.evaluate import show_summary
 
     for side, model in (("before", str(args.before)), ("after", str(args.model))):

@@ -19,8 +19,8 @@ from .stopping import SIGNALS, STOPPER
 class MetricsLog(TrainerCallback):
     """Writes every log line of a run into `output_dir/metrics.jsonl`, one JSON object per line.
 
-    The file is written anew from the trainer's log history when training begins, so a resumed run holds the lines up
-    to its checkpoint once, and no line of what was lost after it. Each line also has `time/run`: the seconds of
+    The file is rewritten from the trainer's log history when training begins, so a resumed run has each line up to its
+    checkpoint once, and no line of the lost steps after it. Each line also has `time/run`: the seconds of
     training until then, evaluations and checkpoints included. They are part of the log history, so a resumed run
     continues to count from its checkpoint.
     """
@@ -65,9 +65,9 @@ class ProgressLine(ProgressCallback):
 
 
 class StopAfterStep(TrainerCallback):
-    """Ends training after the step in which a signal came to any process, and after its checkpoint.
+    """Stops training after the step in which any process received a signal, and after its checkpoint.
 
-    Without checkpoints (`save_strategy: no`) there is nothing to finish, and a signal ends training at once.
+    Without checkpoints (`save_strategy: no`) there is nothing to save, and a signal ends training immediately.
 
     Raises:
         Stopped: in every process, once the checkpoint is complete.
@@ -92,7 +92,7 @@ class StopAfterStep(TrainerCallback):
             STOPPER.check()
 
     def _asked(self, args) -> bool:
-        """Return whether a signal came to any process, which this one then has too. Called by every process."""
+        """Return whether any process received a signal, and record it in this one. Every process must call this."""
         if dist.is_initialized() and dist.get_world_size() > 1:
             number = torch.tensor(STOPPER.signal or 0, device=args.device)
             dist.all_reduce(number, op=dist.ReduceOp.MAX)
@@ -102,9 +102,9 @@ class StopAfterStep(TrainerCallback):
 
 
 def outlive_signals(worker_init_fn, worker: int) -> None:
-    """Let a data loader's worker serve the last step when a signal goes to a whole process group.
+    """Keep a data loader's worker alive for the last step when a signal goes to the whole process group.
 
-    It still ends when its trainer terminates it, and with its trainer, which PyTorch makes it watch.
+    The worker still ends when the trainer terminates it, and when the trainer dies, which PyTorch's worker detects.
     """
     if sys.platform == "linux":
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)

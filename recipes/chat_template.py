@@ -1,7 +1,7 @@
-"""The chat template of a run: how a recipe names it, what the data must fit, and what a run's folder records of it.
+"""The chat template of a run: the recipe's options, the checks of the data, and the record in the run's folder.
 
 `chat_template_path` of a recipe is a `.jinja` file, or `plain` for a base model: the texts of the turns, separated by
-empty lines, after which the model writes its answer. The template is saved with the model's tokenizer.
+empty lines. The template is saved with the model's tokenizer.
 `chat_template_kwargs` are its variables, such as `enable_thinking: false`. `metatune eval` finds both, and the system
 message, in the folder of the run that it evaluates ([`recorded`]).
 """
@@ -24,13 +24,13 @@ IMAGES = ("image", "images")
 
 @dataclass(frozen=True)
 class Recorded:
-    """What a run's prompts were rendered with.
+    """The chat template options of a run's prompts.
 
     Args:
-        path (`str`): the recipe that records it.
+        path (`str`): the recipe that records them.
         chat_template_kwargs (`dict`): variables of the chat template; empty for none.
         system (`str`, *optional*): the system message of all its distributions; `None` if they differ or have none.
-        template (`str`, *optional*): its `chat_template_path`.
+        template (`str`, *optional*): the `chat_template_path`.
     """
 
     path: str
@@ -52,9 +52,9 @@ def read_template_kwargs(value: Any, option: str = "chat_template_kwargs") -> di
 
 
 def recipe_of(model: str) -> Path | None:
-    """Return the recipe that a model's folder was trained by, `None` if it has none.
+    """Return the recipe of the run that produced a model's folder, `None` if there is none.
 
-    A checkpoint's is that of its run, and so is that of a round's model in a run of `metatune star` or `metarm`.
+    For a checkpoint, and for a round's model of `metatune star` or `metarm`, it is the recipe of the run.
     """
     folder = Path(model)
     folders = [folder]
@@ -66,9 +66,9 @@ def recipe_of(model: str) -> Path | None:
 
 
 def recorded(path: str | Path) -> Recorded:
-    """Read from a recipe what the prompts of its run were rendered with; `metatune metarm` has it in its block `grpo`.
+    """Read the chat template options of a run from its recipe; for `metatune metarm`, from its block `grpo`.
 
-    Raises [`ConfigError`] for a recipe that cannot be read, and for a run on rows that were rendered differently.
+    Raises [`ConfigError`] for a recipe that cannot be read, and for a run whose rows have different options.
     """
     recipe, column = read_recipe(str(path)), Path(path).with_name(RECORD)
     values = recipe.values
@@ -81,8 +81,8 @@ def recorded(path: str | Path) -> Recorded:
         kwargs = json.loads(column.read_text())
         if kwargs is None:
             raise ConfigError(
-                f"{column.parent} was trained on rows with different chat_template_kwargs: choose those to evaluate "
-                "with, for instance --chat_template_kwargs '{\"enable_thinking\": false}'"
+                f"{column.parent} was trained on rows with different chat_template_kwargs: specify the ones for "
+                "the evaluation, for instance --chat_template_kwargs '{\"enable_thinking\": false}'"
             )
     entries = values.get("distributions")
     entries = [entry for entry in entries if isinstance(entry, Mapping)] if isinstance(entries, list) else []
@@ -98,7 +98,7 @@ def recorded(path: str | Path) -> Recorded:
 
 
 def record_column(dataset: Any, output_dir: str | Path) -> None:
-    """Write what the column `chat_template_kwargs` holds into a run's folder: its one value, or null for several."""
+    """Save the value of the column `chat_template_kwargs` in a run's folder, or null if it has several values."""
     from metatune.eval.files import write_json
 
     if getattr(dataset, "num_rows", None) is None or "chat_template_kwargs" not in dataset.column_names:
@@ -120,12 +120,12 @@ def load_processor(model: str, revision: str | None, template: str | None, **opt
 
 
 def is_own_template(template: str | None) -> bool:
-    """Tell whether a `chat_template_path` is a file or `plain`, and not a model whose template TRL copies."""
+    """Return whether a `chat_template_path` is a file or `plain`, and not a model whose template TRL copies."""
     return template == PLAIN or Path(template or "").suffix in (".jinja", ".j2")
 
 
 def set_template(processor: Any, template: str | None) -> None:
-    """Give a tokenizer the chat template of a `.jinja` file, or the plain one; `None` leaves its own.
+    """Set a tokenizer's chat template to a `.jinja` file or to `plain`; `None` keeps its own.
 
     Raises [`ConfigError`] for a file that cannot be read or is not a template.
     """
@@ -147,7 +147,7 @@ def set_template(processor: Any, template: str | None) -> None:
 
 
 def plain_template(tokenizer: Any) -> str:
-    """Write a template without marks: a single user's turn has the token ids of its text, an answer ends the text."""
+    """Return a template without role tags: a user turn has the token ids of its text; an answer ends with EOS."""
     ids = tokenizer("a")["input_ids"]
     begins = tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id]
     return (
@@ -160,16 +160,16 @@ def plain_template(tokenizer: Any) -> str:
 
 
 def check_template(model: str, revision: str | None, template: str | None) -> None:
-    """Raise [`ConfigError`] unless conversations can be rendered; what cannot be looked up here passes."""
+    """Raise [`ConfigError`] unless conversations can be rendered; a model that is not on this machine passes."""
     processor = _processor_here(model, revision, template)
     if processor is not None:
         need_template(processor, model)
 
 
 def _processor_here(model: str, revision: str | None, template: str | None) -> Any:
-    """Load a model's tokenizer; `None` if it is not to be found, which `find_models` of the launch reports.
+    """Load a model's tokenizer; `None` if it does not exist, which `find_models` reports.
 
-    It asks for the model first, because transformers asks an unreachable hub for one file after the other.
+    Look for the model first, because transformers requests one file after another from an unreachable hub.
     """
     try:
         find_model(model, "model_name_or_path", revision)
@@ -184,7 +184,7 @@ def _processor_here(model: str, revision: str | None, template: str | None) -> A
 
 
 def need_template(processor: Any, model: str) -> None:
-    """Raise [`ConfigError`] for a tokenizer without a chat template."""
+    """Raise [`ConfigError`] if a tokenizer has no chat template."""
     if not processor.chat_template:
         raise ConfigError(
             f"chat_template_path: {model} has no chat template, and the prompts are conversations: write `plain` for "
@@ -196,11 +196,11 @@ def processor_for(parts: Mapping[str, Any], training_args: Any, model_args: Any,
     """Return the tokenizer for TRL's SFT or reward trainer; `None` lets the trainer load the model's.
 
     Args:
-        parts (`Mapping[str, datasets.Dataset]`): the rows to train and to evaluate on, by what errors call them.
-        training_args ([`~trl.SFTConfig`] or [`~trl.RewardConfig`]): `chat_template_path` is read. The trainer would
-            take `plain` for a model, so that one is set here.
+        parts (`Mapping[str, datasets.Dataset]`): the training and evaluation rows, by their names in errors.
+        training_args ([`~trl.SFTConfig`] or [`~trl.RewardConfig`]): `chat_template_path` is read. `plain` is set here,
+            because TRL's trainer would read it as a model.
         model_args ([`~trl.ModelConfig`]): the model.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*): that of a model that is made from nothing.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*): tokenizer of a model with random weights.
 
     Raises [`ConfigError`] for rows that the model or its chat template cannot read.
     """
@@ -224,10 +224,10 @@ def processor_for(parts: Mapping[str, Any], training_args: Any, model_args: Any,
 def check_readable(parts: Mapping[str, Any], template: str | None, model_args: Any) -> None:
     """Raise [`ConfigError`] for rows that the model or its chat template cannot read; see [`check_chat`].
 
-    What cannot be looked up here passes, and so does a template that TRL copies from a model.
+    A model that is not on this machine passes, and so does a template that TRL copies from a model.
 
     Args:
-        parts (`Mapping[str, datasets.Dataset]`): rows, by what errors call them.
+        parts (`Mapping[str, datasets.Dataset]`): rows, by their names in errors.
         template (`str`, *optional*): the recipe's `chat_template_path`.
         model_args ([`~trl.ModelConfig`]): the model.
     """
@@ -247,10 +247,10 @@ def check_chat(processor: Any, model: str, dataset: Any, columns: list[str], whe
 
     Args:
         processor ([`~transformers.PreTrainedTokenizerBase`] or [`~transformers.ProcessorMixin`]): the model's.
-        model (`str`): what errors call it.
-        dataset (`datasets.Dataset`): rows that [`~metatune.recipes.data.check_messages`] has seen.
-        columns (`list[str]`): its texts or conversations.
-        where (`str`): what errors call the rows.
+        model (`str`): its name in errors.
+        dataset (`datasets.Dataset`): rows that [`~metatune.recipes.data.check_messages`] has checked.
+        columns (`list[str]`): its columns of texts or conversations.
+        where (`str`): the name of the rows in errors.
     """
     from transformers import ProcessorMixin
 
@@ -278,14 +278,14 @@ def check_chat(processor: Any, model: str, dataset: Any, columns: list[str], whe
             if other is None and reads_parts:
                 continue
             what = f"a part of type '{other}', and {model} is a text model"
-            what = what if other else f"a list of parts, and the chat template of {model} reads texts alone"
+            what = what if other else f"a list of parts, and the chat template of {model} accepts only text"
             raise ConfigError(
                 f"{where}: row {row}: '{column}' has in message {place} {what}: write the content as one text"
             )
 
 
 def _reads_parts(processor: Any) -> bool:
-    """Tell whether a chat template renders a list of one text part as it renders the text."""
+    """Return whether a chat template renders a list with one text part like the text."""
 
     def rendered(content: Any) -> str:
         return processor.apply_chat_template([{"role": "user", "content": content}], tokenize=False)

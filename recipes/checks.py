@@ -188,11 +188,11 @@ def server_problems(training, model: str, timeout: float = 3.0) -> list[str]:
 
 
 def reward_server_problem(url: str, model: str | None, timeout: float = 10.0) -> str | None:
-    """Ask a reward model's server for its models; returns what is wrong, `None` if nothing is.
+    """Check a reward model's server and its model; returns the problem, or `None`.
 
     Args:
         url (`str`): of the server.
-        model (`str`, *optional*): the name by which it is to serve the model.
+        model (`str`, *optional*): the served name of the model.
         timeout (`float`, *optional*, defaults to `10.0`): seconds to wait.
     """
     start = "start it with `vllm serve MODEL --runner pooling`"
@@ -206,12 +206,12 @@ def reward_server_problem(url: str, model: str | None, timeout: float = 10.0) ->
     if model is not None and not any(model in names for names in served):
         return f"the reward server at {url} serves {names}, not {model}"
     if model is None and len(served) > 1:
-        return f"the reward server at {url} serves {names}: name one as model"
+        return f"the reward server at {url} serves {names}: set model to one of them"
     return None
 
 
 def judge_problems(entries: dict[str, Any]) -> list[str]:
-    """Ask the servers of a recipe's judges for their models, and for an answer to a short chat with the recipe's key.
+    """Check the servers of a recipe's judges: their models, and a short chat with the recipe's key.
 
     Args:
         entries (`dict[str, ServerEntry]`): by `judge`, `meta_judge` and `held_out_judge`.

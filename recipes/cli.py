@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Stopped as stopped:
         tell(STOPPER.describe(), kind="")
         return stopped.code
-    except KeyboardInterrupt:  # in a program of the user's, which has its own handler
+    except KeyboardInterrupt:  # if a user's program calls main, with its own signal handler
         return 130
 
 
@@ -147,7 +147,7 @@ def dispatch(argv: list[str]) -> int:
 
 
 def run() -> NoReturn:
-    """Run the command line as a program of its own, which ends with every process it started."""
+    """Run the command line as a program that ends every process it started."""
     STOPPER.listen()
     adopt_orphans()
     os.environ["METATUNE_ENDS_TOGETHER"] = "1"  # read in vLLM's processes by `trainers.gloo_weight_transfer`

@@ -32,7 +32,7 @@ from .recipe_lines import line_of, lines_of, repeated_key
 from .stopping import STOPPER, Stopped, follow_launcher, reports
 
 EXPECTED_PROCESSES = "METATUNE_EXPECTED_PROCESSES"
-DATA = ("dataset_name", "meta_dataset_name", "prompts_name")  # errors about rows begin with the dataset's name
+DATA = ("dataset_name", "meta_dataset_name", "prompts_name")  # errors about rows begin with the name of the dataset
 PATHS = ("accelerator_config", "fsdp_config", "deepspeed")  # these may name a file in place of a mapping
 
 
@@ -63,7 +63,7 @@ class Recipe:
     def error(self, key: str, message: str) -> ConfigError:
         """Build the error for `key`: `FILE:LINE: message`, without a line for a key merged in by `<<`.
 
-        The line is that of the key, or of what the message mentions below it.
+        The line is that of the deepest key that the message mentions.
         """
         line = line_of(message, self.values, self.lines) or self.lines.get(str(key))
         return ConfigError(f"{self.path}:{line}: {message}" if line else f"{self.path}: {message}")
@@ -105,7 +105,7 @@ def read_recipe(path: str) -> Recipe:
     repeated = repeated_key(root)
     if repeated is not None:
         key, line, first = repeated
-        raise ConfigError(f"{path}:{line}: key '{key}' again; first on line {first}")
+        raise ConfigError(f"{path}:{line}: duplicate key '{key}'; first on line {first}: remove one")
     lines = lines_of(root)
     env = values.pop("env", None) or {}
     if not isinstance(env, dict) or any(isinstance(value, (dict, list)) or value is None for value in env.values()):
@@ -127,7 +127,7 @@ def launch_options() -> dict[str, bool]:
 
 
 class PlainParser(argparse.ArgumentParser):
-    """The parser of a command without a recipe: its mistakes are reported as those of a recipe are."""
+    """The parser of a command without a recipe, with the same error format as for recipes."""
 
     def __init__(self, **kwargs):
         super().__init__(**{"allow_abbrev": False, **kwargs})
@@ -243,14 +243,14 @@ class StrictParser(TrlParser):
 
     def key_of(self, message: str) -> str | None:
         """Return the key of the recipe that a message begins with, unless the command line gave that option."""
-        begins = re.match(r"(?:block )?`?(\w+)(?![\w./-])", message)  # no path that begins like a key
+        begins = re.match(r"(?:block )?`?(\w+)(?![\w./-])", message)  # not a path that begins like a key
         key = begins[1] if begins and self.recipe is not None else None
         if key in self.launch_values or (key in self.values and self._given.get(key, ...) is self.values[key]):
             return key
         return next((key for key in self.values if key in DATA and self._begins_with(message, key)), None)
 
     def _begins_with(self, message: str, key: str) -> bool:
-        """Tell whether a message begins with the value of a key, unless the command line gave that option."""
+        """Return whether a message begins with the value of a key that the command line did not override."""
         name = self.values[key]
         return self._given.get(key, ...) is name and message.startswith((f"{name}:", f"{name},", f"{name} "))
 
@@ -369,7 +369,7 @@ def run(make_parser: Callable[[], StrictParser], main: Callable[..., None]) -> N
     A [`ConfigError`], or what a library refuses to make a trainer of, becomes one line and exit code 2; a write that
     failed (a full disk), a lost server, or what a library raises later, one line and exit code 1; a mistake in
     metatune or in a user's own code keeps its traceback. Under `metatune` the launcher prints the line, once for all
-    processes. A signal, or the launcher's death, ends it as `stopping` says.
+    processes. `stopping` handles signals and the launcher's death.
     """
     configs, parser = (), None
     try:
@@ -411,7 +411,7 @@ def can_resume(configs: Iterable[Any]) -> bool:
 
 
 def end(message: str, code: int) -> NoReturn:
-    """Print an error, or leave that to the launcher, and exit."""
+    """Print an error, unless the launcher prints it, and exit."""
     close_progress_bars()
     if not record(message):
         tell(message)
@@ -419,7 +419,7 @@ def end(message: str, code: int) -> NoReturn:
 
 
 def end_stopped(stopped: Stopped) -> NoReturn:
-    """Print what stopped this process and how to resume, or leave that to the launcher, and exit."""
+    """Print what stopped this process and how to resume, unless the launcher does, and exit."""
     line = STOPPER.describe()
     close_progress_bars()
     if not record(line) and reports():

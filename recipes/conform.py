@@ -16,9 +16,9 @@ from trl.scripts._hf_argparser import string_to_bool
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """Return `"; did you mean 'x'?"` for the valid name most like `name`, or an empty string if none is.
+    """Return `"; did you mean 'x'?"` for the valid name closest to `name`, or an empty string if none is close.
 
-    A name that begins with `name` comes before one that is only like it: `--gpus` before `--cpu` for `--gpu`.
+    A name that begins with `name` takes precedence over a similar one: `--gpus` over `--cpu` for `--gpu`.
     """
     known = [str(each) for each in valid]
     longer = (

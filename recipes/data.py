@@ -35,7 +35,7 @@ def need_path(name: str, option: str) -> None:
 
 
 def nearest_path(name: str, *others: str) -> str:
-    """Return `"; did you mean 'x'?"` for what is most like a path that is not there: a sibling, or one of `others`."""
+    """Return `"; did you mean 'x'?"` for the name closest to a missing path: a sibling, or one of `others`."""
     path = Path(name).expanduser()
     siblings = [str(path.parent / each.name) for each in path.parent.iterdir()] if path.parent.is_dir() else []
     return nearest(str(path), [*others, *siblings])
@@ -43,7 +43,7 @@ def nearest_path(name: str, *others: str) -> str:
 
 @contextmanager
 def distribution_errors() -> Iterator[None]:
-    """Turn what `metatune.curricula` raises for the entries of `distributions` into a [`ConfigError`]."""
+    """Convert exceptions of `metatune.curricula` for the entries of `distributions` to [`ConfigError`]."""
     from metatune.curricula import MissingDataError
 
     try:
@@ -55,10 +55,10 @@ def distribution_errors() -> Iterator[None]:
 
 
 def check_source(script_args: Any) -> None:
-    """Raise `ValueError` unless just one of `distributions`, `dataset_name` and `datasets` is given.
+    """Raise `ValueError` unless exactly one of `distributions`, `dataset_name` and `datasets` is set.
 
     Args:
-        script_args ([`~metatune.recipes.mixture.SourceArguments`]): with one more field, `distributions`.
+        script_args ([`~metatune.recipes.mixture.SourceArguments`]): with the additional field `distributions`.
     """
     if [script_args.distributions, script_args.dataset_name, script_args.datasets or None].count(None) != 2:
         raise ValueError("give either `distributions`, in a recipe (--config FILE.yaml), or `dataset_name`")
@@ -79,11 +79,11 @@ def load_splits(
 
     Args:
         name (`str`): the dataset.
-        option (`str`): that names it, for errors.
+        option (`str`): the option that specifies it, for errors.
         split (`str`): the split that a file becomes.
         config (`str`, *optional*): configuration of a dataset of the hub.
         streaming (`bool`, *optional*, defaults to `False`): return streams.
-        rows (`int`, *optional*): read only the first rows of each split, in little time; all by default.
+        rows (`int`, *optional*): read only the first rows of each split; all by default.
 
     Raises [`ConfigError`] for what cannot be read.
     """
@@ -97,13 +97,13 @@ def load_splits(
         check_json(file, option, rows)
     if rows is None:
         return _load_splits(name, option, split, config, streaming)
-    streams = streaming or path.exists()  # a dataset of the hub is downloaded once, for the run too
+    streams = streaming or path.exists()  # a hub dataset is downloaded anyway, because the run needs it too
     splits = _load_splits(name, option, split, config, streams)
     try:
         return {key: first_rows(part, rows) for key, part in splits.items()}
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         for file in files:
-            check_json(file, option)  # the reader takes whole blocks of a file: it may have met a later line
+            check_json(file, option)  # the reader reads blocks: the error may be in a later line
         raise ConfigError(f"{option}: {name}: {' '.join(str(error).split())}") from error
 
 
@@ -168,7 +168,7 @@ def check_json(file: Path, option: str, rows: int | None = None) -> None:
 
 
 def broken_text(value: Any, path: str = "") -> str | None:
-    """Return what is wrong with the first text that cannot be written as UTF-8, by its column; `None` without one."""
+    """Describe the first text that cannot be encoded as UTF-8, with its column; `None` if there is none."""
     from metatune.curricula.cells import text_problem
 
     if isinstance(value, str):
@@ -246,9 +246,9 @@ def check_messages(dataset: Any, columns: Sequence[str], where: str, kind: str |
 
 
 def with_text_columns(dataset: Any, where: str) -> Any:
-    """Return a dataset whose `answer` and `info` are texts, as verifiers read them; without `verifier` it stays as is.
+    """Convert `answer` and `info` to text for verifiers; a dataset without `verifier` is returned unchanged.
 
-    An answer that is a number is written as text, an `info` that is a mapping as JSON.
+    A number in `answer` becomes text, and a mapping in `info` becomes JSON.
 
     Raises [`ConfigError`] for the first row that has neither.
     """
@@ -282,12 +282,12 @@ def check_ids(dataset: Any, column: str, where: str, may_be_empty: bool = False)
 
 
 def check_numbers(dataset: Any, columns: Sequence[str], where: str, may_be_null: bool = False) -> None:
-    """Raise [`ConfigError`] unless every row of `columns` is a number that float32, in which it is used, can hold.
+    """Raise [`ConfigError`] unless every value of `columns` is a number that float32 can represent.
 
     Args:
-        dataset (`datasets.Dataset`): the rows; a stream is not looked at.
-        columns (`Sequence[str]`): columns that are used as numbers; those that the dataset lacks are skipped.
-        where (`str`): what errors call it.
+        dataset (`datasets.Dataset`): the rows; a stream is not checked.
+        columns (`Sequence[str]`): numeric columns; missing ones are skipped.
+        where (`str`): its name in errors.
         may_be_null (`bool`, *optional*, defaults to `False`): whether null stands for a row without a number.
     """
     if getattr(dataset, "num_rows", None) is None:
@@ -301,12 +301,11 @@ def check_numbers(dataset: Any, columns: Sequence[str], where: str, may_be_null:
 
 
 def check_references(dataset: Any, where: str) -> None:
-    """Raise [`ConfigError`] unless every row's verifier can grade by the row's reference answer.
+    """Raise [`ConfigError`] unless every row's verifier can grade against the row's reference answer.
 
     Args:
-        dataset (`datasets.Dataset`): the rows; one without the columns `verifier` and `answer`, and a stream, are not
-            looked at.
-        where (`str`): what errors call it.
+        dataset (`datasets.Dataset`): the rows; streams and datasets without `verifier` and `answer` are skipped.
+        where (`str`): its name in errors.
     """
     from metatune.rewards import check_reference
 
@@ -321,11 +320,11 @@ def check_references(dataset: Any, where: str) -> None:
 
 
 def check_token_columns(dataset: Any, where: str) -> None:
-    """Raise [`ConfigError`] unless the columns beside `input_ids` hold one whole number per token.
+    """Raise [`ConfigError`] unless the columns that accompany `input_ids` have one integer per token.
 
     Args:
-        dataset (`datasets.Dataset`): rows with a valid column `input_ids`; a stream is not looked at.
-        where (`str`): what errors call it.
+        dataset (`datasets.Dataset`): rows with a valid column `input_ids`; a stream is not checked.
+        where (`str`): its name in errors.
     """
     if getattr(dataset, "num_rows", None) is None:
         return

@@ -143,7 +143,7 @@ def render(report: dict[str, Any]) -> str:
     return "\n".join([*lines, *render_recipe(report["recipe"])] if "recipe" in report else lines)
 
 
-ROWS = {  # of the table of a recipe's memory, in its order
+ROWS = {  # the rows of the memory table, in order
     "weights": "the model's parameters",
     "gradients": "one for each trained parameter",
     "optimizer": "AdamW's two moments, with DeepSpeed also a float32 copy of the weights",
@@ -151,12 +151,12 @@ ROWS = {  # of the table of a recipe's memory, in its order
     "gathered": "ZeRO-3: the parameters in use at one time",
     "autocast": "bf16 or fp16 copies of float32 weights, during the forward pass",
     "activations": "what the forward pass keeps for the backward pass; grows with batch and length",
-    "block": "the gradients inside of one block, during the backward pass",
-    "head": "the loss over the vocabulary, its gradients included",
+    "block": "the gradients inside one transformer block, during the backward pass",
+    "head": "the loss over the vocabulary, including its gradients",
     "kv_cache": "keys and values of the sequences generated at once, between optimizer steps",
     "engine": "vLLM's share in the same process",
-    "peak": "the most at one time: training and generation take turns, so not the sum",
-    "host": "offloaded to the machine's own memory",
+    "peak": "the peak at any time; training and generation alternate, so it is not the sum",
+    "host": "offloaded to host memory",
 }
 
 
@@ -174,7 +174,7 @@ def render_recipe(recipe: dict[str, Any]) -> list[str]:
 
 
 def render_memory(recipe: dict[str, Any]) -> list[str]:
-    """Write the estimate of a recipe's memory as lines of text: what each row is, the verdict, and what would fit."""
+    """Format the memory estimate of a recipe: the rows with their meaning, the verdict, and options that fit."""
     shape, hardware = recipe["model"], recipe["hardware"]
     phase = "" if len(recipe["phases"]) == 1 else f"{recipe['phase']}, the largest part: "
     lines = [f"  {phase}{shape['parameters']:,} parameters, {shape['trainable']:,} trained; memory of one process:"]
@@ -192,12 +192,12 @@ def render_memory(recipe: dict[str, Any]) -> list[str]:
         lines.append(f"  one after the other: {', '.join(others)}")
     if recipe.get("host_needed"):
         limit = recipe["host_available"]
-        compared = f" of {readable(limit)}" if limit else "; --host_memory GiB says whether that is there"
-        lines.append(f"  offloaded to a machine's own memory: {readable(recipe['host_needed'])}{compared}")
+        compared = f" of {readable(limit)}" if limit else "; to compare, specify --host_memory GiB"
+        lines.append(f"  offloaded to host memory: {readable(recipe['host_needed'])}{compared}")
     if not recipe["fits"]:
         lines += [f"  to make it fit: {remedy}" for remedy in recipe["remedies"]]
     if not recipe["fits"] and not recipe["remedies"]:
-        lines.append("  no option known here makes it fit: take a smaller model, or larger or more GPUs (--gpus N)")
+        lines.append("  no known option makes it fit: use a smaller model, or more or larger GPUs (--gpus N)")
     return lines
 
 

@@ -12,8 +12,8 @@
 What is evaluated is a named `benchmark` (from the hub, or from `data`), the held-out parts of `distributions:` in its
 own `config` or in a training `recipe` (by default the one that the run `model` was trained by), or the
 `lm_eval_tasks` of standard suites, which go through lm-eval. `temperature: 0` decodes greedily, anything else samples.
-With `output_dir` it keeps `summary.json` and `completions.parquet` there. `into` evaluates the model that a run was
-trained from and the trained one on the same problems, and keeps both in the run's folder, see `before_after.py`.
+With `output_dir` it writes `summary.json` and `completions.parquet` there. `into` evaluates a run's initial and
+trained model on the same problems, and saves both in the run's folder, see `before_after.py`.
 `budgets` add test-time compute, see `test_time.py`; `compare` sets saved evaluations at budgets side by side.
 `reward_model` evaluates reward models in place of a language model, see `reward_evaluation.py`.
 """
@@ -88,11 +88,10 @@ class EvaluateArguments(TestTimeArguments, RewardEvaluationArguments):
             A training recipe, of which `distributions` and `imports` are taken, and `max_completion_length` for
             `max_new_tokens`; where nothing else is evaluated, the `recipe.yaml` in the folder of `model`.
         into (`str`, *optional*):
-            Folder of a run. The model that it was trained from and the trained one, or `model`, are evaluated on the
-            same problems, and the results go to its folders `before` and `after`, which `metatune report` shows.
+            Folder of a run. Evaluates the run's initial model and its trained model, or `model`, on the same problems,
+            and writes the results to its folders `before` and `after`, which `metatune report` shows.
         before (`str`, *optional*):
-            The model to evaluate as the one before training; with `into` alone. By default `model_name_or_path` of the
-            run's recipe.
+            The model before training; only with `into`. By default `model_name_or_path` of the run's recipe.
         lm_eval_tasks (`list[str]`, *optional*):
             Tasks of lm-eval, separated by spaces or commas; needs the extra `metatune[eval]`.
         engine (`str`, *optional*, defaults to `"compact"`):
@@ -216,11 +215,13 @@ class EvaluateArguments(TestTimeArguments, RewardEvaluationArguments):
         self.model = folder_of(self.model)
 
     def _prepare_into(self) -> None:
-        """Fill in the two models of `into`, and refuse what does not go with it."""
+        """Set the two models of `into`, and reject options that conflict with it."""
         if self.into is None:
-            self._refuse({"before"}, "`{}` belongs to `into`, and none is given")
+            self._refuse({"before"}, "`{}` requires `into`: set it to the folder of a run")
             return
-        self._refuse({"output_dir", "budgets", "lm_eval_tasks"}, "`into` keeps its results in the run: remove `{}`")
+        self._refuse(
+            {"output_dir", "budgets", "lm_eval_tasks"}, "`into` writes its results to the run's folder: remove `{}`"
+        )
         self.before = base_of(self.into) if self.before is None else self.before
         self.model = self.into if self.model is None else self.model
 
@@ -399,7 +400,7 @@ def check(args: EvaluateArguments) -> None:
 
 
 def check_data(args: EvaluateArguments, rows: int | None = None) -> None:
-    """Raise [`ConfigError`] for problems that cannot be evaluated on; `main` reads all of them first."""
+    """Raise [`ConfigError`] for problems that cannot be used; without `rows` only, because `main` reads all first."""
     from metatune.eval.benchmarks import load_benchmark, load_held_out
 
     if rows is not None:

@@ -1,7 +1,7 @@
-"""What `metatune eval` asks a model: the items, rendered as the model's training rendered its prompts.
+"""The items of `metatune eval`, rendered with the chat template options of the model's training.
 
-Items that do not fit the model's positions, and those that the run was trained on, are left out and counted: a run
-that was trained with a small `test_size` and is evaluated on a larger held-out part would answer what it was taught.
+Items that do not fit the model's context length, and items that the run was trained on, are left out and counted: the
+held-out part of another recipe, for instance with a larger `test_size`, may contain training items of the run.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,16 +20,16 @@ Item = dict[str, Any]
 
 
 def rendering_of(args: Any, tokenizer: Any) -> Rendering:
-    """Return how the prompts are rendered, print what a recipe says of it, and complete `args.system`.
+    """Return the rendering of the prompts, print the options from a recipe, and set `args.system`.
 
-    What the command line gives counts most, then the run that the model's folder is of, then the recipe that names the
-    tasks, whose chat template a model without one of its own is given.
+    The command line takes precedence, then the run that the model's folder belongs to, then the recipe with the tasks.
+    A model without a chat template uses the recipe's.
 
     Args:
         args (`EvaluateArguments`): the model, the tasks, `system` and `chat_template_kwargs` are read.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): the model's.
     """
-    own = own_recipe(args.into or args.model)  # also the model before the training, to compare like with like
+    own = own_recipe(args.into or args.model)  # also for the model before training, so that both get the same prompts
     path = own or args.recipe
     found = Recorded("", {}, None, None) if path is None else recorded(path)
     if not tokenizer.chat_template:
@@ -47,7 +47,7 @@ def rendering_of(args: Any, tokenizer: Any) -> Rendering:
 
 
 def own_recipe(model: str) -> str | None:
-    """Return the recipe of the run that a model's folder is of; the starter is of none."""
+    """Return the recipe of the run that a model's folder belongs to; `None` for the starter."""
     found = None if model == str(STARTER) else recipe_of(model)
     return None if found is None else str(found)
 
@@ -98,7 +98,7 @@ def without_trained(items: Sequence[Item], args: Any) -> Sequence[Item]:
     """Leave out items that the run was trained on, and report how many; raises [`ConfigError`] if none is left."""
     own = own_recipe(args.into or args.model)
     is_own = own is not None and args.recipe is not None and Path(own).resolve() == Path(args.recipe).resolve()
-    if own is None or is_own:  # a load never trains on what it holds out
+    if own is None or is_own:  # the same load: it never trains on held-out items
         return items
     trained = trained_keys(own)
     kept = [item for item in items if item["key"] not in trained]
@@ -112,7 +112,7 @@ def without_trained(items: Sequence[Item], args: Any) -> Sequence[Item]:
 
 
 def trained_keys(path: str) -> set[str]:
-    """Return the keys of what a run's recipe trains on; none, with a line, for data that is not here any more."""
+    """Return the keys of a run's training items; prints a line and returns none if the data no longer exists."""
     from metatune.curricula import load_distributions
 
     entries = read_recipe(path).values.get("distributions")

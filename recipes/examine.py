@@ -1,9 +1,8 @@
 """Examine a recipe before it is launched: does it fit the hardware it is meant for, and what is missing.
 
-The recipe is parsed as its launch would parse it, on as many processes as would run, so that TRL's refusals are
-reported in TRL's own words, and every check of the launch runs on it (`launch_checks`), with all rows of its data.
-Nothing is allocated or started, and nothing is downloaded but what the launch would download first: data, and the
-model's configuration.
+The recipe is parsed as the launcher parses it, for the same number of processes, so that TRL's errors are reported
+unchanged. Every check of the launch runs on it (`launch_checks`), with all rows of its data. Nothing is allocated or
+started, and only the files that the launch needs first are downloaded: data, and the model's configuration.
 """
 
 import re
@@ -42,9 +41,9 @@ def module_of(kind: str) -> ModuleType:
 
 
 def choose_recipe(path: str, kind: str | None) -> str:
-    """Return the name of the command that a file is for: `kind`, or else the one that knows most of its keys.
+    """Return the name of the command that a file is for: `kind`, or the command whose options have most of its keys.
 
-    Of several that know equally many it is the one that a comment of the file names, as in `metatune sft --config`.
+    In a tie it is the command that a comment in the file names, as in `metatune sft --config`.
 
     Raises [`ConfigError`] if that leaves several.
     """
@@ -56,7 +55,7 @@ def choose_recipe(path: str, kind: str | None) -> str:
     text = Path(path).read_text(encoding="utf-8")
     named = [name for name in re.findall(r"metatune (\w+)", text) if name in likely]
     if len(likely) > 1 and not named:
-        raise ConfigError(f"{path}: a recipe of {' or '.join(likely)}: name it with --recipe {likely[0]}")
+        raise ConfigError(f"{path}: the keys fit {' and '.join(likely)}: select one with --recipe {likely[0]}")
     return named[0] if named else likely[0]
 
 
@@ -106,7 +105,7 @@ def parse(
         if force_cpu and told:  # the refusal was of this machine
             problems = problems[1:]
         elif force_cpu:
-            problems[0] += ". To examine it for another machine, give --gpus N --gpu_memory GiB"
+            problems[0] += ". To check it for another machine, specify --gpus N --gpu_memory GiB"
         return configs, not force_cpu and asks_for_cpu(configs), list(dict.fromkeys(problems + found)), parser
     return None, False, list(dict.fromkeys(problems)), parser
 
@@ -121,7 +120,7 @@ def _train_on_cpu(script: Any) -> None:
 
 
 def asks_for_cpu(configs: tuple[Any, ...]) -> bool:
-    """Tell whether a recipe asks for the CPU."""
+    """Return whether a recipe requests the CPU."""
     script = configs[0]
     blocks = [getattr(script, name, None) or {} for name in ("reward", "grpo")]
     return (
@@ -132,7 +131,7 @@ def asks_for_cpu(configs: tuple[Any, ...]) -> bool:
 
 
 def findings(kind: str, parser: StrictParser, configs: tuple[Any, ...], elsewhere: bool) -> list[str]:
-    """Run every check of the launch, on all rows; what another machine may have is left out if it is meant."""
+    """Run every check of the launch on all rows; with `elsewhere`, ignore what only this machine lacks."""
     found = []
     for check in checks_of(module_of(kind), configs, rows=None):
         try:
@@ -209,7 +208,7 @@ def note_environment(
     packages: list[dict],
     hardware: Hardware,
 ) -> None:
-    """Add what the packages and the vLLM server of this environment lack; notes where another machine is meant."""
+    """Add the problems of packages and the vLLM server; as notes if the recipe is for another machine."""
     where = result["notes"] if hardware.told else result["problems"]
     training: Any = next((config for config in configs if hasattr(config, "report_to")), None)
     model: Any = next((config for config in configs if hasattr(config, "load_in_4bit")), None)
@@ -227,7 +226,7 @@ def note_environment(
 
 
 def compare(result: dict[str, Any], phases: Sequence[Phase], hardware: Hardware, on_gpu: bool) -> None:
-    """Add the estimate of the largest phase, whether it fits, what would make it fit, and what the disk needs."""
+    """Add the estimate of the largest phase, whether it fits, the remedies, and the disk space."""
     if not phases:
         return
     refined = [_with_engine(phase, on_gpu) for phase in phases]
@@ -258,11 +257,13 @@ def compare(result: dict[str, Any], phases: Sequence[Phase], hardware: Hardware,
     if on_gpu and verdict.estimate.host:
         result |= {"host_needed": verdict.host_needed, "host_available": verdict.host_available}
     if on_gpu and 0.9 * verdict.available < verdict.needed <= verdict.available:
-        result["notes"].append("tight: context, buffers and fragmentation are not counted, keep a tenth of a GPU free")
+        result["notes"].append(
+            "tight: CUDA context, buffers and fragmentation are not counted; keep 10 % of a GPU free"
+        )
 
 
 def _with_engine(phase: Phase, on_gpu: bool) -> Phase:
-    """On a CPU vLLM's share is its cache; the engine's weights are beside it."""
+    """Add the engine's weights to vLLM's share on a CPU, where the share is only its cache."""
     if not phase.work.engine_share or on_gpu:
         return phase
     share = phase.work.engine_share + phase.work.weight_bytes * phase.shape.parameters

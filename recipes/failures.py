@@ -24,7 +24,7 @@ LOST_PEER_TEXTS = ("Connection closed by peer", "Connection reset by peer", "Bro
 
 
 def close_progress_bars() -> None:
-    """Close the progress bars on the screen, so that what is printed next begins a line of its own."""
+    """Close the progress bars, so that the next output starts on a new line."""
     if "tqdm" in sys.modules:
         from tqdm import tqdm
 
@@ -33,7 +33,7 @@ def close_progress_bars() -> None:
 
 
 def tell(message: str, kind: str = "error: ") -> None:
-    """Print on stderr, as one line, what ended the command."""
+    """Print the cause that ended the command on stderr, as one line."""
     close_progress_bars()
     print(f"metatune: {kind}{' '.join(message.split())}", file=sys.stderr, flush=True)
 
@@ -53,7 +53,7 @@ def record(message: str) -> bool:
 
 
 def leave(code: int) -> NoReturn:
-    """End this process; one of several, one that ran vLLM or was stopped skips the interpreter's teardown.
+    """Exit; with several processes, with vLLM, or after a signal, skip the interpreter's teardown.
 
     DDP keeps gloo's threads alive, also past `destroy_process_group`, and vLLM its own; now and then one of them
     aborts the teardown: a run that had saved its model would end with SIGABRT.
@@ -104,17 +104,17 @@ def known_cause(error: BaseException, output_dir: str | None, resumes: bool = Tr
 
 
 def lost_peer(error: BaseException) -> bool:
-    """Return whether an error only says that another process has gone."""
+    """Return whether an error only reports that another process died."""
     return any(part in f"{type(error).__name__} {error}" for part in LOST_PEER_TEXTS)
 
 
 def kept_so_far(output_dir: str) -> str:
-    """Say which checkpoint a run can be resumed from, as a sentence."""
+    """Return a sentence with the checkpoint that a run can be resumed from."""
     from metatune.trainers.whole_checkpoints import last_whole_checkpoint
 
     last = last_whole_checkpoint(Path(output_dir))
     return (
-        "There is no checkpoint yet: the run starts again"
+        "There is no checkpoint yet: a resumed run starts from the beginning"
         if last is None
         else f"The last complete checkpoint is {last}"
     )

@@ -1,4 +1,4 @@
-"""One run at a time in a folder: a requeued job waits for the process that still writes the last checkpoint."""
+"""Lock a run's folder, so that a requeued job waits for the process that still writes the last checkpoint."""
 
 import fcntl
 import os
@@ -17,12 +17,12 @@ _held: dict[Path, IO[str]] = {}
 
 
 def hold_folder(output_dir: str | None) -> None:
-    """Hold a run's folder until this process ends. Of several processes the first one does.
+    """Lock a run's folder until this process ends. Of several processes, the first one does.
 
-    Another run that holds it is given the time that a stopped run has to end. A file system without locks is not held.
+    If another run holds the lock, wait as long as a stopped run has to end. File systems without locks are ignored.
 
     Raises:
-        ConfigError: if another run holds the folder for longer.
+        ConfigError: if another run holds the lock for longer.
     """
     folder = Path(str(output_dir)).resolve()
     if not reports() or folder in _held:
@@ -39,7 +39,7 @@ def hold_folder(output_dir: str | None) -> None:
             holder = (folder / NAME).read_text().strip()
             if time.monotonic() > deadline:
                 raise ConfigError(
-                    f"output_dir: {output_dir} is in use by {holder}: stop it, wait for its end, or give another "
+                    f"output_dir: {output_dir} is in use by {holder}: stop it, wait until it ends, or set another "
                     "output_dir"
                 ) from None
             if not waits:

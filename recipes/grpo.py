@@ -75,7 +75,7 @@ from metatune.trainers.meta_config import MetaConfig
 @dataclass
 class GRPOScriptArguments(KeepsRecipe, SourceArguments):
     """
-    What to train on and what to reward, beside `dataset_name`, `datasets` and their companions.
+    The training data and the rewards, in addition to `dataset_name`, `datasets` and related options.
 
     Args:
         distributions (`list[dict]`, *optional*):
@@ -92,7 +92,7 @@ class GRPOScriptArguments(KeepsRecipe, SourceArguments):
         reward_models (`list[dict]`, *optional*):
             Trained reward models, each with its own `weight`; see [`RewardModelEntry`].
         reward_model_name_or_path (`str`, *optional*):
-            TRL's name for one reward model. As in TRL, it is the first that `reward_weights` counts.
+            TRL's option for one reward model. As in TRL, the first of `reward_weights` is its weight.
         judge (`dict`, *optional*):
             A language model that scores by a rubric, with its own `weight`; see [`JudgeEntry`].
         meta_judge (`dict`, *optional*):
@@ -155,7 +155,7 @@ def load_rows(script_args: GRPOScriptArguments, with_evaluation: bool, rows: int
 def load_data(script_args: GRPOScriptArguments, with_evaluation: bool, announce: bool = False):
     """Return the training set and the held-out set (`None` without evaluation), pooled over the distributions.
 
-    With `announce` the numbers of rows are printed, a line for each distribution.
+    With `announce`, prints the numbers of rows, one line per distribution.
     """
     if script_args.distributions is None:
         return load_rows(script_args, with_evaluation)

@@ -58,14 +58,14 @@ def check_curriculum(entries: Sequence[Mapping[str, Any]], training_args: MetaCo
 
 
 def check_stream(training_args: MetaConfig) -> None:
-    """Raise [`ConfigError`] for options that need the number of rows, which a stream does not tell."""
+    """Raise [`ConfigError`] for options that need the number of rows, which a stream does not have."""
     if asks_for_several(training_args):
         raise ConfigError(
             f"curriculum: {training_args.curriculum} draws from all rows, and the data is a stream: set "
             "dataset_streaming to false, or curriculum to uniform"
         )
     if training_args.max_steps < 1:
-        raise ConfigError("max_steps: give it, because the number of rows of a stream is unknown")
+        raise ConfigError("max_steps: required, because the number of rows of a stream is unknown")
 
 
 def check_episodes(training_args: MetaConfig) -> None:
@@ -87,10 +87,10 @@ def fitting_prompts(
         script_args (`GRPOScriptArguments`): names the chat template.
         training_args ([`MetaConfig`]): its variables, and the length of a completion.
         model_args ([`~trl.ModelConfig`]): the model.
-        where (`str`): what errors call the rows.
+        where (`str`): the name of the rows in errors.
 
     Raises [`ConfigError`] for images and parts that a text model cannot read, for conversations without a chat
-    template, and if no prompt fits the model's positions.
+    template, and if no prompt fits the model's context length.
     """
     from transformers import ProcessorMixin
 

@@ -1,4 +1,4 @@
-"""What a launch needs of the hub: models that are not on this machine, and the right to push."""
+"""Check a launch's access to the hub: models that are not on this machine, and permission to push."""
 
 from functools import cache
 from pathlib import Path
@@ -35,7 +35,7 @@ def find_model(name: str | None, option: str, revision: str | None = None, file:
         file (`str`, *optional*, defaults to `"config.json"`): a file that it must have.
     """
     name = str(name or "starter")
-    if name == "starter" or Path(name).is_dir() or is_path(name):  # a path that is not there is `need_model`'s
+    if name == "starter" or Path(name).is_dir() or is_path(name):  # `need_model` reports a missing path
         return
     problem = _problem_on_hub(name, revision, file)
     if problem is not None:
@@ -54,20 +54,20 @@ def _problem_on_hub(name: str, revision: str | None, file: str) -> str | None:
         return None
     except GatedRepoError:
         ask = f"ask for it at {constants.ENDPOINT}/{name}, then `hf auth login`"
-        return f"{name}: its owners give access on request: {ask}"
+        return f"{name}: access must be requested: {ask}"
     except RevisionNotFoundError:
         return f"{name} has no revision '{revision}' on the hub"
     except LocalEntryNotFoundError:
         offline = OFFLINE if constants.HF_HUB_OFFLINE else "the hub does not answer"
         reason = f"nor is it in the hub's cache here, and {offline}"
     except RepositoryNotFoundError:
-        reason = "nor a model of the hub that this machine's token may read"
+        reason = "nor a model on the hub that this machine's token can read"
     except EntryNotFoundError:
         return f"{name}: the hub's repository has no {file}"
     except HFValidationError:
-        reason = "nor a name that the hub can have, owner/name"
+        reason = "nor a valid name on the hub, owner/name"
     except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
-        reason = f"and the hub does not give it: {' '.join(str(error).split())[:200]}"
+        reason = f"and downloading it from the hub failed: {' '.join(str(error).split())[:200]}"
     return f"'{name}' is not a folder here, {reason}{suggestion}"
 
 
@@ -78,13 +78,13 @@ def cached_models() -> list[str]:
 
 
 def check_push(training_args: Any) -> None:
-    """Raise an error unless `push_to_hub` can work: a token that may write, and a valid repository.
+    """Raise an error unless `push_to_hub` can work: a token with write access, and a valid repository.
 
     Args:
         training_args (`TrainingArguments`): `push_to_hub`, `hub_model_id`, `hub_token` and `output_dir`.
 
     Raises:
-        ConfigError: the repository's name is invalid, or the token may not write to it.
+        ConfigError: the repository's name is invalid, or the token has no write access to it.
         MissingHereError: there is no token here, or the hub cannot be reached.
     """
     if not training_args.push_to_hub:
@@ -104,7 +104,7 @@ def check_push(training_args: Any) -> None:
         who = huggingface_hub.HfApi(token=training_args.hub_token).whoami()
     except LocalTokenNotFoundError:
         raise MissingHereError(
-            "push_to_hub: there is no token of the hub here: run `hf auth login`, or set HF_TOKEN"
+            "push_to_hub: there is no hub token on this machine: run `hf auth login`, or set HF_TOKEN"
         ) from None
     except HfHubHTTPError as error:
         raise ConfigError(f"push_to_hub: the hub refuses the token: {' '.join(str(error).split())[:200]}") from None
@@ -120,16 +120,16 @@ def check_rights(who: dict[str, Any], repository: str, option: str) -> None:
     """Raise [`ConfigError`] unless a token may write to a repository.
 
     Args:
-        who (`dict[str, Any]`): what the hub says of the token (`whoami`).
+        who (`dict[str, Any]`): the hub's response to `whoami` for the token.
         repository (`str`): `owner/name`, or `name` for the token's user.
         option (`str`): the option that names the repository.
     """
     if who.get("auth", {}).get("accessToken", {}).get("role") == "read":
         raise ConfigError(
-            f"push_to_hub: the token of {who['name']} may only read: make one that may write at "
-            f"{constants.ENDPOINT}/settings/tokens, then `hf auth login`"
+            f"push_to_hub: the token of {who['name']} is read-only: create one with write access at "
+            f"{constants.ENDPOINT}/settings/tokens, then run `hf auth login`"
         )
     owner = repository.split("/")[0] if "/" in repository else who["name"]
     owners = [who["name"], *(each["name"] for each in who.get("orgs", []))]
     if owner not in owners:
-        raise ConfigError(f"{option}: the token may write for {', '.join(owners)}, not for '{owner}'")
+        raise ConfigError(f"{option}: the token has write access to {', '.join(owners)}, not to '{owner}'")

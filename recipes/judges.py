@@ -69,7 +69,7 @@ class ServerEntry:
         parts = urlsplit(self.url)
         if parts.username or parts.password:
             raise ValueError(
-                "`url` has a user or a password: give the name of a variable as `api_key_variable` instead"
+                "`url` contains a user or a password: set `api_key_variable` to an environment variable instead"
             )
         if self.api_key_variable is not None and not self.api_key_variable.isidentifier():
             raise ValueError(
@@ -85,11 +85,11 @@ class ServerEntry:
         return self.api_key_variable is not None and not os.environ.get(self.api_key_variable)
 
     def problem(self) -> str | None:
-        """Ask the server for an answer; returns what is wrong and how to fix it, `None` if nothing is."""
+        """Send the server a short chat; returns the problem and how to fix it, or `None`."""
         return JudgeClient(self.url, **self._given()).probe()
 
     def client(self, name: str = "judge") -> JudgeClient:
-        """Connect to the server of the judge `name`, and see that it serves the model."""
+        """Connect to the server of the judge `name`, and check that it serves the model."""
         client = JudgeClient(self.url, name=name, **self._given())
         client.check()
         return client

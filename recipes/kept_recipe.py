@@ -1,4 +1,4 @@
-"""The recipe that a run keeps in its folder, and how it differs from the one that the run is resumed with."""
+"""The recipe in a run's folder, and its differences to the recipe that the run is resumed with."""
 
 import dataclasses
 import json
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 NAME = "recipe.yaml"
 LAUNCH_OPTIONS = "METATUNE_LAUNCH_OPTIONS"  # the launcher's options of the command line, as JSON
-SECRETS = re.compile("token|key|secret|password", re.IGNORECASE)  # in the names of environment variables
+SECRETS = re.compile("token|key|secret|password", re.IGNORECASE)  # matches names of environment variables
 MODEL = ("model_name_or_path", "tokenizer")
-# Checkpoints hold weights, adapters and the optimizer's state of these alone.
+# A checkpoint's weights, adapters and optimizer state fit only these values.
 FIXED = re.compile(
     r"model_name_or_path|model_revision|init_config|tokenizer|optim|use_peft|use_dora|use_rslora|lora_.*"
 )
@@ -28,11 +28,11 @@ MOST = 12  # differences listed
 
 @dataclasses.dataclass
 class KeepsRecipe:
-    """The first dataclass of a command that keeps its recipe in the run's folder.
+    """Base of the first dataclass of a command that saves its recipe in the run's folder.
 
     Attributes:
-        given (`dict[str, Any]`): the recipe's keys with what the command line changed, and nothing else: no defaults,
-            no derived values, no secrets. The parser sets it.
+        given (`dict[str, Any]`): the recipe's keys with the changes from the command line, without defaults, derived
+            values and secrets. The parser sets it.
     """
 
     given: dict[str, Any] = dataclasses.field(default_factory=dict, init=False, repr=False)
@@ -44,17 +44,17 @@ class KeepsRecipe:
 
 
 def given_options(parser: "StrictParser", args: Sequence[str], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a recipe says, with what the command line changed of it.
+    """Return the recipe's options with the changes from the command line.
 
     Args:
-        parser ([`StrictParser`]): has read the recipe.
+        parser ([`StrictParser`]): the parser, after it has read the recipe.
         args (`Sequence[str]`): the command line.
         values (`Mapping[str, Any]`): every option's value.
     """
     actions = [parser._option_string_actions.get(arg.split("=")[0]) for arg in args if arg.startswith("--")]
     changed = {action.dest: values[action.dest] for action in actions if action and action.dest in parser.hints}
     for name, value in changed.items():
-        if isinstance(value, str) and value[:1] in ("{", "["):  # a mapping, which the command line takes as JSON
+        if isinstance(value, str) and value[:1] in ("{", "["):  # a mapping, which is JSON on the command line
             with suppress(ValueError):
                 changed[name] = json.loads(value)
         elif name == "resume_from_checkpoint" and str(value).lower() == "true":
@@ -70,11 +70,11 @@ def given_options(parser: "StrictParser", args: Sequence[str], values: Mapping[s
 
 
 def differences(began: Mapping[str, Any], given: Mapping[str, Any], *configs: Any) -> dict[str, tuple[Any, Any]]:
-    """Return the options that a run has otherwise than it began, each with the old and the new value.
+    """Return the options that differ from the start of the run, each with its old and new value.
 
     Args:
-        began (`Mapping[str, Any]`): the `recipe.yaml` of the run; an older one has derived values too.
-        given (`Mapping[str, Any]`): what the recipe and the command line say now.
+        began (`Mapping[str, Any]`): the `recipe.yaml` of the run; an older one contains derived values too.
+        given (`Mapping[str, Any]`): the current options from the recipe and the command line.
         *configs: the dataclasses they were parsed into, with every default and derived value.
     """
     fields = {field.name: (config, field) for config in configs for field in dataclasses.fields(config) if field.init}
@@ -110,7 +110,7 @@ def _short(value: str) -> str:
 
 
 def fixed(changes: Mapping[str, tuple[Any, Any]]) -> list[str]:
-    """Return the changed options that a checkpoint cannot be resumed with, but for a model that was only moved."""
+    """Return the changed options that prevent a resume; a model in another folder does not."""
     names = []
     for name, pair in changes.items():
         moved = name in MODEL and all(pair) and len({Path(str(value)).name for value in pair}) == 1
@@ -120,7 +120,7 @@ def fixed(changes: Mapping[str, tuple[Any, Any]]) -> list[str]:
 
 
 def read_kept(folder: Path) -> dict[str, Any] | None:
-    """Return the recipe that a run keeps, `None` where there is none that can be read."""
+    """Return the recipe in a run's folder, `None` if there is no readable one."""
     try:
         values = yaml.safe_load((folder / NAME).read_text())
     except (OSError, ValueError, yaml.YAMLError):

@@ -61,7 +61,7 @@ def launch(recipe: ModuleType, parser: StrictParser, args: Sequence[str]) -> int
     )
     recipe_args, launch_args = separate(args, parser)
     configs = parser.parse_args_and_config(recipe_args)
-    if STOPPER.output_dir is None:  # else a loop launches this recipe, and the loop is what can be resumed
+    if STOPPER.output_dir is None:  # otherwise a loop launches this recipe, and the loop can be resumed
         STOPPER.output_dir, STOPPER.resumes = output_dir_of(configs), can_resume(configs)
     run_checks(recipe, configs)
     use_cpu = any(getattr(config, "use_cpu", False) for config in configs)
@@ -96,7 +96,7 @@ def separate(args: Sequence[str], parser: StrictParser, others: Sequence[str] = 
 
 
 def suggest(option: str, known: Sequence[str]) -> str:
-    """Return the end of an error about an unknown option: what other tools call so is known by another name here."""
+    """Return a suggestion for an unknown option, also for names that other launchers use."""
     name = option.lstrip("-").replace("-", "_")
     if option not in known and name in PROCESSES and "--gpus" not in known:
         return "; did you mean '--num_processes', one for each GPU?"
@@ -253,10 +253,10 @@ def refuse_abandoned_build() -> None:
 def start(args: argparse.Namespace) -> int:
     """Start the processes, wait for them, and return the exit code of the one that failed first, else 0.
 
-    What ended the run is the last line on stderr. No process that was started outlives this call.
+    The last line on stderr has the cause. No started process outlives this call.
 
     Raises:
-        Stopped: if a signal has come, once the processes have ended.
+        Stopped: if a signal arrived, after the processes have ended.
     """
     from accelerate.commands.launch import launch_command
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -264,7 +264,7 @@ def start(args: argparse.Namespace) -> int:
     os.environ[EXPECTED_PROCESSES] = str(args.num_processes)
     os.environ[LAUNCHED] = str(os.getpid())
     STOPPER.limit = grace() + 2 * MARGIN
-    args.shutdown_timeout = math.ceil(grace() + MARGIN)  # then torchrun sends SIGKILL
+    args.shutdown_timeout = math.ceil(grace() + MARGIN)  # after which torchrun sends SIGKILL
     args.signals_to_handle = "SIGQUIT"  # torchrun's handlers would replace those of `metatune`
     earlier = children()
     try:
@@ -276,11 +276,11 @@ def start(args: argparse.Namespace) -> int:
         failures = error.failures
     finally:
         end_children(keep=earlier)
-    STOPPER.check()  # the signal reached the processes before this one took it
+    STOPPER.check()  # the processes may have handled the signal before this one
     if not failures:
         return 0
     rank, failure = cause_of(failures)
-    if failure.exitcode in STOPPED:  # by a signal to that process alone, or to another machine
+    if failure.exitcode in STOPPED:  # the signal went only to that process, or to another machine
         STOPPER.signal = signal.Signals(failure.exitcode - 128)
         STOPPER.check()
     process = "the process" if args.num_processes == 1 else f"rank {rank} of {args.num_processes}"
@@ -301,7 +301,7 @@ def runs_alone(args: argparse.Namespace) -> bool:
 
 
 def run_alone(args: argparse.Namespace) -> dict[int, Any]:
-    """Run one process as `accelerate launch` does, in a session of its own, which Ctrl-C reaches through this process.
+    """Run one process like `accelerate launch`, in its own session, so that Ctrl-C reaches it only through this one.
 
     Returns:
         `dict[int, ProcessFailure]`: its failure in torchrun's form, by rank; empty if it succeeded.

@@ -1,7 +1,7 @@
-"""Everything that is checked before a command starts: `metatune` stops at the first finding, `doctor` lists all.
+"""The checks before a command starts: `metatune` stops at the first finding, `doctor` lists all.
 
-A command's module has `check(*configs)`, for its options, and `check_data(*configs, rows)`, for its data. What
-concerns several commands is in [`checks_of`]. A new check belongs in one of these places, and both then run it.
+A command's module defines `check(*configs)` for its options and `check_data(*configs, rows)` for its data. Checks for
+several commands are in [`checks_of`]. Add a new check in one of these places, so that both run it.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,12 +16,12 @@ from .conform import choose, nearest
 from .hub import check_push, find_model
 from .trackers import check_trackers
 
-HEAD = 1000  # rows of each split that the launcher reads; the processes that it starts read all
+HEAD = 1000  # rows of each split that the launcher reads; the launched processes read all
 
 
 @dataclass(frozen=True)
 class Found:
-    """The configurations of a command by what they hold; `None` for what the command does not have."""
+    """The configurations of a command by role; `None` for a role that the command does not have."""
 
     script: Any
     training: Any
@@ -29,7 +29,7 @@ class Found:
 
     @classmethod
     def among(cls, configs: tuple[Any, ...]) -> "Found":
-        """Tell configurations apart by the options that they have."""
+        """Assign configurations to roles by their options."""
 
         def having(option: str) -> Any:
             return next((config for config in configs if hasattr(config, option)), None)
@@ -59,7 +59,7 @@ def checks_of(module: ModuleType, configs: tuple[Any, ...], rows: int | None) ->
         yield partial(check_lora_modules, found.model)
     if hasattr(found.script, "reward_models"):
         yield partial(check_reward_models, found.script)
-        if rows is None:  # a chat costs: a launch asks its judges when the trainer is made
+        if rows is None:  # a chat costs money: a launch checks its judges when the trainer is created
             yield partial(check_judges, found.script)
     if found.training is not None:
         yield partial(check_push, found.training)
@@ -72,7 +72,7 @@ def run_checks(module: ModuleType, configs: tuple[Any, ...], rows: int | None = 
 
 
 def find_models(found: Found) -> None:
-    """Raise [`~metatune.recipes.config.MissingHereError`] for a model, a tokenizer or a reward model not found."""
+    """Raise [`~metatune.recipes.config.MissingHereError`] for a missing model, tokenizer or reward model."""
     model = found.model
     name = getattr(model, "model_name_or_path", None) or getattr(model, "model", None)
     option = "model_name_or_path" if hasattr(model, "model_name_or_path") else "model"
@@ -83,7 +83,7 @@ def find_models(found: Found) -> None:
 
 
 def check_lora_modules(model_args: Any) -> None:
-    """Raise [`ConfigError`] for `lora_target_modules` of which the model has none; PEFT would refuse them too."""
+    """Raise [`ConfigError`] if the model has none of `lora_target_modules`, which PEFT would reject later."""
     modules = getattr(model_args, "lora_target_modules", None)
     if not getattr(model_args, "use_peft", False) or not isinstance(modules, list):
         return
@@ -95,7 +95,7 @@ def check_lora_modules(model_args: Any) -> None:
         config = AutoConfig.from_pretrained(name, revision=model_args.model_revision)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
-    except (OSError, ValueError):  # `find_models` names a model that is missing; of others nothing is known
+    except (OSError, ValueError):  # `find_models` reports a missing model; others cannot be checked
         return
     named = [module for module, _ in model.named_modules()]
     if any(name == module or name.endswith(f".{module}") for name in named for module in modules):
@@ -105,7 +105,7 @@ def check_lora_modules(model_args: Any) -> None:
 
 
 def check_reward_models(script_args: Any) -> None:
-    """Raise [`~metatune.recipes.config.MissingHereError`] for a reward model or its server that is not there."""
+    """Raise [`~metatune.recipes.config.MissingHereError`] for a missing reward model or an unreachable server."""
     from .checks import reward_server_problem
     from .reward_models import read_entries
     from .run_folder import need_model
@@ -121,7 +121,7 @@ def check_reward_models(script_args: Any) -> None:
 
 
 def check_judges(script_args: Any) -> None:
-    """Raise [`~metatune.recipes.config.MissingHereError`] for a judge that does not answer, or refuses the key."""
+    """Raise [`~metatune.recipes.config.MissingHereError`] for a judge that does not answer or rejects the key."""
     from .checks import judge_problems
     from .judges import given_judges
 

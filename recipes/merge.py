@@ -76,9 +76,9 @@ def merge(adapter: str, dtype: str = "auto"):
 def merge_weights(model: Any, adapter: str) -> Any:
     """Merge an adapter into its base, whose input and output embeddings may be one weight.
 
-    PEFT merges each adapter into the weight of its own module. Where two modules share one, the change of either
-    would reach the other, or would be made twice. So each gets a copy; if both copies are equal after the merge they
-    are tied again, and if not the configuration says that they are not tied.
+    PEFT merges each adapter into the weight of its own module. If two modules share a weight, the merge of one would
+    change the other, or would apply twice. So each gets a copy. If both copies are equal after the merge, they are
+    tied again; otherwise the configuration is set to untied embeddings.
 
     Args:
         model ([`~transformers.PreTrainedModel`]): the base.
@@ -90,7 +90,9 @@ def merge_weights(model: Any, adapter: str) -> Any:
     text_config, embeddings = model.config.get_text_config(), model.get_input_embeddings()
     tied = text_config.tie_word_embeddings
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=r"(?s).*tie_word_embeddings")  # of what is done here
+        warnings.filterwarnings(
+            "ignore", message=r"(?s).*tie_word_embeddings"
+        )  # PEFT warns about the case that is handled here
         adapted = PeftModel.from_pretrained(model, adapter)  # before the copies: adapters may be tied as well
         for module in model.modules():
             if module is not embeddings and module._parameters.get("weight") is embeddings.weight:

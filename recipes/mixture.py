@@ -1,4 +1,4 @@
-"""`datasets:` in a recipe: a mixture of datasets, as TRL's commands take it."""
+"""`datasets:` in a recipe: a mixture of datasets, as in TRL's commands."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +16,7 @@ SPLIT_SEED = 0  # fixed, so that every process and every run holds out the same 
 @dataclass
 class SourceArguments(ScriptArguments):
     """
-    Where the rows come from: TRL's `dataset_name` and its companions, or a mixture.
+    The source of the rows: TRL's `dataset_name` and related options, or a mixture.
 
     Args:
         datasets (`list[dict]`, *optional*):
@@ -24,7 +24,7 @@ class SourceArguments(ScriptArguments):
         streaming (`bool`, *optional*, defaults to `False`):
             Whether to stream `datasets`.
         test_split_size (`float`, *optional*):
-            Share or number of the rows of `datasets` that make the split `test`.
+            Share or number of the rows of `datasets` that become the split `test`.
     """
 
     datasets: list[dict] | None = field(
@@ -45,25 +45,25 @@ class SourceArguments(ScriptArguments):
                 ) from None
         for name in ("streaming", "test_split_size"):
             if getattr(self, name) and not self.datasets:
-                hint = "; for dataset_name it is dataset_streaming" if name == "streaming" else ""
-                raise ValueError(f"`{name}` goes with `datasets`{hint}")
+                hint = "; for dataset_name, set dataset_streaming" if name == "streaming" else ""
+                raise ValueError(f"`{name}` requires `datasets`{hint}")
 
     @property
     def is_stream(self) -> bool:
-        """Whether rows are read while training."""
+        """Whether rows are read during training."""
         return self.streaming or self.dataset_streaming
 
 
 def source_name(script_args: ScriptArguments) -> str:
-    """Return what errors call the rows of `dataset_name` or `datasets`."""
+    """Return the name of the rows in errors."""
     return script_args.dataset_name or "datasets"
 
 
 def load_source(script_args: ScriptArguments, rows: int | None = None) -> tuple[Any, str]:
-    """Return the splits of `dataset_name` or `datasets`, and what errors call them.
+    """Return the splits of `dataset_name` or `datasets`, and their name in errors.
 
     Args:
-        script_args ([`~trl.ScriptArguments`]): without `datasets` it is a command that takes no mixture.
+        script_args ([`~trl.ScriptArguments`]): without a field `datasets` for a command that has no mixtures.
         rows (`int`, *optional*): read only the first rows of each split of `dataset_name`.
 
     Raises [`ConfigError`] for what cannot be read.

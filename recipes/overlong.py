@@ -1,9 +1,9 @@
-"""Prompts that do not fit the model's positions: dropped, counted and reported, the same way in every command.
+"""Leave out, count and report prompts that exceed the model's context length, in the same way for every command.
 
-A prompt is too long if it and the tokens that may follow it (a completion, for forced answers also the suffix and the
-answer) exceed `max_position_embeddings`. Such rows are left out of training and evaluation, one line says how many of
-how many and which is the first, and a set without any row that fits is refused. Nothing is cut unless an option of TRL
-says so (`max_length` of SFT).
+A prompt is too long if it and the tokens that may follow it (a completion; for forced answers also the suffix and the
+answer) exceed `max_position_embeddings`. Such rows are left out of training and evaluation, and one line reports their
+number and the first one. A set without any row that fits is an error. Nothing is truncated unless an option of TRL
+requests it (`max_length` of SFT).
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ def positions_of(model: str, revision: str | None = None) -> int | None:
 
     try:
         config = AutoConfig.from_pretrained(model, revision=revision)
-    except (OSError, ValueError):  # the launch reports what it lacks
+    except (OSError, ValueError):  # another check reports a missing model
         return None
     return getattr(config.get_text_config(), "max_position_embeddings", None)
 
@@ -35,7 +35,7 @@ def without_overlong(
         rendering ([`Rendering`]): how prompts become tokens.
         positions (`int`, *optional*): the model's; `None` keeps all rows.
         new_tokens (`int`): tokens that may follow a prompt.
-        where (`str`): what the line calls the rows.
+        where (`str`): the name of the rows in the line.
         advice (`str`): the options that lower `new_tokens`, such as `"max_completion_length"`.
 
     Returns:
@@ -63,12 +63,12 @@ def without_overlong(
     if _distributions(rows, kept) != _distributions(rows, range(len(rows))):
         shortest = min(len(rendering.prompt_ids(prompts[index])) for index in too_long)
         fix = f"set {advice} to at most {positions - shortest}" if shortest < positions else "shorten the prompts"
-        raise ConfigError(f"{line}; none would be left: {fix}")
+        raise ConfigError(f"{line}; no row would remain: {fix}")
     return (rows.select(kept) if hasattr(rows, "select") else [rows[index] for index in kept]), [line]
 
 
 def _distributions(rows: Any, indices: Sequence[int]) -> set[str]:
-    """Return the names of the distributions that some rows are of; one nameless one where rows have no such column."""
+    """Return the distributions of some rows; one empty name if the rows have no such column."""
     if hasattr(rows, "column_names"):
         names = rows["distribution"][:] if "distribution" in rows.column_names else [""] * len(rows)
     else:
@@ -77,7 +77,7 @@ def _distributions(rows: Any, indices: Sequence[int]) -> set[str]:
 
 
 def _line(rows: Any, prompts: Sequence[Any], too_long: Sequence[int], rendering: Rendering, where: str) -> str:
-    """Say how many of how many prompts are left out, and which is the first."""
+    """Describe how many of how many prompts are left out, and the first one."""
     first = rows[too_long[0]]
     length = len(rendering.prompt_ids(prompts[too_long[0]]))
     which = f"row {too_long[0] + 1}"
@@ -93,11 +93,11 @@ def without_overlong_sequences(
     """Leave out tokenized rows that are longer than the model's positions, and count those cut at `max_length`.
 
     Args:
-        dataset (`datasets.Dataset`): rows as TRL's trainer has tokenized them; a stream is not looked at.
+        dataset (`datasets.Dataset`): rows as TRL's trainer has tokenized them; a stream is not checked.
         column (`str`): their token ids.
         positions (`int`, *optional*): the model's; `None` keeps all rows.
-        max_length (`int`, *optional*): where TRL cuts, by the user's choice.
-        where (`str`): what the lines call the rows.
+        max_length (`int`, *optional*): where TRL truncates, by the user's choice.
+        where (`str`): the name of the rows in the lines.
 
     Raises [`ConfigError`] if no row fits.
     """
@@ -109,8 +109,8 @@ def without_overlong_sequences(
         cut = sum(length >= max_length for length in lengths)
         if cut:
             lines.append(
-                f"{where}: {cut:,} of {len(lengths):,} rows fill max_length ({max_length} tokens); what is longer is "
-                "cut there: raise max_length to keep it"
+                f"{where}: {cut:,} of {len(lengths):,} rows reach max_length ({max_length} tokens); longer rows are "
+                "truncated there: raise max_length to keep them"
             )
         return dataset, lines
     too_long = [index for index, length in enumerate(lengths) if positions is not None and length > positions]
@@ -121,15 +121,15 @@ def without_overlong_sequences(
         f"are left out; the first is row {too_long[0] + 1}: {lengths[too_long[0]]} tokens"
     )
     if len(too_long) == len(lengths):
-        raise ConfigError(f"{line.replace('are left out', 'none is left')}; set max_length to cut them")
+        raise ConfigError(f"{line.replace('are left out', 'no row remains')}; set max_length to truncate them")
     dropped = set(too_long)
     return dataset.select([index for index in range(len(lengths)) if index not in dropped]), [*lines, line]
 
 
 class _Bound:
-    """An upper bound of a prompt's tokens that needs no tokenizer: a token takes at least a byte of its text.
+    """An upper bound of a prompt's tokens without tokenizing its text: a token has at least one byte.
 
-    What the chat template adds depends on the roles, and is measured once for each sequence of roles.
+    The tokens that the chat template adds depend on the roles, and are counted once per sequence of roles.
     """
 
     def __init__(self, rendering: Rendering):

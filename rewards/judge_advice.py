@@ -7,7 +7,7 @@ from .chat_replies import NO_ACCESS, NOT_FOUND, Cause
 TOKEN_FIELDS = ("max_tokens", "max_completion_tokens")
 TOO_LONG = ("context length", "maximum context", "context window", "too long", "too many tokens")
 FORMATS = ("response_format", "json_schema", "schema", "guided", "structured", "grammar")
-START = "start it with `vllm serve MODEL`, and set `url` to its address with /v1"
+START = "start it with `vllm serve MODEL`, and specify its address with /v1"
 BY_FAILURE = {
     "timeout": "raise `timeout` and `deadline`, or lower `max_concurrency`",
     "rate_limit": "lower `max_concurrency`, or raise `retries` and `deadline`",

@@ -245,7 +245,11 @@ def test_without_a_verifier_no_answer_is_asked_for(tmp_path):
             {},
             r"line 3: answer_column 'answer' contains an unpaired surrogate \(.ud83d",
         ),
-        ({"prompt": "Q \udc00", "answer": "1"}, {}, r"line 3: prompt_column 'prompt' holds half .*character 3"),
+        (
+            {"prompt": "Q \udc00", "answer": "1"},
+            {},
+            r"line 3: prompt_column 'prompt' contains an unpaired .*character 3",
+        ),
         ({"prompt": "Q", "answer": "1", "x": "\ud83d"}, {"info_columns": ["x"]}, r"line 1: .*'x' \(info_columns\)"),
         (
             {"prompt": "Q", "answer": "1"},
@@ -267,12 +271,12 @@ def test_without_a_verifier_no_answer_is_asked_for(tmp_path):
         (
             {"prompt": [{"role": "user", "content": [{"type": "text", "text": "Q"}]}], "answer": "1"},
             {},
-            r"line 3: .* has a list of content parts in message 1; .* write its content as one text",
+            r"line 3: .* has a list of content parts in message 1; .* write the content as one string",
         ),
         (
             {"prompt": [{"role": "system", "content": "S"}, {"role": "user", "content": "Q"}], "answer": "1"},
             {"system": "Be brief."},
-            r"line 3: the data has system messages and so has the option `system`",
+            r"line 3: both the data and the option `system`",
         ),
         ({"prompt": "Q", "answer": "1"}, {"answer_after": "####"}, r"line 1: answer_column 'answer' lacks the mark"),
         ({"prompt": ["Q"], "answer": "1"}, {}, r"line 3: prompt_column 'prompt' has no role in message 1"),

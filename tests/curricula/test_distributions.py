@@ -159,7 +159,7 @@ def test_a_check_reads_the_first_rows_of_each_split(tmp_path):
     with (tmp_path / "train.jsonl").open("a") as file:
         file.write('{"prompt": "", "answer": "1"}\n')
     check_distributions([entry], rows=30)
-    with pytest.raises(ValueError, match=r"train.jsonl, line 31: prompt_column 'prompt' must be text"):
+    with pytest.raises(ValueError, match=r"train.jsonl, line 31: prompt_column 'prompt' must be non-empty text"):
         check_distributions([entry])
     (tmp_path / "test.jsonl").write_text('{"prompt": "x"}\n')
     with pytest.raises(ValueError, match="there is no column 'answer'"):

@@ -355,7 +355,5 @@ def test_a_run_without_traces_has_no_page_of_them(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "reward": 0.5, "rollout_tokens": 9}\n')
     report = Page(write_report(tmp_path).read_text())
     assert (
-        not report.of("a")
-        and "colored by its progress" not in report.text
-        and not (tmp_path / "traces.html").exists()
+        not report.of("a") and "colored by its progress" not in report.text and not (tmp_path / "traces.html").exists()
     )

@@ -43,8 +43,11 @@ def test_both_models_are_those_of_the_run(run):
     ("options", "message"),
     [
         (["--into", "nowhere"], "nowhere/recipe.yaml: no such file; name the output_dir of a run"),
-        (["--into", "{run}", "--output_dir", "x"], "`into` keeps its results in the run: remove `output_dir`"),
-        (["--model", "starter", "--before", "x", "--benchmark", "gsm8k"], "`before` belongs to `into`"),
+        (
+            ["--into", "{run}", "--output_dir", "x"],
+            "`into` writes its results to the run's folder: remove `output_dir`",
+        ),
+        (["--model", "starter", "--before", "x", "--benchmark", "gsm8k"], "`before` requires `into`"),
     ],
 )
 def test_what_cannot_be_is_refused(run, options, message):

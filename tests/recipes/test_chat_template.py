@@ -162,7 +162,7 @@ def test_a_run_on_rows_with_their_own_variables_records_them(tmp_path):
     record_column(Dataset.from_dict({"chat_template_kwargs": [OFF, OFF]}), tmp_path)
     assert recorded(tmp_path / "recipe.yaml").chat_template_kwargs == OFF
     record_column(Dataset.from_dict({"chat_template_kwargs": [OFF, {"enable_thinking": True}]}), tmp_path)
-    with pytest.raises(ConfigError, match="was trained on rows with different chat_template_kwargs: choose those"):
+    with pytest.raises(ConfigError, match="was trained on rows with different chat_template_kwargs: specify the ones"):
         recorded(tmp_path / "recipe.yaml")
 
 

@@ -118,7 +118,7 @@ def test_an_evaluation_is_examined(tmp_path):
 def test_keys_that_several_commands_know_name_none(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text("model_name_or_path: starter\ndataset_name: rows.jsonl\n")
-    with pytest.raises(ConfigError, match="name it with --recipe"):
+    with pytest.raises(ConfigError, match="select one with --recipe"):
         choose_recipe(str(path), None)
     path.write_text(f"#   metatune reward --config FILE.yaml\n{path.read_text()}")
     assert choose_recipe(str(path), None) == "reward"

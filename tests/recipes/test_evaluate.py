@@ -126,7 +126,7 @@ def test_a_benchmark_and_distributions_exclude_each_other(recipe):
         (["--benchmark", "gsm8", "--data", "x"], "benchmark: unknown 'gsm8'; did you mean 'gsm8k'"),
         (["--benchmark", "gsm8k", "--data", "nowhere"], "no such file or folder: nowhere"),
         (["--config", "RECIPE", "--temperature", "0", "--num_samples", "2"], "greedy decoding repeats itself"),
-        (["--config", "RECIPE", "--max_new_tokens", "5000"], "none would be left: set max_new_tokens to at most"),
+        (["--config", "RECIPE", "--max_new_tokens", "5000"], "no row would remain: set max_new_tokens to at most"),
         (["--config", "RECIPE", "--limit", "0"], "`limit` must be at least 1"),
         (["--config", "RECIPE", "--max_new_tokens", "0"], "`max_new_tokens` must be at least 1"),
         (["--config", "RECIPE", "--batch_size", "0"], "`batch_size` must be at least 1"),

@@ -106,7 +106,7 @@ def test_mistakes_are_told_before_a_launch(tmp_path, options, message):
     [
         ("judge", {"url": "http://127.0.0.1:80x1/v1"}, "`url` is the address of a server"),
         ("judge", {"url": "http:///v1"}, "`url` is the address of a server"),
-        ("judge", {"url": "http://me:secret@host/v1"}, "`url` has a user or a password: give the name of a variable"),
+        ("judge", {"url": "http://me:secret@host/v1"}, "`url` contains a user or a password: set `api_key_variable`"),
         ("judge", {"api_key_variable": "sk-12"}, "`api_key_variable` is the name of an environment variable, such as"),
         ("judge", {"max_tokens_field": "tokens"}, "max_tokens_field is one of max_tokens, max_completion_tokens, not"),
         ("judge", {"max_failure_rate": 1.5}, "`max_failure_rate` is between 0 and 1, not 1.5"),

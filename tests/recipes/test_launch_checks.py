@@ -142,7 +142,7 @@ def test_a_model_that_is_neither_here_nor_on_the_hub(tmp_path, monkeypatch):
         find_model("starterr", "model_name_or_path")
     with pytest.raises(MissingHereError, match=r"did you mean 'runs/mine'\?"):
         find_model("runs/min", "model_name_or_path")
-    with pytest.raises(MissingHereError, match="nor a name that the hub can have"):
+    with pytest.raises(MissingHereError, match="nor a valid name on the hub"):
         find_model("my model", "model_name_or_path")
 
 
@@ -191,15 +191,15 @@ def test_the_right_to_push(tmp_path, monkeypatch):
     push(me)
     push(me, hub_model_id="lab/model")
     push(None, push_to_hub=False)
-    with pytest.raises(ConfigError, match=r"hub_model_id: the token may write for me, lab, not for 'others'"):
+    with pytest.raises(ConfigError, match=r"hub_model_id: the token has write access to me, lab, not to 'others'"):
         push(me, hub_model_id="others/model")
     with pytest.raises(ConfigError, match=r"hub_model_id: .*; set hub_model_id: owner/name"):
         push(me, hub_model_id="a/b/c")
-    with pytest.raises(MissingHereError, match="there is no token of the hub here: run `hf auth login`"):
+    with pytest.raises(MissingHereError, match="there is no hub token on this machine: run `hf auth login`"):
         push(LocalTokenNotFoundError("none"))
     with pytest.raises(MissingHereError, match=r"the hub does not answer .*whether this token may push is unknown"):
         push(httpx.ConnectError("refused"))
-    with pytest.raises(ConfigError, match="the token of me may only read"):
+    with pytest.raises(ConfigError, match="the token of me is read-only"):
         check_rights({**me, "auth": {"accessToken": {"role": "read"}}}, "me/model", "push_to_hub")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(MissingHereError, match="push_to_hub: HF_HUB_OFFLINE is set"):

@@ -46,14 +46,14 @@ def test_prompts_are_left_out_by_what_may_follow_them():
     assert without_overlong(dataset, rendering, 16, 10, "prompts", "x")[0].to_list() == kept
     for positions in (None, 21):
         assert without_overlong(rows, rendering, positions, 10, "prompts", "x") == (rows, [])
-    with pytest.raises(ConfigError, match=r"4 of 4 prompts .* none would be left: set max_new_tokens to at most 11"):
+    with pytest.raises(ConfigError, match=r"4 of 4 prompts .* no row would remain: set max_new_tokens to at most 11"):
         without_overlong(rows, rendering, 16, 20, "prompts", "max_new_tokens")
 
 
 def test_a_distribution_is_not_lost_without_a_word():
     rows = [{"prompt": "1" * length, "distribution": name, "key": "k"} for length, name in ((3, "short"), (9, "long"))]
     with pytest.raises(
-        ConfigError, match=r"1 of 2 .* the first is 'k' of long, 9 tokens .* none would be left: set x"
+        ConfigError, match=r"1 of 2 .* the first is 'k' of long, 9 tokens .* no row would remain: set x"
     ):
         without_overlong(rows, Rendering(build_tokenizer()), 12, 5, "prompts", "x")
 
@@ -67,8 +67,8 @@ def test_sequences_are_cut_where_the_user_says_and_left_out_otherwise():
         == "rows: 1 of 3 rows are longer than the model's 8 positions and are left out; the first is row 2: 9 tokens"
     )
     kept, (line,) = without_overlong_sequences(rows, "input_ids", 16, 9, "rows")
-    assert len(kept) == 3 and line.startswith("rows: 1 of 3 rows fill max_length (9 tokens)")
-    with pytest.raises(ConfigError, match=r"3 of 3 rows .*none is left; .* set max_length"):
+    assert len(kept) == 3 and line.startswith("rows: 1 of 3 rows reach max_length (9 tokens)")
+    with pytest.raises(ConfigError, match=r"3 of 3 rows .*no row remains; .* set max_length"):
         without_overlong_sequences(rows, "input_ids", 2, None, "rows")
 
 

@@ -87,7 +87,7 @@ def test_a_key_that_the_server_repeats_is_not_told(monkeypatch):
 def test_a_server_of_something_else():
     with FakeJudgeServer(lambda body: "ok") as server:
         server._server.RequestHandlerClass.do_GET = lambda handler: handler.reply(200, "<html>Welcome</html>")
-        with pytest.raises(JudgeError, match=r"cannot use the judge's server at .*give its address with /v1"):
+        with pytest.raises(JudgeError, match=r"cannot use the judge's server at .*specify its address with /v1"):
             JudgeClient(server.url).check()
 
 
