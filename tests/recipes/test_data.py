@@ -180,7 +180,7 @@ def test_a_number_that_a_reward_function_reads_is_finite(value):
 
 def test_a_reference_that_cannot_be_graded_is_refused_at_its_row():
     rows = {"verifier": ["math", "math", ""], "answer": ["42.", r"\boxed{}", ""]}
-    with pytest.raises(ConfigError, match=r"^problems: row 2: 'answer': the reference .* no answer that"):
+    with pytest.raises(ConfigError, match=r"^problems: row 2: 'answer': the reference .* no answer to compare"):
         check_references(Dataset.from_dict(rows), "problems")
     check_references(Dataset.from_dict({"verifier": ["math", "exact", ""], "answer": ["42.", "$", ""]}), "problems")
     check_references(Dataset.from_dict({"answer": ["$"]}), "graded by another reward")
