@@ -235,7 +235,11 @@ def test_without_a_verifier_no_answer_is_asked_for(tmp_path):
         ({"prompt": "Q"}, {}, r"rows\.jsonl, line 3: there is no column 'answer' \(answer_column\)"),
         ({"prompt": "Q", "answr": "1"}, {}, r"line 3: .*'answer'.*did you mean 'answr'\?"),
         ({"prompt": "Q", "answer": " "}, {}, r"line 3: answer_column 'answer' is empty"),
-        ({"prompt": "Q", "answer": "$."}, {"verifier": "math"}, r"line 3: .*the reference '\$\.' contains no answer to compare"),
+        (
+            {"prompt": "Q", "answer": "$."},
+            {"verifier": "math"},
+            r"line 3: .*the reference '\$\.' contains no answer to compare",
+        ),
         ({"prompt": "Q", "answer": None}, {}, r"line 3: answer_column 'answer' must be text or a number, got None"),
         ({"prompt": "Q", "answer": True}, {}, r"must be text or a number, got True of type bool"),
         ({"prompt": "Q", "answer": [1, 2]}, {}, r"line 3: .*got \[1, 2\] of type list; name one value by .*answer\.0"),

@@ -57,7 +57,7 @@ def test_what_cannot_be_is_refused(run, options, message):
 
 def test_a_run_that_started_from_no_model_needs_one(run):
     (run / "recipe.yaml").write_text(RECIPE.replace("model_name_or_path: starter\n", "init_config: {}\n"))
-    with pytest.raises(ValueError, match=r"recipe.yaml names no model .*give it as --before"):
+    with pytest.raises(ValueError, match=r"recipe.yaml does not set model_name_or_path.*specify it with --before"):
         parse("--into", run)
 
 

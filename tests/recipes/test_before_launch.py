@@ -169,7 +169,7 @@ def test_options_of_data_that_is_not_given(refused, tmp_path):
     error, _ = refused("grpo", values, dataset_name=pairs, dataset_streaming=True, curriculum="sec")
     assert "curriculum: sec draws from all rows, and the data is a stream" in error
     error, _ = refused("grpo", values, dataset_name=pairs, dataset_streaming=True, max_steps=-1)
-    assert "max_steps: give it" in error
+    assert "max_steps: required" in error
 
 
 @pytest.mark.parametrize("command", ["sft", "grpo", "reward", "strength"])

@@ -237,8 +237,8 @@ def test_a_tight_fit_is_noted(grpo):
     path = grpo("use_cpu: false")
     needed = doctor(path, "--gpus", 1, "--gpu_memory", 79)["needed"] / GIB
     tight, roomy = (doctor(path, "--gpus", 1, "--gpu_memory", needed * factor) for factor in (1.05, 1.2))
-    assert tight["ready"] and "tight: context" in " ".join(tight["notes"])
-    assert roomy["ready"] and "tight: context" not in " ".join(roomy["notes"])
+    assert tight["ready"] and "tight: CUDA context" in " ".join(tight["notes"])
+    assert roomy["ready"] and "tight: CUDA context" not in " ".join(roomy["notes"])
 
 
 def test_what_does_not_fit_comes_with_what_would(grpo):

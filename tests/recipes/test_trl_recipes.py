@@ -87,7 +87,7 @@ def test_a_reward_model_is_counted_first_by_the_weights(data):
         ({"datasets": [{"name": "main"}]}, r"datasets\[0\]: .*missing 1 required .*'path'"),
         ({"datasets": [{"path": "numbers", "splt": "train"}]}, "unknown key 'splt'; did you mean 'split'"),
         ({"datasets": [{"path": "numbers"}], "dataset_name": "numbers"}, "give either `distributions`"),
-        ({"dataset_name": "numbers", "streaming": True}, "for dataset_name it is dataset_streaming"),
+        ({"dataset_name": "numbers", "streaming": True}, "for dataset_name, set dataset_streaming"),
         ({"datasets": [{"path": "./nowhere"}]}, "datasets: .*nowhere"),
     ],
 )

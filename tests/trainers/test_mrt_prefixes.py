@@ -50,7 +50,9 @@ def test_rollouts_continue_from_prefixes_of_stale_traces(tmp_path):
 
 
 def test_prefixes_are_refused_where_rollouts_are_made_by_someone_else(tmp_path):
-    with pytest.raises(ValueError, match="progress: prefix appends to prompts: do without tools, environments and a"):
+    with pytest.raises(
+        ValueError, match="progress: prefix appends to prompts: remove the tools, the environment or the"
+    ):
         MRTTrainer(
             tiny_model(),
             digits,

@@ -302,7 +302,7 @@ def test_mpo_takes_plain_options_beside_its_judge(folders, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"curriculum": "easy_to_hard"}, "draws rows by number, and the training set is a stream"),
+        ({"curriculum": "easy_to_hard"}, "draws rows by index, and the training set is a stream"),
         ({"progress": "prefix", "forcing_suffix": "\nanswer "}, "keeps a trace of every row: load the training set"),
     ],
 )
