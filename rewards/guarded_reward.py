@@ -77,10 +77,10 @@ class GuardedReward:
         return rewards
 
     def _merge(self, logs: "_Logs", rewards: Rewards, errors: Mapping[int, Exception], first: Exception) -> bool:
-        """Pass on what single calls logged, or return whether the function must be called again for the whole batch.
+        """Pass on the logs of single calls, or return whether the function must be called again for the whole batch.
 
-        Where no completion alone raises, the failure may have passed. Verifiers grade each completion by itself, so
-        that their single calls count. A reward function may compare the completions of a batch.
+        If no single call raises, the failure may have been temporary. Verifiers grade each completion independently,
+        so their single calls are valid. A reward function may compare the completions of a batch.
         """
         if len(rewards) != logs.number:
             raise first

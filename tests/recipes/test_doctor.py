@@ -274,7 +274,7 @@ def test_the_exit_code_says_whether_a_recipe_can_be_launched(sft):
     done = run_doctor(
         "--config", sft, "--gpus", "1", "--gpu_memory", "1", "--num_processes", "2", "--use_cpu", "false"
     )
-    assert done.returncode == 1 and "NOT READY" in done.stdout and "MISSING: 2 processes" in done.stdout
+    assert done.returncode == 1 and "NOT READY" in done.stdout and "PROBLEM: 2 processes" in done.stdout
     done = run_doctor("--config", sft, "--lerning_rate", "1")
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "did you mean" in done.stderr
 
