@@ -259,7 +259,7 @@ def _compare_evaluations(name: str, first: Evaluation, other: Evaluation) -> tup
     keys = [key for key in dict.fromkeys([*first.settings, *other.settings]) if key != "model"]
     unlike = [key for key in keys if first.settings.get(key) != other.settings.get(key)]
     if unlike:
-        warnings.append(f"It was evaluated otherwise than {name}: {', '.join(unlike)} differ.")
+        warnings.append(f"Its evaluation and that of {name} differ in {', '.join(unlike)}.")
     return Interval(found["difference"], found["ci_low"], found["ci_high"]), warnings
 
 

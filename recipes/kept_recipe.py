@@ -59,6 +59,8 @@ def given_options(parser: "StrictParser", args: Sequence[str], values: Mapping[s
                 changed[name] = json.loads(value)
         elif name == "resume_from_checkpoint" and str(value).lower() == "true":
             changed[name] = True
+        elif name.endswith("_steps") and isinstance(value, float) and value.is_integer():
+            changed[name] = int(value)  # transformers parses save_steps as a float, because it may be a share
     given: dict[str, Any] = {}
     if parser.recipe is not None:
         variables = {name: value for name, value in parser.recipe.env.items() if not SECRETS.search(name)}

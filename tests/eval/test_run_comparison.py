@@ -247,7 +247,7 @@ def test_what_was_evaluated_otherwise_is_told(tmp_path):
         if completion.key == "7":
             second.completions[n] = dataclasses.replace(completion, correct=None)
     run = second_of(run_of(tmp_path, "a", first), run_of(tmp_path, "b", second))
-    assert "evaluated otherwise than a: temperature, top_p differ" in " ".join(run.warnings)
+    assert "Its evaluation and that of a differ in temperature, top_p." in " ".join(run.warnings)
     assert f"{len(first.distributions)} problems were scored in one of it and a alone" in " ".join(run.warnings)
     assert run.difference is not None
 

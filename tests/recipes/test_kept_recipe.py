@@ -51,6 +51,11 @@ def test_it_is_the_recipe_with_what_the_command_line_changed(parse, tmp_path, mo
     assert written == [key for key in yaml.safe_load((tmp_path / "given.yaml").read_text()) if key in written]
 
 
+def test_a_number_of_steps_is_kept_as_it_was_typed(parse):
+    _, (script_args, *_) = parse("--save_steps", "20", "--eval_steps=0.5")
+    assert "save_steps: 20\n" in script_args.recipe and "eval_steps: 0.5\n" in script_args.recipe
+
+
 def test_the_same_command_takes_it(parse, tmp_path):
     _, configs = parse("--num_generations", "2", "--log_completions")
     (tmp_path / "recipe.yaml").write_text(configs[0].recipe)
