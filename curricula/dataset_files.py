@@ -12,6 +12,7 @@ import pyarrow
 import pyarrow.parquet
 
 from .entry import MissingDataError, nearest
+from .hub_access import need_hub
 
 SUFFIXES = (".jsonl", ".parquet")
 Row = tuple[str, dict[str, Any]]  # the row's location for error messages, and its columns
@@ -84,6 +85,7 @@ def _hub_rows(origin: str, name: str, split: datasets.Dataset) -> Iterator[Row]:
 def hub_splits(path: str, subset: str | None, where: str) -> dict[str, Iterable[Row]]:
     """Load the splits of a hub dataset, by name; raises `MissingDataError` if it cannot be loaded."""
     try:
+        need_hub(path)
         splits = datasets.load_dataset(path, name=subset)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise MissingDataError(

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..curricula.hub_access import hub_answers
 from .adapters import folder_of
 from .config import ConfigError, MissingHereError, read_recipe
 from .data import CONVERSATION, MESSAGES, kind_of
@@ -176,7 +177,7 @@ def _processor_here(model: str, revision: str | None, template: str | None) -> A
     except MissingHereError:
         return None
     try:
-        return load_processor(model, revision, template)
+        return load_processor(model, revision, template, local_files_only=not hub_answers())
     except ConfigError:
         raise
     except (OSError, ValueError):

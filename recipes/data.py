@@ -14,6 +14,7 @@ from typing import Any
 
 from trl import ScriptArguments
 
+from ..curricula.hub_access import need_hub
 from .config import ConfigError, MissingHereError
 from .conform import describe, nearest
 
@@ -123,6 +124,8 @@ def _load_splits(name: str, option: str, split: str, config: str | None, streami
     path = Path(name)
     try:
         if not path.is_file():
+            if not path.exists():
+                need_hub(name)
             return datasets.load_dataset(name, name=config, streaming=streaming)
         kind = FILE_FORMATS.get(path.suffix)
         if kind is None:

@@ -18,6 +18,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from ..curricula.hub_access import hub_answers
 from .config import ConfigError, MissingHereError
 from .conform import nearest
 from .data import is_path, nearest_path
@@ -50,7 +51,7 @@ def _problem_on_hub(name: str, revision: str | None, file: str) -> str | None:
     if "/" not in name and name not in cached and nearest(name, ["starter"]):
         return f"'{name}' is not a folder here, nor in the hub's cache{suggestion}"
     try:
-        huggingface_hub.hf_hub_download(name, file, revision=revision)
+        huggingface_hub.hf_hub_download(name, file, revision=revision, local_files_only=not hub_answers())
         return None
     except GatedRepoError:
         ask = f"ask for it at {constants.ENDPOINT}/{name}, then `hf auth login`"

@@ -10,6 +10,7 @@ from functools import partial
 from types import ModuleType
 from typing import Any
 
+from ..curricula.hub_access import hub_answers
 from .adapters import folder_of
 from .config import ConfigError, MissingHereError
 from .conform import choose, nearest
@@ -92,7 +93,9 @@ def check_lora_modules(model_args: Any) -> None:
 
     name = folder_of(model_args.model_name_or_path)
     try:
-        config = AutoConfig.from_pretrained(name, revision=model_args.model_revision)
+        config = AutoConfig.from_pretrained(
+            name, revision=model_args.model_revision, local_files_only=not hub_answers()
+        )
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
     except (OSError, ValueError):  # `find_models` reports a missing model; others cannot be checked

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ..curricula.hub_access import hub_answers
 from .adapters import adapter_error, base_and_adapter, folder_of
 from .config import ConfigError, launch_options
 from .memory import ModelShape, Workload, shape_of
@@ -114,7 +115,8 @@ def read_model(script, model, folder: str | None):
 
         return build_config({"vocab_size": len(load_tokenizer(script.tokenizer)), **script.init_config})
     name = folder_of(folder or model.model_name_or_path)
-    return AutoConfig.from_pretrained(name, revision=None if folder else model.model_revision)
+    revision = None if folder else model.model_revision
+    return AutoConfig.from_pretrained(name, revision=revision, local_files_only=not hub_answers())
 
 
 def shape_with(config: Any, adapters: Any) -> ModelShape:
@@ -242,7 +244,7 @@ def _evaluation(configs: tuple[Any, ...], launch: Launch, args: Any, hardware: H
     if script.model is None:  # reward models, or saved evaluations
         return []
     base = base_and_adapter(args.model or script.model)[0]
-    config = AutoConfig.from_pretrained(base.name, revision=base.revision)
+    config = AutoConfig.from_pretrained(base.name, revision=base.revision, local_files_only=not hub_answers())
     length = script.max_new_tokens or max(script.budgets or [MAX_NEW_TOKENS])
     options = ("batch_size", script.batch_size, "max_new_tokens", length)
     return [sampling_phase(config, script.dtype, *options, args.prompt_length)]

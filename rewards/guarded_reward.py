@@ -73,7 +73,7 @@ class GuardedReward:
                     errors[row] = own
             if self._merge(logs, rewards, errors, error):
                 rewards = self.function(**inputs)
-        self._count(inputs, errors)
+        self._count(inputs, errors, len(rewards))
         return rewards
 
     def _merge(self, logs: "_Logs", rewards: Rewards, errors: Mapping[int, Exception], first: Exception) -> bool:
@@ -93,10 +93,9 @@ class GuardedReward:
         logs.pass_on()
         return False
 
-    def _count(self, inputs: Mapping[str, Any], errors: Mapping[int, Exception]) -> None:
+    def _count(self, inputs: Mapping[str, Any], errors: Mapping[int, Exception], number: int) -> None:
         """Count and log the exceptions, and raise if there are too many."""
         self.trouble = None
-        number = len(inputs["completions"])
         verifiers = inputs["verifier"] if self.function is correctness_reward else [self.__name__] * number
         for row, verifier in enumerate(verifiers):
             if verifier:
@@ -167,7 +166,7 @@ class AsyncGuardedReward(GuardedReward):
                     errors[row] = own
             if self._merge(logs, rewards, errors, error):
                 rewards = await self.function(**inputs)
-        self._count(inputs, errors)
+        self._count(inputs, errors, len(rewards))
         return rewards
 
 

@@ -411,6 +411,7 @@ def test_a_hub_dataset_is_asked_for_by_name_and_subset(tmp_path, monkeypatch):
         return real(str(tmp_path / "hub"), name=name, cache_dir=str(tmp_path / "cache"))
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr("metatune.curricula.dataset_files.need_hub", lambda path: None)
     options = {"prompt_column": "question", "answer_after": "####", "verifier": "math"}
     (gsm8k,) = load("openai/gsm8k", subset="main", **options)
     assert asked == [("openai/gsm8k", "main")]
@@ -426,6 +427,7 @@ def test_the_splits_of_a_hub_dataset_can_be_the_distributions(monkeypatch):
         )
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr("metatune.curricula.dataset_files.need_hub", lambda path: None)
     loaded = load("K-and-K/knights-and-knaves", split_by="file")
     assert [distribution.name for distribution in loaded] == ["set-3ppl", "set-4ppl"]
 
@@ -435,6 +437,7 @@ def test_a_hub_dataset_that_cannot_be_had_is_named(monkeypatch):
         raise ConnectionError("no network")
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr("metatune.curricula.dataset_files.need_hub", lambda path: None)
     with pytest.raises(ValueError, match=r"'openai/gsm8k' is neither a local file or folder nor .*no network"):
         load("openai/gsm8k")
 

@@ -84,6 +84,7 @@ def test_the_hub_is_asked_by_name_configuration_and_split(monkeypatch):
         )
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr("metatune.curricula.dataset_files.need_hub", lambda path: None)
     assert [item["answer"] for item in load_benchmark("gsm8k")] == ["2", "5"]
     assert asked == [("openai/gsm8k", "main")]
 
@@ -103,6 +104,7 @@ def test_knights_and_knaves_of_the_hub_are_a_test_set_as_a_whole(monkeypatch):
         )
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr("metatune.curricula.dataset_files.need_hub", lambda path: None)
     items = load_benchmark("knights_knaves")
     assert len(items) == 40
     assert {item["distribution"] for item in items} == {"knights_knaves-2ppl", "knights_knaves-3ppl"}

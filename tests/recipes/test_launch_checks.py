@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 from types import SimpleNamespace
 
 import httpx
@@ -10,6 +11,8 @@ import pytest
 from huggingface_hub import constants
 from huggingface_hub.errors import LocalEntryNotFoundError, LocalTokenNotFoundError
 
+from metatune.curricula import check_distributions
+from metatune.curricula.hub_access import hub_answers
 from metatune.recipes import cli, launch
 from metatune.recipes.chat_template import check_template
 from metatune.recipes.config import ConfigError, MissingHereError, read_recipe
@@ -149,7 +152,7 @@ def test_a_model_that_is_neither_here_nor_on_the_hub(tmp_path, monkeypatch):
 def test_a_hub_that_does_not_answer_is_asked_once_for_a_model(monkeypatch):
     requests = []
 
-    def unreachable(name, file, revision):
+    def unreachable(name, file, revision, local_files_only):
         requests.append(name)
         raise LocalEntryNotFoundError("no connection")
 
@@ -163,6 +166,23 @@ def test_a_hub_that_does_not_answer_is_asked_once_for_a_model(monkeypatch):
     with pytest.raises(MissingHereError, match="did you mean 'starter'"):
         find_model("strater", "model_name_or_path")
     assert requests == ["someone/absent"]
+
+
+def test_without_a_network_the_launch_does_not_wait_for_the_hub(monkeypatch):
+    """The hub's client retries every file five times; one question decides whether anything is asked of it."""
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{closed.getsockname()[1]}")
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr("huggingface_hub.utils._http.http_backoff", lambda *args, **kwargs: pytest.fail("asked"))
+        assert not hub_answers()
+        with pytest.raises(MissingHereError, match="nor is it in the hub's cache here, and the hub does not answer"):
+            find_model("owner/name", "model_name_or_path")
+        check_template("owner/name", "main", None)
+        with pytest.raises(ConfigError, match="owner/name: it is not in the hub's cache here, and the hub does not"):
+            load_splits("owner/name", "dataset_name", "train")
+        with pytest.raises(ValueError, match="the hub does not answer"):
+            check_distributions([{"name": "a", "source": "dataset", "path": "owner/name"}])
 
 
 class Hub:

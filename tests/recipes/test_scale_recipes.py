@@ -163,7 +163,7 @@ def check_line(words):
     if words[0] == "torchrun":
         given = paired(words[1 : scripts[0]])
         processes = int(given["nproc_per_node"]) * int(given.get("nnodes", 1))
-    configs, _, problems = parse(command, recipe_args, processes, told=True, elsewhere=True)
+    configs, _, problems, _ = parse(command, recipe_args, processes, told=True, elsewhere=True)
     assert configs is not None and problems == [], (words, problems)
     sizes = {"gsm8k": 128, "math_1gpu": 1024, "mrt_math": 256, **{f"mpo_{name}": 64 for name in MPO}}
     completions = sizes.get(Path(configs[1].output_dir).name, 2048)
@@ -172,7 +172,7 @@ def check_line(words):
 
 def test_the_guide_s_scripts_are_shell():
     scripts = re.findall(r"```bash\n(.*?)```", GUIDE.read_text(), re.DOTALL)
-    assert len(scripts) == 2
+    assert len(scripts) == 3
     for script in scripts:
         subprocess.run(["bash", "-n"], input=script, text=True, check=True, timeout=20)
 
