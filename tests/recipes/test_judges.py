@@ -17,6 +17,7 @@ from metatune.recipes import doctor, grpo
 from metatune.recipes.config import ConfigError, read_recipe
 from metatune.recipes.judges import ENTRIES
 from metatune.rewards import RubricHistory
+from metatune.rewards.judge_client import PROBE
 
 from ..rewards.fake_judge_server import FakeJudgeServer
 from .launches import GRPO, LIMIT, finish, last_line, log_rows, metatune, start, succeed, wait_for, write_recipe
@@ -27,6 +28,8 @@ RUBRIC = {"task": "Find the number.", "items": [{"name": "short", "criterion": "
 def answer(body):
     """Judge by length; revise by one point more, so that a reply follows from the request alone."""
     first = body["messages"][1]["content"]
+    if first == PROBE[1]["content"]:
+        return '{"ok": true}'
     if "You improve the rubric" not in body["messages"][0]["content"]:
         text = re.search(r"answer to be judged\n(.*)\n~+ end of", first, re.S)[1]
         most = body["response_format"]["json_schema"]["schema"]["properties"]["short"]["properties"]["score"][
