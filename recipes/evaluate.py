@@ -29,7 +29,7 @@ from metatune.recipes.before_after import base_of, evaluate_into
 from metatune.recipes.chat_template import read_template_kwargs, recipe_of
 from metatune.recipes.config import ConfigError, StrictParser, read_recipe, run
 from metatune.recipes.conform import conform, nearest
-from metatune.recipes.data import distribution_errors
+from metatune.recipes.data import distribution_errors, need_path
 from metatune.recipes.own_code import HELP, import_own
 from metatune.recipes.reward_evaluation import RewardEvaluationArguments, evaluate_reward_models, show_reward_models
 from metatune.recipes.tables import show, show_number
@@ -392,6 +392,9 @@ def check(args: EvaluateArguments) -> None:
     need_model(args.before, "before")
     for name in args.reward_model or []:
         need_model(name, "reward_model")
+    for option in ("pairs", "best_of_n"):
+        if getattr(args, option) is not None:
+            need_path(getattr(args, option), option)
     if args.device is not None:
         try:
             torch.empty(0, device=args.device)
