@@ -237,7 +237,7 @@ def test_parts_and_images_that_a_text_model_cannot_read_are_one_line(tmp_path, c
     for row, message in (
         (
             ROWS[command],
-            r"row 1: '\w+' has in message 1 a list of parts, and the chat template of starter reads texts",
+            r"row 1: '\w+' has in message 1 a list of parts, and the chat template of starter accepts only text",
         ),
         (as_text | {"images": ["a.png"]}, "the column 'images' holds images, and starter is a text model: remove"),
     ):

@@ -54,7 +54,7 @@ def test_the_line_says_who_ended_and_how():
     )
     recorded = {"message": "RecordedError: ValueError: two\nlines"}
     assert describe_exit(1, recorded, "rank 0 of 2") == "rank 0 of 2 failed (exit code 1): ValueError: two lines"
-    assert len(one_line("x" * 9999)) == 500
+    assert len(one_line("x" * 9999)) == 800
 
 
 @pytest.mark.parametrize(

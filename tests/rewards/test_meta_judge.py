@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from metatune.rewards import judge_client
-from metatune.rewards.judge_client import JudgeClient, Reply
+from metatune.rewards.judge_client import JudgeClient, JudgeError, Reply
 from metatune.rewards.judged_cases import JudgedCase
 from metatune.rewards.meta_judge import MetaJudge, describe_scores, describe_versions, read_items, shares
 from metatune.rewards.rubric import Rubric, RubricBounds, RubricItem
@@ -118,9 +118,10 @@ def test_what_fails_alone_leaves_the_rest():
     assert "merge" not in {name for name, _ in requests}
 
 
-def test_a_server_that_is_gone():
-    revision, _ = revise({}, fault=lambda number, body: ("hang up", None))
-    assert revision.rubric is None and revision.failure.startswith("no analysis: connection: ")
+def test_a_server_that_is_gone_is_an_error_of_the_server_and_no_revision():
+    with pytest.raises(JudgeError, match="all 2 analyses failed, after 1 try each; mostly connection: ") as raised:
+        revise({}, fault=lambda number, body: ("hang up", None))
+    assert not raised.value.is_hopeless, "MPO goes on with the rubric in force until the third in a row"
 
 
 @pytest.mark.parametrize(
