@@ -78,6 +78,7 @@ def test_a_generator_that_differs_between_processes_is_refused():
         load_distributions([entry(generator="ransom_note")])
 
 
+@pytest.mark.needs("reasoning_gym")
 def test_a_check_draws_one_problem():
     entry = {"name": "a", "source": "reasoning_gym", "config": {"generator": "chain_sum", "min_terms": 9}}
     with pytest.raises(ValueError, match="chain_sum refuses config"):

@@ -259,6 +259,6 @@ def test_a_module_that_is_not_there_ends_a_launch_with_one_line(tmp_path):
     path = recipe(tmp_path / "x", lora_target_modules=["q_prj"])
     output = finish(start("grpo", "--config", path), code=2)
     line = path.read_text().splitlines().index("lora_target_modules:") + 1
-    told = "lora_target_modules: Target modules {'q_prj'} not found in the base model"
-    assert f"error: {path}:{line}: {told}" in output
+    problem = "lora_target_modules: the model has no module 'q_prj'; did you mean 'q_proj'?"
+    assert f"error: {path}:{line}: {problem}" in output
     assert "Traceback" not in output
