@@ -232,7 +232,7 @@ def test_a_full_disk_simulated_by_a_small_tmpfs_ends_a_command_that_is_not_launc
         num_folds=2,
     )
     strength = ("strength", "--config", recipe, "--output_dir")
-    code, errors, kept = on_a_small_disk(metatune(*strength, disk / "run"), disk, "16k")  # a lock, a recipe and two votes
+    code, errors, kept = on_a_small_disk(metatune(*strength, disk / "run"), disk, "16k")  # lock, recipe, two votes
     assert code == 1, errors[-3000:]
     line = last_line(errors)
     assert line.startswith("metatune: error: ") and "no space left (0 MiB free" in line, line
