@@ -16,6 +16,20 @@ from .forks import Run, is_written
 from .launches import GRPO, environment, finish, last_line, log_rows, metatune, ranks_of, start, wait_for, write_recipe
 from .resume_setup import TRAINERS, contents, differences
 
+
+@pytest.fixture(autouse=True)
+def _signals_are_not_ignored():
+    """Let the programs take the signals even if the suite runs in the background or under nohup, which ignore some."""
+    numbers = (signal.SIGINT, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in numbers}
+    for number in numbers:
+        if before[number] == signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 # ---- one process, without a trainer ----
 
 
