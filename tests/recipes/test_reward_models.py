@@ -178,4 +178,4 @@ def test_a_server_that_fails_ends_the_run_in_one_line(tmp_path, models):
     server.shutdown()
     server.server_close()
     assert code == 1 and len(log_rows(tmp_path / "run")) == 2
-    assert f"cannot use the reward server at {server.url}/classify, tried 3 times (HTTP 503" in last_line(errors)
+    assert f"cannot use the reward server at {server.url}/classify, tried 9 times (HTTP 503" in last_line(errors)

@@ -87,7 +87,7 @@ def test_what_is_required():
 @pytest.mark.parametrize(
     "options, message",
     [
-        (["--budgets", "8,400", "--extrapolate", "2"], "512 positions; lower budgets"),
+        (["--budgets", "8,400", "--extrapolate", "2"], "no row would remain: set the largest budget"),
         (["--max_new_tokens", "40"], "max_new_tokens 40 is below the largest budget, 48"),
         (["--episodes", "{by: line}"], "episodes: by is one of"),
         (["--episodes", "{delimeter: x}"], "did you mean 'delimiter'"),
