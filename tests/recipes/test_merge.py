@@ -11,7 +11,6 @@ from metatune.eval.engines import LOCAL_ENGINES, Sampling, load_engine
 from metatune.recipes import cli, merge
 from metatune.recipes.adapters import STARTER, base_and_adapter, base_of
 from metatune.recipes.config import ConfigError
-from metatune.trainers.vllm_rollouts import refuse_tied_adapters
 
 from .adapter_setup import save_adapter
 
@@ -203,7 +202,10 @@ def test_an_evaluation_takes_the_folder_of_a_lora_run(adapter, tmp_path, capsys)
     ids=str,
 )
 @pytest.mark.filterwarnings("ignore:.*tie_word_embeddings", "ignore:Setting `save_embedding_layers`")
+@pytest.mark.needs("vllm")
 def test_vllm_has_one_weight_for_tied_embeddings_and_takes_no_adapter_of_either(tmp_path, options, refused):
+    from metatune.trainers.vllm_rollouts import refuse_tied_adapters
+
     model = save_adapter(tmp_path / "lora", **options)
     with pytest.raises(ValueError, match=f"use_vllm: the adapter changes {refused}") if refused else nullcontext():
         refuse_tied_adapters(model)
