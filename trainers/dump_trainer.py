@@ -18,6 +18,7 @@ What deviates from the paper or its released code, and why:
 - A completion that cannot be scored (reward `None` or NaN) is left out of what the bandit learns, and so is one whose
   group has no other score. Of several reward functions TRL adds a missing one as 0; here a group is compared by the
   same functions, and the others have no reward.
+- A completion that the loss masks (`mask_truncated_completions`) is left out too: it trains nothing.
 - Beside a judge or a reward model the bandit can see the advantages of the gold reward alone (`curriculum_reward`).
 - The bandit, the item cycles and rollouts not yet trained on are part of the checkpoint.
 """
@@ -285,29 +286,48 @@ class DUMPTrainer(NamedModelCard, ExactResume, FiniteTraining, GRPOTrainer):
             raise ValueError(f"reward function {name!r} returned an infinite reward; return None for 'unscorable'")
         return _weighted_total(rewards_per_func, self.reward_weights)
 
+    def _observed(self) -> torch.Tensor:
+        """Return which of all ranks' completions the curriculum and the pass rates see: bool, shape (B,).
+
+        A subclass overrides this if a group has members that the policy does not sample as it would answer. The
+        curriculum then sees the advantages of the others among themselves.
+        """
+        return torch.ones_like(self._gold, dtype=torch.bool)
+
     def _observe(self, outputs: dict[str, Any]) -> None:
         """Pass every prompt's group to the curriculum, in the order of the draw, and keep what is to be logged."""
         totals = rewards = self._total_rewards()
         if totals.isnan().all():
             raise ValueError(self._nothing_scored(len(totals)))
-        local = torch.stack([outputs["advantages"].float(), self._lengths.float()], dim=1)
-        advantages, tokens = self.accelerator.gather(local).unbind(dim=1)
+        in_loss = (outputs["completion_mask"] * outputs.get("tool_mask", 1)).any(dim=1)
+        local = torch.stack([outputs["advantages"].float(), self._lengths.float(), in_loss.float()], dim=1)
+        advantages, tokens, in_loss = self.accelerator.gather(local).unbind(dim=1)
         self._rollout_tokens += int(tokens.sum())
+        observed = self._observed()
         if self.args.curriculum_reward == "gold":
             rewards = self._gold
+        rewards = rewards.masked_fill(~observed, torch.nan)
+        if self.args.curriculum_reward == "gold" or not observed.all():
             advantages = group_advantages(rewards, self.num_generations, self.scale_rewards)
+        self._pass_groups(advantages, rewards.masked_fill(in_loss == 0, torch.nan), tokens)
+        self._metrics["train"]["unscorable"].append(totals.isnan().float().mean().item())
+        self._log_by_arm(totals.masked_fill(~observed, torch.nan), self._gold.masked_fill(~observed, torch.nan))
 
+    def _pass_groups(self, advantages: torch.Tensor, rewards: torch.Tensor, tokens: torch.Tensor) -> None:
+        """Pass all ranks' completions, each of shape (B,), to the curriculum; a NaN reward leaves one out."""
         group_shape = (len(self._drawn_arms), self.num_generations)
         groups = [tensor.view(group_shape).tolist() for tensor in (advantages, rewards, tokens)]
         for arm, *group in zip(self._drawn_arms, *groups, strict=True):
             scored = [completion for completion in zip(*group, strict=True) if not math.isnan(completion[1])]
             if len(scored) > 1:  # alone it has no advantage, whatever there is to learn
                 self.curriculum.observe(self.curriculum.arms[arm], *map(list, zip(*scored, strict=True)))
+
+    def _log_by_arm(self, totals: torch.Tensor, golds: torch.Tensor) -> None:
+        """Log each drawn distribution's mean reward and pass rate, from all ranks' rewards of shape (B,)."""
         metrics = self._metrics["train"]  # TRL's, the means of which are in the next log line
-        metrics["unscorable"].append(totals.isnan().float().mean().item())
         for arm, values in self._by_arm(totals).items():
             metrics[f"reward/{arm}"].append(sum(values) / len(values))
-        for arm, values in self._by_arm(self._gold).items():
+        for arm, values in self._by_arm(golds).items():
             metrics[f"pass_rate/{arm}"].append(_pass_rate(values))
 
     def _nothing_scored(self, number: int) -> str:

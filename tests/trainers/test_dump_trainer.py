@@ -145,6 +145,50 @@ def test_truncated_completions_count_as_generated_tokens_also_when_they_are_not_
     assert row["rollout_tokens"] == pytest.approx(16 * row["completions/mean_length"])
 
 
+def test_the_curriculum_sees_no_completion_that_the_loss_masks(tmp_path):
+    end = build_tokenizer().eos_token_id
+
+    def parity(completions, completion_ids, **kwargs):
+        ended[:] = [ids[-1] == end for ids in completion_ids]
+        return [float(sum(ids) % 2) for ids in completion_ids]
+
+    ended, observed, pass_rates = [], [], []
+    for masked in (False, True):
+        options = {"max_steps": 1, "max_completion_length": 60, "mask_truncated_completions": masked}
+        trainer = make(tmp_path, reward=parity, **options)
+        groups, observe = [], trainer.curriculum.observe
+        trainer.curriculum.observe = lambda arm, *group, to=groups, then=observe: to.append(group) or then(arm, *group)
+        trainer.train()
+        observed.append([list(zip(*group, strict=True)) for group in groups])
+        pass_rates.append({key: value for key, value in training_log(trainer)[0].items() if "pass_rate/" in key})
+    every, trained_on = observed
+    flags = iter(ended)
+    expected = [[completion for completion in group if next(flags)] for group in every]
+    assert any(1 < len(group) < 4 for group in expected)
+    assert trained_on == [group for group in expected if len(group) > 1], "with the advantages that train the policy"
+    assert pass_rates[0] == pass_rates[1], "of all completions: a truncated answer is no success"
+
+
+def test_a_subclass_can_leave_members_of_a_group_out(tmp_path):
+    """Half of each group is right because it is told the answer; the other half never is."""
+
+    class HalfForced(DUMPTrainer):
+        def _observed(self):
+            return torch.arange(len(self._gold)) % 4 < 2
+
+    def first_two_fail(completions, **kwargs):
+        return [float(row % 4 >= 2) for row in range(len(completions))]
+
+    args = config(tmp_path, max_steps=1)
+    trainer = HalfForced(tiny_model(), first_two_fail, args, rows(), processing_class=build_tokenizer())
+    groups, observe = [], trainer.curriculum.observe
+    trainer.curriculum.observe = lambda arm, *group: groups.append(group) or observe(arm, *group)
+    trainer.train()
+    assert [group[:2] for group in groups] == [([0.0, 0.0], [0.0, 0.0])] * 4
+    log = training_log(trainer)[0]
+    assert {log[key] for key in log if key.startswith(("pass_rate/", "reward/"))} == {0.0}
+
+
 def test_an_arm_that_is_never_solved_teaches_nothing_but_is_still_tried(tmp_path):
     trainer = make(tmp_path, max_steps=12)
     trainer.train()
