@@ -27,7 +27,7 @@ META_STEPS = {
     "metarm": {"meta_step": "normalised", "meta_step_size": 0.1, **META},
     "metarm plain": {"meta_step": "plain", "meta_step_size": 0.1, **META},
 }
-COLUMNS = ("strength", "strength_std", "weight")
+COLUMNS = ("strength", "strength_votes", "weight")
 
 
 @dataclass(frozen=True)
@@ -124,10 +124,10 @@ class Trainee:
                 judged = np.flatnonzero(folds == fold)
                 model = self.train(learnt, 0.5, seed + 10 * number + fold)
                 votes_NM[judged, number] = self.margins(model, [rows[index] for index in judged])
-        strength_N, std_N = preference_strength(votes_NM)
+        strength_N, _ = preference_strength(votes_NM)
         return [
-            {**row, "strength": float(strength), "strength_std": float(std)}
-            for row, strength, std in zip(rows, strength_N, std_N, strict=True)
+            {**row, "strength": float(strength), "strength_votes": votes.tolist()}
+            for row, strength, votes in zip(rows, strength_N, votes_NM, strict=True)
         ]
 
     def label_treatments(

@@ -88,7 +88,6 @@ def check_treatment(script_args: RewardScriptArguments, training_args: MetaRewar
     from metatune.trainers.meta_reward_trainer import treated
 
     used = ["weight"] * training_args.pair_weights + ["strength"] * training_args.uses_strength
-    used += ["strength_std"] * training_args.posterior_labels
     check_numbers(pairs, used, f"{source_name(script_args)}, split '{script_args.dataset_train_split}'")
     try:
         treated(pairs, training_args)

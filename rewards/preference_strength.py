@@ -9,14 +9,21 @@ z = r_chosen - r_rejected - m, which binary cross-entropy compares with t. Swapp
 a label that is turned keeps its margin here, which is what "the margin changes sign after a flip" means.
 
 Where this deviates from the paper: its models vote on pairs that they were trained on, wrong labels learnt by heart
-included; [`cross_fitting_folds`] lets every model vote on pairs that it has not seen. Posterior labels,
-which need no threshold, are not the paper's.
+included; [`cross_fitting_folds`] lets every model vote on pairs that it has not seen. Posterior labels
+([`posterior`]), which need no threshold, are not the paper's.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
+import torch
+
+MIN_VARIANCE = 1e-5  # of the median variance: floor of the variances whose logarithms are compared
+LARGEST_PRIOR = 1e6  # prior degrees of freedom at which every pair has the same variance
+VOTE_MORE = (
+    "vote with at least 2 models: `num_models` of `metatune strength` (a finished run resumes with a larger number)"
+)
 
 
 @dataclass(frozen=True)
@@ -56,7 +63,7 @@ def preference_strength(votes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def pair_targets(
     strength: np.ndarray,
-    std: np.ndarray | None = None,
+    votes: np.ndarray | None = None,
     *,
     flip: float | None = None,
     label_smoothing: float = 0.0,
@@ -68,13 +75,14 @@ def pair_targets(
 
     Args:
         strength (`np.ndarray` of shape (N,)): mean margins.
-        std (`np.ndarray` of shape (N,), *optional*): their deviations, for `posterior_labels`.
+        votes (`np.ndarray` of shape (N, M), *optional*): the margins by M models, for `posterior_labels`; NaN where a
+            model has no vote.
         flip (`float`, *optional*): share of the pairs, the weakest, whose label is turned, 0 to 1.
         label_smoothing (`float`, *optional*, defaults to `0.0`): the other side's share of every label, below 0.5.
         soft_labels (`float`, *optional*): the same where the strength is negative only.
         adaptive_margin (`float`, *optional*, defaults to `0.0`): the margin is this multiple of the strength.
-        posterior_labels (`bool`, *optional*, defaults to `False`): the target is Phi(strength / std), the probability
-            that the strength is positive.
+        posterior_labels (`bool`, *optional*, defaults to `False`): the target is the [`posterior`] probability that
+            the margin is positive.
 
     Raises:
         ValueError: for a number out of range or missing, or `posterior_labels` beside what it replaces.
@@ -90,12 +98,9 @@ def pair_targets(
     if posterior_labels and (flip or soft_labels or label_smoothing):
         raise ValueError("posterior_labels replaces flip, soft_labels and label_smoothing: remove them")
     if posterior_labels:
-        if std is None:
-            raise ValueError("posterior_labels needs the deviation of the votes")
-        std_N = _finite("std", std)
-        if std_N.shape != strength_N.shape or (std_N < 0).any():
-            raise ValueError(f"std must be at least 0 for each of the {len(strength_N)} pairs")
-        return PairTargets(_posterior(strength_N, std_N), adaptive_margin * strength_N)
+        if votes is None or len(votes) != len(strength_N):
+            raise ValueError(f"posterior_labels needs the votes of each of the {len(strength_N)} pairs")
+        return PairTargets(posterior(votes), adaptive_margin * strength_N)
     smoothing_N = np.full(len(strength_N), label_smoothing)
     if soft_labels is not None:
         smoothing_N = np.where(strength_N < 0, np.maximum(soft_labels, label_smoothing), smoothing_N)
@@ -106,13 +111,101 @@ def pair_targets(
     return PairTargets(target_N, adaptive_margin * strength_N)
 
 
-def _posterior(strength: np.ndarray, std: np.ndarray) -> np.ndarray:
-    """Return Phi(strength / std); without deviation its limit, 0, 1/2 or 1."""
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        z_N = strength / std
-    z_N = np.where(strength == 0, 0.0, z_N)
-    normal = NormalDist()
-    return np.array([normal.cdf(z) if np.isfinite(z) else float(z > 0) for z in z_N])
+def posterior(votes: np.ndarray) -> np.ndarray:
+    """Return for every pair the probability that the margin which its votes scatter around is positive.
+
+    The mean of a pair's M votes has the standard error s / sqrt(M), and s of two or three votes is itself mostly
+    noise. So the pairs share what they know, by empirical Bayes in two places:
+
+    - The variance s^2 of a pair is averaged with the prior variance s0^2 of all pairs, weighted by their degrees of
+      freedom: s~^2 = (d0 s0^2 + (M - 1) s^2) / (d0 + M - 1). The moments of log s^2 give s0^2 and d0 (the moderated t
+      of limma: Smyth, Statistical Applications in Genetics and Molecular Biology 3(1), 2004, section 6).
+    - The true margins have the prior N(0, tau^2), where tau^2 is by how much the mean square of the strengths exceeds
+      what their standard errors explain. The posterior mean of a pair is then w times its strength, with
+      w = tau^2 / (tau^2 + s~^2 / M), and its variance w s~^2 / M (Efron and Morris, JASA 68, 1973).
+
+    The target is the distribution function of Student's t with d0 + M - 1 degrees of freedom at
+    sqrt(w) strength / (s~ / sqrt(M)). With votes of pure noise tau is about 0 and every target about 0.5. The prior is
+    centered at 0, so swapping `chosen` and `rejected` turns t into 1 - t.
+
+    What the votes cannot show is an error that the models share, such as a wrong label in all of their training data:
+    targets are probabilities that more models of the same kind would agree.
+
+    Args:
+        votes (`np.ndarray` of shape (N, M)): margins by M models; NaN where a model has no vote.
+
+    Raises:
+        ValueError: for a pair of fewer than two votes, an infinite vote, or pairs whose votes are all equal.
+    """
+    strength_N, _ = preference_strength(votes)
+    votes_NM = np.asarray(votes, dtype=float)
+    number_N = np.isfinite(votes_NM).sum(axis=1)
+    single = np.flatnonzero(number_N < 2)
+    if len(single):
+        raise ValueError(
+            f"posterior_labels: pair {single[0] + 1} has one vote ({len(single)} such pairs), whose deviation is "
+            f"unknown: {VOTE_MORE}"
+        )
+    variance_N = np.nanvar(votes_NM, axis=1, ddof=1)
+    if not variance_N.any():
+        raise ValueError(
+            "posterior_labels: the votes of every pair are equal, so they come from copies of one model: " + VOTE_MORE
+        )
+    variance_N, freedom_N = _moderated(variance_N, number_N - 1)
+    error_N = variance_N / number_N
+    signal = max(0.0, float(np.mean(strength_N**2 - error_N)))  # tau^2
+    z_N = strength_N * np.sqrt(signal / (signal + error_N) / error_N)
+    return _student_cdf(z_N, freedom_N)
+
+
+def _moderated(variance: np.ndarray, freedom: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the variances of N pairs, each averaged with their prior, and the degrees of freedom of the average."""
+    half_N = torch.as_tensor(freedom, dtype=torch.float64) / 2
+    floored_N = np.maximum(variance, MIN_VARIANCE * (np.median(variance) or variance.max()))
+    log_N = torch.as_tensor(floored_N).log() - torch.digamma(half_N) + half_N.log()
+    excess = float(log_N.var(correction=min(1, len(log_N) - 1)) - torch.polygamma(1, half_N).mean())
+    prior = LARGEST_PRIOR  # d0: the variances differ by chance only, and their pooled value is the prior
+    prior_variance = float(np.average(variance, weights=freedom))
+    if excess > 0:
+        half = _inverse_trigamma(excess)
+        prior = 2 * half.item()
+        prior_variance = float((log_N.mean() + torch.digamma(half) - half.log()).exp())
+    return (prior * prior_variance + freedom * variance) / (prior + freedom), prior + freedom
+
+
+def _inverse_trigamma(value: float) -> torch.Tensor:
+    """Return x with trigamma(x) = value > 0, but no more than half of `LARGEST_PRIOR`."""
+    low, high = (torch.tensor(bound, dtype=torch.float64) for bound in (1e-3, LARGEST_PRIOR / 2))
+    for _ in range(100):
+        middle = (low * high).sqrt()
+        low, high = (middle, high) if torch.polygamma(1, middle) > value else (low, middle)
+    return high
+
+
+def _student_cdf(t: np.ndarray, freedom: np.ndarray) -> np.ndarray:
+    """Return Student's distribution function, within 0.01, by Wallace's normal approximation.
+
+    D. L. Wallace, "Bounds on normal approximations to Student's and the chi-square distributions", Annals of
+    Mathematical Statistics 30, 1959.
+    """
+    z_N = np.sign(t) * (8 * freedom + 1) / (8 * freedom + 3) * np.sqrt(freedom * np.log1p(t**2 / freedom))
+    return torch.special.ndtr(torch.as_tensor(z_N)).numpy()
+
+
+def stack_votes(rows: Sequence[Sequence[float | None]]) -> np.ndarray:
+    """Return the lists of N pairs' votes as an array of shape (N, M), NaN where a list is shorter or has `None`.
+
+    Raises:
+        ValueError: for a row that is not a list of numbers.
+    """
+    lists = [[np.nan if vote is None else vote for vote in row] if isinstance(row, list) else row for row in rows]
+    for number, row in enumerate(lists, start=1):
+        if not isinstance(row, list) or not all(isinstance(v, int | float) and not isinstance(v, bool) for v in row):
+            raise ValueError(f"the votes of pair {number} must be a list of numbers, one per model, not {row!r}")
+    votes_NM = np.full((len(lists), max(map(len, lists), default=0)), np.nan)
+    for votes_M, row in zip(votes_NM, lists, strict=True):
+        votes_M[: len(row)] = row
+    return votes_NM
 
 
 def _finite(name: str, values: np.ndarray) -> np.ndarray:

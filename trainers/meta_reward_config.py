@@ -30,8 +30,8 @@ class MetaRewardConfig(RewardConfig):
         adaptive_margin (`float`, *optional*, defaults to `0.0`):
             The margin of a pair is this multiple of its strength.
         posterior_labels (`bool`, *optional*, defaults to `False`):
-            The target of a pair is the probability that its strength is positive, given the votes' deviation (column
-            `strength_std`): a form of flipping and smoothing without thresholds.
+            The target of a pair is the posterior probability that its margin is positive, given its votes (column
+            `strength_votes`, at least two per pair): a form of flipping and smoothing without thresholds.
         label_smoothing (`float`, *optional*, defaults to `0.0`):
             Smoothing of all labels: the target is 1 minus it.
         pair_weights (`bool`, *optional*, defaults to `False`):
@@ -67,7 +67,7 @@ class MetaRewardConfig(RewardConfig):
     )
     adaptive_margin: float = field(default=0.0, metadata={"help": "A pair's margin: this multiple of its strength."})
     posterior_labels: bool = field(
-        default=False, metadata={"help": "Target: the probability that a pair's strength is positive."}
+        default=False, metadata={"help": "Target: the posterior probability that a pair's margin is positive."}
     )
     label_smoothing: float = field(default=0.0, metadata={"help": "Label smoothing of all pairs."})
     pair_weights: bool = field(default=False, metadata={"help": "A pair's loss counts by the column weight."})

@@ -39,7 +39,7 @@ from transformers import DataCollator, EvalPrediction, PreTrainedTokenizerBase, 
 from trl import RewardConfig, RewardTrainer
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
-from ..rewards.preference_strength import pair_targets
+from ..rewards.preference_strength import pair_targets, stack_votes
 from . import rollout_checkpoint  # noqa: F401 (lets torch load an optimizer onto a process's `cpu:0`)
 from .config_conversion import config_for
 from .contrastive import Prototypes, items_of, simcse_loss, swav_loss
@@ -352,7 +352,7 @@ def treated(dataset: Dataset | IterableDataset | None, args: MetaRewardConfig) -
         dataset = dataset.add_column("pair_weight", [float(weight) for weight in dataset["weight"]])
     if not (args.uses_strength or args.label_smoothing):
         return dataset
-    for column in ["strength"] * args.uses_strength + ["strength_std"] * args.posterior_labels:
+    for column in ["strength"] * args.uses_strength + ["strength_votes"] * args.posterior_labels:
         if column not in dataset.column_names:
             raise ValueError(
                 f"the pairs have no column '{column}': vote on them first with `metatune strength`, or remove flip, "
@@ -361,10 +361,10 @@ def treated(dataset: Dataset | IterableDataset | None, args: MetaRewardConfig) -
     if args.adaptive_margin and "margin" in dataset.column_names:
         raise ValueError("adaptive_margin would overwrite the pairs' own column 'margin': remove one of the two")
     strength = np.asarray(dataset["strength"] if args.uses_strength else np.zeros(len(dataset)), dtype=float)
-    std = np.asarray(dataset["strength_std"], dtype=float) if args.posterior_labels else None
+    votes = stack_votes(dataset["strength_votes"][:]) if args.posterior_labels else None
     pairs = pair_targets(
         strength,
-        std,
+        votes,
         flip=args.flip,
         label_smoothing=args.label_smoothing,
         soft_labels=args.soft_labels,

@@ -81,11 +81,10 @@ def test_pairs_that_are_not_whole_name_the_file_and_the_row(tmp_path, rows, mess
         ("margin", {}),
         ("weight", {"pair_weights": True}),
         ("strength", {"flip": 0.1}),
-        ("strength_std", {"posterior_labels": True}),
     ],
 )
 def test_a_number_that_is_not_finite_names_the_file_the_row_and_the_column(tmp_path, column, options, value):
-    pairs = [{**PAIR, "strength": 0.5, "strength_std": 0.1, column: number} for number in (1.0, 0.0, value)]
+    pairs = [{**PAIR, "strength": 0.5, column: number} for number in (1.0, 0.0, value)]
     if isinstance(value, str):
         pairs = [{**pair, column: value} for pair in pairs]
     path = write_rows(tmp_path / "pairs.jsonl", *pairs)
@@ -122,6 +121,7 @@ def test_files_that_cannot_be_read(tmp_path):
         ({"metric_for_best_model": "eval_acc"}, "'eval_acc' is none of eval_loss, eval_accuracy,"),
         ({"flip": 0.1}, "pairs.jsonl: the pairs have no column 'strength': vote on them first"),
         ({"pair_weights": True}, "pairs.jsonl: pair_weights: the pairs have no column 'weight'"),
+        ({"posterior_labels": True}, "pairs.jsonl: the pairs have no column 'strength': vote on them first"),
     ],
 )
 def test_mistakes_are_one_line_before_any_launch(tmp_path, capsys, options, message):

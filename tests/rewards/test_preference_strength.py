@@ -7,10 +7,14 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from metatune.rewards.preference_strength import (
+    _inverse_trigamma,
+    _student_cdf,
     cross_fitting_folds,
     detection_auc,
     pair_targets,
+    posterior,
     preference_strength,
+    stack_votes,
 )
 
 NAN, INF = float("nan"), float("inf")
@@ -72,14 +76,6 @@ def test_treatments_by_hand():
     assert pair_targets(strength).target.tolist() == [1] * 5
 
 
-def test_posterior_labels_by_hand():
-    treated = pair_targets([1.0, 0.0, -1.0, 2.0], [1.0, 1.0, 1.0, 4.0], posterior_labels=True, adaptive_margin=2)
-    assert treated.target == pytest.approx([0.841344746, 0.5, 0.158655254, 0.691462461])
-    assert treated.margin.tolist() == [2, 0, -2, 4]
-    limit = pair_targets([1.0, 0.0, -1.0, 1e-300], [0.0, 0.0, 0.0, 0.0], posterior_labels=True)
-    assert limit.target.tolist() == [1, 0.5, 0, 1], "models that agree: the limit of a vanishing deviation"
-
-
 @given(STRENGTHS, st.floats(0, 0.99))
 def test_a_flip_turns_exactly_the_weakest(strength, flip):
     turned = pair_targets(strength, flip=flip).target == 0
@@ -99,46 +95,91 @@ def test_a_flip_is_the_swapped_pair_with_the_margin_s_sign_changed(strength, dif
     assert ours[~is_turned] == pytest.approx(loss(difference, kept.target, kept.margin)[~is_turned])
 
 
-@given(STRENGTHS, st.floats(0, 3), st.floats(0, 2), st.floats(-5, 5))
-def test_posterior_labels_know_no_side(strength, std, multiple, difference):
-    options = {"posterior_labels": True, "adaptive_margin": multiple}
-    stds = np.full(len(strength), std)
-    ours, swapped = pair_targets(strength, stds, **options), pair_targets(-strength, stds, **options)
-    assert loss(difference, ours.target, ours.margin) == pytest.approx(
-        loss(-difference, swapped.target, swapped.margin), abs=1e-9
-    )
-
-
-@given(st.lists(st.tuples(NUMBER, st.floats(0, 3)), min_size=2, max_size=20))
-def test_a_posterior_is_a_chance_that_rises_with_the_ratio(pairs):
-    strength, std = (np.array(column) for column in zip(*pairs, strict=True))
-    target = pair_targets(strength, std, posterior_labels=True).target
-    assert ((target >= 0) & (target <= 1)).all()
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        ratio = np.where(strength == 0, 0, strength / std)
-    assert (np.diff(target[np.argsort(ratio)]) >= 0).all()
-
-
 @pytest.mark.parametrize(
-    ("strength", "std", "options", "message"),
+    ("strength", "votes", "options", "message"),
     [
         ([1.0], None, {"flip": 1.0}, "flip must be at least 0 and below 1, got 1.0"),
         ([1.0], None, {"flip": -0.1}, "flip must be"),
         ([1.0], None, {"label_smoothing": 0.5}, "label_smoothing must be at least 0 and below 0.5"),
         ([1.0], None, {"soft_labels": 0.7}, "soft_labels must be at least 0 and below 0.5"),
         ([1.0], None, {"adaptive_margin": -1}, "adaptive_margin must not be negative"),
-        ([1.0], [1.0], {"posterior_labels": True, "flip": 0.1}, "posterior_labels replaces flip"),
-        ([1.0], [1.0], {"posterior_labels": True, "soft_labels": 0.1}, "posterior_labels replaces"),
-        ([1.0], None, {"posterior_labels": True}, "needs the deviation"),
-        ([1.0], [-1.0], {"posterior_labels": True}, "std must be at least 0 for each of the 1 pairs"),
-        ([1.0, 2.0], [1.0], {"posterior_labels": True}, "std must be at least 0 for each of the 2 pairs"),
-        ([1.0], [NAN], {"posterior_labels": True}, "std of pair 1 is nan"),
+        ([1.0], [[1.0, 2.0]], {"posterior_labels": True, "flip": 0.1}, "posterior_labels replaces flip"),
+        ([1.0], [[1.0, 2.0]], {"posterior_labels": True, "soft_labels": 0.1}, "posterior_labels replaces"),
+        ([1.0], None, {"posterior_labels": True}, "needs the votes of each of the 1 pairs"),
+        ([1.0, 2.0], [[1.0, 2.0]], {"posterior_labels": True}, "needs the votes of each of the 2 pairs"),
+        ([1.0, 1.0], [[1.0], [2.0]], {"posterior_labels": True}, r"pair 1 has one vote \(2 such pairs\).*num_models"),
+        ([1.0, 1.0], [[1.0, 2.0], [2.0, NAN]], {"posterior_labels": True}, "pair 2 has one vote"),
+        ([1.0, 1.0], [[1.0, 1.0], [2.0, 2.0]], {"posterior_labels": True}, "copies of one model"),
         ([1.0, NAN], None, {"flip": 0.5}, r"strength of pair 2 is nan \(1 such pairs\)"),
     ],
 )
-def test_treatments_that_cannot_be(strength, std, options, message):
+def test_treatments_that_cannot_be(strength, votes, options, message):
     with pytest.raises(ValueError, match=message):
-        pair_targets(strength, std, **options)
+        pair_targets(strength, votes, **options)
+
+
+# Posterior labels
+
+
+def test_a_posterior_by_hand():
+    """All votes are one from their mean, so s^2 = 2 for all, s^2 / M = 1, tau^2 = 4 - 1 and w = 3/4."""
+    strength = np.array([2.0, -2.0, 2.0, -2.0])
+    treated = pair_targets(strength, strength[:, None] + [-1, 1], posterior_labels=True, adaptive_margin=2)
+    assert treated.target == pytest.approx([0.958368, 0.041632] * 2, abs=1e-5), "Phi(sqrt(3/4) 2)"
+    assert treated.margin.tolist() == [4, -4, 4, -4]
+    assert posterior([[1, -1], [2, -2]]).tolist() == [0.5, 0.5], "strengths no larger than their errors"
+
+
+@pytest.mark.parametrize("models", [2, 3, 5, 8])
+def test_votes_of_noise_leave_nearly_all_targets_near_a_half(models):
+    rng = np.random.default_rng(models)
+    targets = np.concatenate([posterior(rng.normal(size=(1000, models))) for _ in range(10)])
+    assert np.mean(np.abs(targets - 0.5) > 0.4) < 0.005, "Phi(strength / deviation): 42 % at two models"
+    assert np.mean(np.abs(targets - 0.5)) < 0.1
+
+
+@pytest.mark.parametrize("models", [2, 3, 5, 8])
+@pytest.mark.parametrize("alike", [True, False])
+def test_targets_are_calibrated_where_there_is_a_signal(models, alike):
+    """Of targets from 0.8 to 0.9, say, about 85 % of the true margins are positive."""
+    rng = np.random.default_rng(models)
+    margin = rng.normal(0.3, 0.5, 20_000)
+    deviation = np.ones(20_000) if alike else np.sqrt(rng.gamma(2, 0.5, 20_000))
+    targets = posterior(margin[:, None] + deviation[:, None] * rng.normal(size=(20_000, models)))
+    confidence, right = np.maximum(targets, 1 - targets), (targets > 0.5) == (margin > 0)
+    for low in (0.5, 0.6, 0.7, 0.8, 0.9):
+        inside = (confidence >= low) & (confidence < low + 0.1)
+        assert right[inside].mean() == pytest.approx(confidence[inside].mean(), abs=0.06)
+    loss = -np.log(np.where(margin > 0, targets, 1 - targets)).mean()
+    assert loss < {2: 0.56, 3: 0.51, 5: 0.45, 8: 0.39}[models], "Phi(strength / deviation): 1.13 at two, 0.61 at three"
+
+
+@given(arrays(float, (8, 3), elements=st.floats(-5, 5)))
+def test_swapping_all_pairs_turns_a_posterior_around(votes):
+    assume(np.ptp(votes, axis=1).max() > 1e-3)
+    target = posterior(votes)
+    assert ((target >= 0) & (target <= 1)).all()
+    assert posterior(-votes) == pytest.approx(1 - target, abs=1e-9)
+
+
+def test_a_pair_whose_votes_agree_by_chance_is_not_certain():
+    votes = np.random.default_rng(0).normal(0.5, 1, (200, 3))
+    votes[0] = 0.5
+    assert posterior(votes)[0] < 0.9, "its deviation of 0 is averaged with that of the others"
+
+
+def test_the_functions_that_it_is_made_of():
+    assert _inverse_trigamma(np.pi**2 / 6).item() == pytest.approx(1.0)
+    quantiles = {1: 6.314, 2: 2.920, 5: 2.015, 30: 1.697}  # of a table, at 0.95
+    found = _student_cdf(np.array([*quantiles.values()]), np.array([*quantiles], dtype=float))
+    assert found == pytest.approx([0.95] * 4, abs=0.01)
+
+
+def test_votes_are_read_from_lists():
+    assert np.array_equal(stack_votes([[1, 2.5], [None, 3.0], [4.0]]), [[1, 2.5], [NAN, 3], [4, NAN]], equal_nan=True)
+    for row in (0.5, ["1.0"], None, [True]):
+        with pytest.raises(ValueError, match="the votes of pair 2 must be a list of numbers, one per model"):
+            stack_votes([[1.0], row])
 
 
 # Folds

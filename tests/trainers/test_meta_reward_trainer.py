@@ -129,11 +129,12 @@ def test_with_everything_off_it_is_trls_trainer_bit_for_bit(tmp_path, tokenizer)
         ({"soft_labels": 0.1}, [0.9, 0.9, 1.0, 1.0], [0.0] * 4),
         ({"adaptive_margin": 0.5}, [1.0] * 4, [-1.0, -0.25, 0.5, 1.5]),
         ({"flip": 0.25, "adaptive_margin": 0.5}, [0.0, 1.0, 1.0, 1.0], [-1.0, -0.25, 0.5, 1.5]),
-        ({"posterior_labels": True}, [0.02275, 0.308538, 0.841345, 0.99865], [0.0] * 4),
+        ({"posterior_labels": True}, [0.044921, 0.335762, 0.801813, 0.994526], [0.0] * 4),
     ],
 )
 def test_the_loss_of_treated_pairs(tmp_path, tokenizer, options, target, margin):
-    dataset = pairs(4, strength=[-2.0, -0.5, 1.0, 3.0], strength_std=[1.0, 1.0, 1.0, 1.0])
+    strength = [-2.0, -0.5, 1.0, 3.0]
+    dataset = pairs(4, strength=strength, strength_votes=[[mean - 1, mean + 1] for mean in strength])
     trainer = make(tmp_path, tokenizer, dataset=dataset, max_steps=1, **options)
     rows = trainer.train_dataset
     if "pair_target" in rows.column_names:
@@ -151,7 +152,12 @@ def test_the_loss_of_treated_pairs(tmp_path, tokenizer, options, target, margin)
     ("options", "columns", "message"),
     [
         ({"flip": 0.1}, {}, "no column 'strength': vote on them first with `metatune strength`"),
-        ({"posterior_labels": True}, {"strength": [0.0] * 16}, "no column 'strength_std'"),
+        ({"posterior_labels": True}, {"strength": [0.0] * 16}, "no column 'strength_votes'"),
+        (
+            {"posterior_labels": True},
+            {"strength": [0.5] * 16, "strength_votes": [[0.5]] * 16},
+            "pair 1 has one vote .* vote with at least 2 models: `num_models` of `metatune strength`",
+        ),
         ({"adaptive_margin": 1.0}, {"strength": [0.0] * 16, "margin": [0.0] * 16}, "would overwrite"),
     ],
 )
