@@ -54,7 +54,8 @@ class MetaRMScriptArguments(KeepsRecipe):
             Where everything goes.
         reward (`dict`):
             Recipe of the reward models, as `metatune reward` takes it. With `correction: metarm` its `meta_step` is
-            `normalised` unless it says `plain`.
+            `normalised` unless it says `plain`. The other corrections leave out its `meta_step_size` and
+            `per_device_meta_batch_size`.
         grpo (`dict`):
             Recipe of the policies' training, as `metatune grpo` takes it; it also says how the policy samples
             (`temperature`, `top_p`, `top_k`, `max_completion_length`) and in what precision it is loaded.

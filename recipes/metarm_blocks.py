@@ -12,6 +12,7 @@ SET_BY_LOOP = {
     "reward": {"dataset_name", "meta_dataset_name", "pair_weights"},
     "grpo": {"distributions", "dataset_name", "reward_funcs", "reward_models", "reward_weights"},
 }
+OF_METARM = {"meta_step_size", "per_device_meta_batch_size"}  # left out for the other corrections
 SET_IN_BOTH = {"model_name_or_path", "output_dir", "seed", "resume_from_checkpoint", "push_to_hub"}
 
 
@@ -25,16 +26,17 @@ def reward_recipe(args: Any, folder: Path, output_dir: Path, seed: int, resume: 
         seed (`int`): its seed.
         resume (`bool`): whether it goes on from a checkpoint.
     """
+    metarm = args.correction == "metarm"
     recipe = {
-        **({"meta_step": "normalised"} if args.correction == "metarm" else {}),
-        **args.reward,
+        **({"meta_step": "normalised"} if metarm else {}),
+        **{key: value for key, value in args.reward.items() if metarm or key not in OF_METARM},
         "model_name_or_path": args.reward_model_name_or_path or args.model_name_or_path,
         "dataset_name": args.pairs_name,
         "output_dir": str(output_dir),
         "seed": seed,
         "resume_from_checkpoint": resume,
     }
-    if args.correction == "metarm":
+    if metarm:
         recipe["meta_dataset_name"] = str(folder / "responses.jsonl")
     if args.correction == "ocrm":
         written = {"dataset_name": str(folder / "pairs"), "dataset_config": None, "pair_weights": True}

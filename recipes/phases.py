@@ -53,6 +53,11 @@ class Phase:
     dtype_option: str = "dtype"
 
 
+def needs_float32(training) -> bool:
+    """Return whether training keeps float32 weights whatever the options say, as MetaRM's step does."""
+    return getattr(training, "meta_step", "none") != "none"
+
+
 def workload_of(
     kind: str, training, dtype: str | None, launch: Launch, prompt_length: int, hardware: Hardware, on_gpu: bool
 ) -> Workload:
@@ -68,7 +73,8 @@ def workload_of(
         on_gpu (`bool`): whether it trains on GPUs.
     """
     half = training.bf16 or training.fp16
-    weight_bytes = 2 if dtype in ("bfloat16", "float16") or (launch.deepspeed and half) else 4
+    cast = launch.deepspeed and half and not needs_float32(training)
+    weight_bytes = 2 if dtype in ("bfloat16", "float16") or cast else 4
     shared = {
         "weight_bytes": weight_bytes,
         "activation_bytes": 2 if half else weight_bytes,

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from .memory import shape_of
-from .phases import Phase
+from .phases import Phase, needs_float32
 from .target import Hardware, readable
 from .verdict import verdict_of
 
@@ -113,7 +113,7 @@ def _checkpointing(phase: Phase) -> Iterator[Remedy]:
 
 
 def _half_precision(phase: Phase) -> Iterator[Remedy]:
-    if phase.work.weight_bytes > 2 and not phase.work.deepspeed:
+    if phase.work.weight_bytes > 2 and not phase.work.deepspeed and not needs_float32(phase.training):
         work = replace(phase.work, weight_bytes=2, activation_bytes=2)
         yield Remedy(f"{phase.prefix}{phase.dtype_option}: bfloat16", replace(phase, work=work))
 
@@ -144,7 +144,7 @@ def _engine(phase: Phase, hardware: Hardware) -> Iterator[Remedy]:
 
 def _sharding(phase: Phase, hardware: Hardware) -> Iterator[Remedy]:
     """Shard over the processes that are there or over all GPUs, with more and more of the state."""
-    half = phase.work.activation_bytes == 2
+    half = phase.work.activation_bytes == 2 and not needs_float32(phase.training)
     numbers = sorted({phase.launch.processes, hardware.gpus * phase.launch.machines} - {0})
     for processes in numbers:
         more = f"--num_processes {processes} " if processes != phase.launch.processes else ""

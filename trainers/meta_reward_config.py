@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields
 from trl import RewardConfig
 
 from .contrastive import ON
+from .unused_options import reject_unused
 
 CONTRASTIVE = ("none", "simcse", "swav")
 META_STEPS = ("none", "plain", "normalised")
@@ -94,23 +95,32 @@ class MetaRewardConfig(RewardConfig):
         for name, choices in (("contrastive", CONTRASTIVE), ("contrastive_on", ON), ("meta_step", META_STEPS)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is one of {', '.join(choices)}, not {getattr(self, name)!r}")
-        if self.contrastive == "none":
-            for option in fields(self):
-                own = option.name.startswith("contrastive_") or option.name == "num_prototypes"
-                if own and getattr(self, option.name) != option.default:
-                    raise ValueError(
-                        f"{option.name} without a contrastive term does nothing: set contrastive, or remove it"
-                    )
-        else:
+        reject_unused(self, self._unused())
+        if self.contrastive != "none":
             self._settle_contrastive()
-        if self.meta_step == "none" and self.meta_step_size is not None:
-            raise ValueError("meta_step_size without meta_step does nothing: set meta_step, or remove it")
+        if self.meta_step != "none" and self.fp16:
+            raise ValueError(
+                "meta_step does not work with fp16: true, whose loss scaling leaves out the difference objective's "
+                "gradient: set bf16: true instead, or neither"
+            )
         if self.meta_step_size is None and self.meta_step != "none":
             self.meta_step_size = 5e-6 if self.meta_step == "plain" else 0.05
         if self.meta_step_size is not None and self.meta_step_size <= 0:
             raise ValueError(f"meta_step_size must be positive, got {self.meta_step_size}")
         if self.per_device_meta_batch_size < 1:
             raise ValueError(f"per_device_meta_batch_size must be at least 1, got {self.per_device_meta_batch_size}")
+
+    def _unused(self) -> dict[str, str]:
+        """Return the options that have no effect beside the others, each with the reason."""
+        unused = {}
+        if self.contrastive != "swav":
+            unused["num_prototypes"] = f"contrastive: {self.contrastive}"
+        if self.contrastive == "none":
+            names = [option.name for option in fields(self) if option.name.startswith("contrastive_")]
+            unused |= dict.fromkeys(names, "contrastive: none")
+        if self.meta_step == "none":
+            unused |= dict.fromkeys(("meta_step_size", "per_device_meta_batch_size"), "meta_step: none")
+        return unused
 
     def _settle_contrastive(self) -> None:
         if not 0 < self.contrastive_dropout < 1:
@@ -128,8 +138,6 @@ class MetaRewardConfig(RewardConfig):
                 self.num_prototypes = DEFAULT_PROTOTYPES[self.contrastive_on]
             if self.num_prototypes < 2:
                 raise ValueError(f"num_prototypes must be at least 2, got {self.num_prototypes}")
-        elif self.num_prototypes is not None:
-            raise ValueError("num_prototypes belong to contrastive: swav; remove them")
 
     @property
     def uses_strength(self) -> bool:

@@ -16,6 +16,8 @@ What deviates from the papers, and why:
 - `normalised` moves by a given length, as SAM does: plain steps of 5e-6 vanish in rounding and depend on the scale.
 - With gradient accumulation the move is made once an optimizer step, from one meta batch. The logged loss is the one
   at the moved weights.
+- The moved weights are float32, under DeepSpeed with `bf16: true` too (`weight_precision.py`): in bfloat16 most of the
+  move is rounded away. The move made is measured, and a first one that rounding has spoiled is an error.
 - Contrastive terms compare what one process has in a micro-batch.
 - J rewards any spread, labels have no part in it: the logs say how much of the spread is length.
 
@@ -32,6 +34,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import dropout
@@ -46,11 +49,15 @@ from .contrastive import Prototypes, items_of, simcse_loss, swav_loss
 from .finite_training import FiniteTraining
 from .meta_reward_config import MetaRewardConfig
 from .meta_set import MetaSet
-from .meta_step import WeightShift, norm_of, objective_gradients
+from .meta_step import Move, WeightShift, norm_of, objective_gradients
 from .model_card import Method, NamedModelCard
 from .reward_losses import difference_objective, treatment_term
+from .weight_precision import autocast_of, low_precision_type, with_float32_weights
 from .whole_checkpoints import CountedTokens
 
+logger = get_logger(__name__)
+
+MIN_COSINE = 0.9  # of the move made and the intended one
 PROTOTYPES = "prototypes.safetensors"
 # Columns beside TRL's `margin`, under names that no data set has for another purpose, and what the loss calls them.
 TREATMENTS = {"pair_target": "target", "pair_weight": "weight"}
@@ -143,6 +150,8 @@ class MetaRewardTrainer(NamedModelCard, CountedTokens, FiniteTraining, RewardTra
         args = config_for(MetaRewardConfig, args, model, type(self).__name__)
         if (args.meta_step == "none") != (meta_dataset is None):
             raise ValueError("meta_step needs a meta_dataset, and a meta_dataset needs meta_step: plain or normalised")
+        if args.meta_step != "none":
+            args = with_float32_weights(args)
         super().__init__(
             model,
             args,
@@ -163,7 +172,9 @@ class MetaRewardTrainer(NamedModelCard, CountedTokens, FiniteTraining, RewardTra
             self.data_collator = _Collator(collator.pad_token_id, collator.pad_to_multiple_of)
         self._shift = WeightShift()
         self.meta_set: MetaSet | None = None
+        self._has_moved = False
         if meta_dataset is not None:
+            self._check_weights_can_move()
             self.meta_set = MetaSet(
                 meta_dataset,
                 self.processing_class,
@@ -176,6 +187,19 @@ class MetaRewardTrainer(NamedModelCard, CountedTokens, FiniteTraining, RewardTra
             hidden_size = self.model.config.get_text_config().hidden_size
             prototypes = Prototypes(hidden_size, args.num_prototypes, args.seed)  # the same on every process
             self.model.swav_prototypes = prototypes.to(self.model.device)
+
+    def _check_weights_can_move(self) -> None:
+        """Raise `ValueError` for sharding and weight types with which MetaRM's move would be lost or wrong."""
+        if self.is_fsdp_enabled:
+            raise ValueError(
+                "meta_step does not work with FSDP, which shards the weights that it moves: use DDP or DeepSpeed "
+                "(accelerate_config: ddp, zero1, zero2 or zero3)"
+            )
+        if (dtype := low_precision_type(self.model.parameters())) is not None:
+            raise ValueError(
+                f"meta_step moves the weights by less than {dtype} resolves: load them in float32 (dtype: float32; "
+                "bf16: true still computes in bfloat16)"
+            )
 
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
@@ -273,7 +297,7 @@ class MetaRewardTrainer(NamedModelCard, CountedTokens, FiniteTraining, RewardTra
         spread = {}
 
         def objective(unwrapped):
-            with self.compute_loss_context_manager():
+            with self.compute_loss_context_manager(), autocast_of(model):
                 rewards_PK = unwrapped(**batch, use_cache=False).logits.squeeze(-1).view(-1, k).float()
             spread["lengths"] = batch["attention_mask"].sum(1).view(-1, k).float()
             spread["rewards"] = rewards_PK.detach()
@@ -287,12 +311,30 @@ class MetaRewardTrainer(NamedModelCard, CountedTokens, FiniteTraining, RewardTra
         step = self.args.meta_step_size
         if self.args.meta_step == "normalised":
             step = step / norm if norm > 0 else 0.0
-        self._shift.along(gradients, step)
+        move = self._shift.along(gradients, step)
+        self._check_move(move, step * norm)
         metrics = self._metrics["train"]
+        metrics["meta/move_length"].append(move.length)
+        metrics["meta/move_cosine"].append(move.cosine)
         metrics["meta/difference"].append(value)
         metrics["meta/gradient_norm"].append(norm)
         metrics["meta/reward_std"].append(self._mean(spread["rewards"].std(1).mean()))
         metrics["meta/length_correlation"].append(self._mean(_correlation(spread["rewards"], spread["lengths"])))
+
+    def _check_move(self, move: Move, intended: float) -> None:
+        """Raise if a run's first move is mostly rounded away, and put the weights back; warn once of a later one."""
+        if move.cosine >= MIN_COSINE:
+            self._has_moved = True
+            return
+        fix = "Raise meta_step_size, or set meta_step: normalised"
+        if self._has_moved:
+            logger.warning_once(f"meta_step: moves are partly rounded away, see meta/move_cosine. {fix}")
+            return
+        self._shift.undo()
+        raise ValueError(
+            f"meta_step: rounding turned a move of length {intended:.2g} into one of {move.length:.2g}, whose cosine "
+            f"with the intended one is {move.cosine:.2f}. {fix}"
+        )
 
     def _mean(self, value: torch.Tensor) -> float:
         return self.accelerator.reduce(value, reduction="mean").item()

@@ -12,10 +12,14 @@ move alike. What is moved depends on who holds the weights:
 - one process, DDP, ZeRO-1 and ZeRO-2: every process holds all weights and moves all;
 - ZeRO-3: the objective runs on gathered weights, as generation does, and each process moves its own shards. For that
   long every process holds the weights and one gradient of them.
+
+A move that is small beside the spacing of the weights' numbers is rounded away, so the move is measured on the weights
+themselves.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -63,6 +67,20 @@ def norm_of(gradients: Gradients) -> float:
     return sum(gradient.double().square().sum().item() for _, gradient in gradients) ** 0.5
 
 
+@dataclass(frozen=True)
+class Move:
+    """A move as the weights made it, after rounding.
+
+    Args:
+        length (`float`): Euclidean norm of the difference between the weights after and before.
+        cosine (`float`): cosine between that difference and the intended one: 1 if nothing was rounded away or no move
+            was intended, 0 if no weight changed.
+    """
+
+    length: float
+    cosine: float
+
+
 class WeightShift:
     """Weights that are moved for a while."""
 
@@ -75,18 +93,29 @@ class WeightShift:
         return bool(self._saved)
 
     @torch.no_grad()
-    def along(self, gradients: Gradients, step_size: float) -> None:
-        """Move the weights by `step_size` times the gradient.
+    def along(self, gradients: Gradients, step_size: float) -> Move:
+        """Move the weights by `step_size` times the gradient, and return the move that was made.
 
         Raises:
             RuntimeError: if they are moved already.
         """
         if self._saved:
             raise RuntimeError("the weights are moved already: undo that first")
+        products, group = [], None
         for parameter, gradient in gradients:
-            for held, part in _held(parameter, gradient):
-                self._saved.append((held, held.clone()))
+            for number, (held, part) in enumerate(_held(parameter, gradient)):
+                before = held.clone()
+                self._saved.append((held, before))
                 held.add_(part.to(held.device, held.dtype), alpha=step_size)
+                if number == 0:
+                    products.append(_products(held, before, part, step_size).to(gradient.device))
+            group = getattr(parameter, "ds_process_group", group)
+        total = torch.stack(products).sum(0)
+        if group is not None:  # ZeRO-3: each process has measured its shards
+            torch.distributed.all_reduce(total, group=group)
+        moved, both, intended = total.tolist()
+        cosine = both / (moved * intended) ** 0.5 if moved * intended > 0 else float(intended == 0)
+        return Move(moved**0.5, cosine)
 
     @torch.no_grad()
     def undo(self) -> None:
@@ -114,8 +143,17 @@ class WeightShift:
             del engine.step  # the class's own again
 
 
+def _products(held: torch.Tensor, before: torch.Tensor, part: torch.Tensor, step_size: float) -> torch.Tensor:
+    """Return the inner products of the move made with itself and with the intended one, and of that with itself."""
+    dtype = torch.promote_types(held.dtype, torch.float32)
+    moved = held.to(dtype) - before.to(dtype)
+    intended = part.to(held.device, dtype) * step_size
+    pairs = ((moved, moved), (moved, intended), (intended, intended))
+    return torch.stack([(one * other).sum(dtype=torch.float64) for one, other in pairs])
+
+
 def _held(parameter: nn.Parameter, gradient: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield what this process holds of a parameter, with the gradient's part of it."""
+    """Yield what this process holds of a parameter, with the gradient's part of it; its own share comes first."""
     if not hasattr(parameter, "ds_tensor"):
         yield parameter.data, gradient
         return

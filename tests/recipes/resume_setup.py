@@ -61,7 +61,7 @@ def _meta(folder: Path, processes: int, url: str) -> dict[str, Any]:
 
 
 def _reward(folder: Path, processes: int, url: str) -> dict[str, Any]:
-    """Pairs of known strength, prototypes, dropout and MetaRM's step, which draws from a set of its own."""
+    """Pairs of known strength, prototypes, dropout and MetaRM's step, which draws from a set of its own, in bf16."""
     pairs = [
         {
             "prompt": f"{i} + {3 * i} = ",
@@ -77,7 +77,7 @@ def _reward(folder: Path, processes: int, url: str) -> dict[str, Any]:
     data = {"dataset_name": str(folder / "pairs.jsonl"), "meta_dataset_name": str(folder / "meta.jsonl")}
     treatments = {"soft_labels": 0.1, "adaptive_margin": 0.1, "contrastive": "swav"}
     steps = {"meta_step": "normalised", "meta_step_size": 0.1, "per_device_meta_batch_size": 2}
-    return {**REWARD, **data, **treatments, **steps, "gradient_accumulation_steps": 2}
+    return {**REWARD, **data, **treatments, **steps, "gradient_accumulation_steps": 2, "bf16": True}
 
 
 def _sft(folder: Path, processes: int, url: str) -> dict[str, Any]:

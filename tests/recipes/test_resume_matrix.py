@@ -120,6 +120,8 @@ def assert_is_cut(checkpoint: Path, step: int) -> None:
     state = json.loads((checkpoint / "trainer_state.json").read_text())
     assert state["global_step"] == step and state["epoch"] == step / STEPS_AN_EPOCH
     assert any(row.get("grad_norm") for row in state["log_history"])
+    moves = [row["meta/move_cosine"] for row in state["log_history"] if "meta/move_cosine" in row]
+    assert all(cosine > 0.999 for cosine in moves), "MetaRM's moves are those intended, in bf16 under DeepSpeed too"
     if (checkpoint / "metatune_state.json").is_file():
         waiting = json.loads((checkpoint / "metatune_state.json").read_text())["rollouts_waiting"]
         assert waiting == (step % STEPS_AN_EPOCH != 0)

@@ -6,8 +6,9 @@ import math
 import pytest
 import torch
 from datasets import Dataset
+from peft import LoraConfig
 from torch.nn.functional import softplus
-from transformers import LlamaConfig, LlamaForSequenceClassification
+from transformers import LlamaConfig, LlamaForSequenceClassification, TrainerCallback
 from trl import RewardConfig, RewardTrainer
 
 from metatune.trainers import MetaRewardConfig, MetaRewardTrainer
@@ -98,6 +99,17 @@ def history(trainer) -> list[dict]:
         {key: value for key, value in row.items() if not any(word in key for word in skipped)}
         for row in trainer.state.log_history
     ]
+
+
+class AfterOneStep(TrainerCallback):
+    """Does something after the first optimizer step."""
+
+    def __init__(self, act):
+        self._act = act
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 1:
+            self._act()
 
 
 def weights(trainer) -> list[torch.Tensor]:
@@ -246,7 +258,8 @@ def test_a_step_is_the_one_computed_by_hand(tmp_path, tokenizer, meta_step, size
     options["dataset"] = pairs(4)  # one batch, in whatever order
     trainer = make(tmp_path, tokenizer, meta=meta_set(), **options)
     expected = by_hand(trainer, tokenizer, step_of, 0.1)
-    plain = make(tmp_path / "plain", tokenizer, **{**options, "meta_step": "none", "meta_step_size": None})
+    off = {"meta_step": "none", "meta_step_size": None, "per_device_meta_batch_size": 16}
+    plain = make(tmp_path / "plain", tokenizer, **{**options, **off})
     plain.train()
     trainer = make(tmp_path, tokenizer, meta=meta_set(), **options)
     trainer.train()
@@ -256,6 +269,9 @@ def test_a_step_is_the_one_computed_by_hand(tmp_path, tokenizer, meta_step, size
     assert moved > 1e-5  # another step than without the move
     row = history(trainer)[0]
     assert {"meta/difference", "meta/gradient_norm", "meta/reward_std", "meta/length_correlation"} <= set(row)
+    norm = row["meta/gradient_norm"]
+    assert row["meta/move_length"] == pytest.approx(step_of(norm) * norm, rel=1e-3)
+    assert row["meta/move_cosine"] == pytest.approx(1.0, abs=1e-5)
 
 
 def test_accumulated_micro_batches_share_one_move(tmp_path, tokenizer):
@@ -298,6 +314,49 @@ def test_a_failure_in_a_step_leaves_the_weights_as_they_were(tmp_path, tokenizer
     with pytest.raises(OSError, match="no more"):
         trainer.train()
     assert same(weights(trainer), before) and not trainer._shift.moved
+
+
+def test_a_first_move_that_is_rounded_away_is_an_error(tmp_path, tokenizer):
+    options = {"meta_step": "plain", "meta_step_size": 1e-9, "per_device_meta_batch_size": 4}
+    trainer = make(tmp_path, tokenizer, meta=meta_set(), **options)
+    before = weights(trainer)
+    with pytest.raises(ValueError, match=r"rounding turned a move of length .* cosine .* Raise meta_step_size"):
+        trainer.train()
+    assert same(weights(trainer), before) and not trainer._shift.moved
+
+
+def test_a_later_move_that_is_rounded_away_is_a_warning_and_logged(tmp_path, tokenizer, caplog):
+    options = {"meta_step": "plain", "meta_step_size": 0.5, "per_device_meta_batch_size": 4, "max_steps": 2}
+    trainer = make(tmp_path, tokenizer, meta=meta_set(), **options)
+    trainer.add_callback(AfterOneStep(lambda: setattr(trainer.args, "meta_step_size", 1e-9)))
+    trainer.train()
+    first, second = (row["meta/move_cosine"] for row in history(trainer)[:2])
+    assert first > 0.999 and second < 0.9
+    assert "meta_step: moves are partly rounded away" in caplog.text
+
+
+def test_weights_of_low_precision_cannot_be_moved(tmp_path, tokenizer):
+    options = {"meta_step": "plain", "per_device_meta_batch_size": 4}
+    adapters = LoraConfig(task_type="SEQ_CLS", target_modules=["q_proj"])
+    for dtype, peft_config in ((torch.bfloat16, None), (torch.float16, None), (torch.bfloat16, adapters)):
+        model = reward_model(tokenizer).to(dtype)
+        arguments = {"train_dataset": pairs(), "processing_class": tokenizer, "meta_dataset": meta_set()}
+        with pytest.raises(ValueError, match=rf"less than {dtype} resolves: load them in float32 \(dtype: float32"):
+            MetaRewardTrainer(model, config(tmp_path, **options), peft_config=peft_config, **arguments)
+
+
+def test_fsdp_is_refused(tmp_path, tokenizer):
+    class Sharded(MetaRewardTrainer):
+        """Stands for a run under FSDP, which needs several processes."""
+
+        def create_accelerator_and_postprocess(self):
+            super().create_accelerator_and_postprocess()
+            self.is_fsdp_enabled = True
+
+    arguments = {"train_dataset": pairs(), "processing_class": tokenizer}
+    Sharded(reward_model(tokenizer), config(tmp_path), **arguments)
+    with pytest.raises(ValueError, match="meta_step does not work with FSDP"):
+        Sharded(reward_model(tokenizer), config(tmp_path, meta_step="plain"), meta_dataset=meta_set(), **arguments)
 
 
 def test_a_resumed_run_is_the_whole_run_bit_for_bit(tmp_path, tokenizer):
@@ -344,12 +403,9 @@ def test_a_meta_step_and_a_meta_set_belong_together(tmp_path, tokenizer, options
     ("options", "message"),
     [
         ({"contrastive": "moco"}, "contrastive is one of none, simcse, swav"),
-        ({"contrastive_weight": 1.0}, "contrastive_weight without a contrastive term does nothing"),
-        ({"contrastive_on": "differences"}, "contrastive_on without a contrastive term does nothing"),
-        ({"contrastive": "simcse", "num_prototypes": 3}, "belong to contrastive: swav"),
         ({"contrastive": "simcse", "contrastive_dropout": 0.0}, "between 0 and 1, not 0.0"),
         ({"meta_step": "sam"}, "meta_step is one of"),
-        ({"meta_step_size": 0.1}, "without meta_step does nothing"),
+        ({"meta_step": "plain", "fp16": True}, "meta_step does not work with fp16"),
         ({"meta_step": "plain", "meta_step_size": 0.0}, "must be positive"),
     ],
 )

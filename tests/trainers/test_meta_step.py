@@ -89,6 +89,23 @@ def test_undo_puts_back_every_bit_in_half_precision(accelerator):
     assert all((p == b).all() for p, b in zip(model.parameters(), before, strict=True))
 
 
+def test_the_move_made_is_measured_on_the_weights():
+    """In bfloat16, 1/4 of the spacing of numbers near 1 vanishes and 3/4 become all of it; float32 keeps both."""
+    spacing = 1 / 128
+    steps = torch.tensor([spacing / 4, 3 * spacing / 4])
+    for dtype, length, cosine in (
+        (torch.float32, spacing * 0.625**0.5, 1.0),
+        (torch.bfloat16, spacing, 0.75 / 0.625**0.5),
+    ):
+        weight = nn.Parameter(torch.ones(2, dtype=dtype))
+        move = WeightShift().along([(weight, steps / 2)], 2.0)
+        assert (move.length, move.cosine) == pytest.approx((length, cosine))
+    lost = WeightShift().along([(nn.Parameter(torch.ones(2).bfloat16()), steps[:1].expand(2))], 1.0)
+    assert (lost.length, lost.cosine) == (0.0, 0.0)
+    none = WeightShift().along([(nn.Parameter(torch.ones(2)), torch.zeros(2))], 1.0)
+    assert (none.length, none.cosine) == (0.0, 1.0)
+
+
 def test_parameters_without_part_in_it_and_frozen_ones_stay(accelerator):
     model = nn.ModuleDict({"used": nn.Linear(2, 1), "unused": nn.Linear(2, 1), "frozen": nn.Linear(2, 1)})
     model["frozen"].requires_grad_(False)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from metatune.trainers import MetaRewardConfig
 from metatune.trainers.unused_options import reject_unused
 
 
@@ -26,3 +27,28 @@ def test_every_such_option_is_named() -> None:
 
 def test_the_default_is_accepted() -> None:
     reject_unused(Config(), {"weight": "method: none", "window": "method: none"})
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        (MetaRewardConfig, {"contrastive_weight": 1.0}, "contrastive_weight has no effect with contrastive: none"),
+        (MetaRewardConfig, {"contrastive_on": "differences"}, "contrastive_on has no effect with contrastive: none"),
+        (MetaRewardConfig, {"contrastive_dropout": 0.1}, "contrastive_dropout has no effect with contrastive: none"),
+        (MetaRewardConfig, {"num_prototypes": 3}, "num_prototypes has no effect with contrastive: none"),
+        (
+            MetaRewardConfig,
+            {"contrastive": "simcse", "num_prototypes": 3},
+            "num_prototypes has no effect with contrastive: simcse",
+        ),
+        (MetaRewardConfig, {"meta_step_size": 0.1}, "meta_step_size has no effect with meta_step: none"),
+        (
+            MetaRewardConfig,
+            {"per_device_meta_batch_size": 4},
+            "per_device_meta_batch_size has no effect with meta_step: none",
+        ),
+    ],
+)
+def test_the_options_of_a_trainer(tmp_path, kind, options, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        kind(output_dir=str(tmp_path), use_cpu=True, bf16=False, **options)

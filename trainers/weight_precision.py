@@ -1,0 +1,58 @@
+"""Keep or require float32 weights where small steps are added to them.
+
+bfloat16 has 8 bits of precision: a step below 1/512 of a weight rounds to nothing. AdamW's steps survive under
+DeepSpeed, which keeps float32 copies for them. Steps that other code adds to the weights themselves, as MetaRM's move,
+do not.
+"""
+
+import copy
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import TypeVar
+
+import torch
+from torch import nn
+from transformers import TrainingArguments
+
+LOW_PRECISION = (torch.bfloat16, torch.float16)
+Arguments = TypeVar("Arguments", bound=TrainingArguments)
+
+
+def with_float32_weights(args: Arguments) -> Arguments:
+    """Return arguments under which DeepSpeed keeps float32 weights with `bf16: true`, as training without it does.
+
+    accelerate turns `bf16: true` into DeepSpeed's `bf16` section, which casts the weights to bfloat16. DeepSpeed's
+    `torch_autocast` section leaves the weights alone and casts inside of the forward pass. Without DeepSpeed or
+    without `bf16` nothing changes. Call it before the model is loaded: ZeRO-3 casts it then.
+
+    Raises:
+        ValueError: if the `deepspeed` option names a configuration of its own, which may cast the weights.
+    """
+    plugin = args.deepspeed_plugin
+    if plugin is None or not args.bf16:
+        return args
+    if args.deepspeed:
+        raise ValueError(
+            "deepspeed with bf16: true keeps bfloat16 weights, in which small steps are lost: remove the option "
+            "deepspeed and name DeepSpeed in the accelerate configuration instead (such as accelerate_config: zero2)"
+        )
+    plugin.deepspeed_config["bf16"] = {"enabled": False}
+    plugin.deepspeed_config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
+    plugin.set_deepspeed_weakref()  # what transformers loads a model by
+    args = copy.copy(args)
+    args.bf16, args.mixed_precision = False, "no"  # or accelerate would add the bf16 section again
+    return args
+
+
+def autocast_of(model: nn.Module) -> AbstractContextManager:
+    """Return the autocast of DeepSpeed's engine, which its own forward pass enters; nothing for other models."""
+    if not hasattr(model, "torch_autocast_enabled"):
+        return nullcontext()
+    from deepspeed.runtime.torch_autocast import autocast_if_enabled
+
+    return autocast_if_enabled(model)
+
+
+def low_precision_type(parameters: Iterable[nn.Parameter]) -> torch.dtype | None:
+    """Return the first type of less than 32 bits among trainable parameters, or `None`."""
+    return next((p.dtype for p in parameters if p.requires_grad and p.dtype in LOW_PRECISION), None)
