@@ -115,7 +115,7 @@ class Batches:
 
         trees = []
         for row, prompt, ids, row_cuts in zip(rows, prompts, completions, cuts, strict=True):
-            answers = AcceptedAnswers(self.tokenizer, self.forcing, accepted_answers(row))
+            answers = AcceptedAnswers(self.tokenizer, self.forcing, accepted_answers(row), row["verifier"])
             texts = [self.tokenizer.decode(ids[:cut], skip_special_tokens=True) for cut in row_cuts]
             branches = [answers.branch(text, len(prompt) + cut) for text, cut in zip(texts, row_cuts, strict=True)]
             trees.append(Tree([*prompt, *ids], branches))

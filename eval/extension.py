@@ -46,7 +46,7 @@ def extend_traces(
     traces: Sequence[Sequence[int]],
     budgets: Sequence[int],
     *,
-    suffix: str,
+    suffixes: Sequence[str],
     phrases: Sequence[str],
     sampling: Sampling,
 ) -> list[list[list[int]]]:
@@ -58,7 +58,7 @@ def extend_traces(
         prompt_ids (`Sequence[Sequence[int]]` of length N): token ids of the prompts.
         traces (`Sequence[Sequence[int]]` of length N): token ids of the traces; one with an ending token has ended.
         budgets (`Sequence[int]`): tokens of the extended traces, ascending.
-        suffix (`str`): the forcing suffix, which says how an answer begins.
+        suffixes (`Sequence[str]` of length N): the forcing suffix of each trace, which says how an answer begins.
         phrases (`Sequence[str]`): appended in turn; newlines that the trace ends with already are not repeated.
         sampling ([`~metatune.eval.engines.Sampling`]): how to draw; its `max_new_tokens` is not used.
 
@@ -71,7 +71,7 @@ def extend_traces(
     if not phrases:
         raise ValueError("extend_with needs at least one phrase")
     states = []
-    for trace in traces:
+    for trace, suffix in zip(traces, suffixes, strict=True):
         kept = without_end(trace, engine.eos_token_ids)
         ended = len(kept) < len(trace)
         states.append(_Extended(without_answer(tokenizer, kept, suffix) if ended else kept, ended))
@@ -83,7 +83,7 @@ def extend_traces(
                 break
             rounds += 1  # with one seed for all, equal prefixes would say the same again
             draw = replace(sampling, seed=sampling.seed + rounds)
-            _extend_once(engine, tokenizer, prompt_ids, states, rows, budget, suffix, phrases, draw)
+            _extend_once(engine, tokenizer, prompt_ids, states, rows, budget, suffixes, phrases, draw)
         extended.append([state.ids[:budget] for state in states])
     return extended
 
@@ -95,7 +95,7 @@ def _extend_once(
     states: list[_Extended],
     rows: Sequence[int],
     budget: int,
-    suffix: str,
+    suffixes: Sequence[str],
     phrases: Sequence[str],
     sampling: Sampling,
 ) -> None:
@@ -119,7 +119,7 @@ def _extend_once(
         ids = [*start, *kept]
         ended = len(kept) < len(completion)
         if ended:
-            ids = without_answer(tokenizer, ids, suffix)
+            ids = without_answer(tokenizer, ids, suffixes[row])
         if row in said and len(ids) <= len(start):
             state.fruitless, state.ended = state.fruitless + 1, True  # as before its phrase; the next is tried
         else:

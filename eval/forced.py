@@ -1,7 +1,7 @@
 """Forced answers: what a model answers when its trace is cut and it is told that time is up.
 
     forcing = Forcing(tokenizer)
-    cuts = force_answers(engine, tokenizer, prompt_ids, traces, forcing, num_answers=8, sampling=sampling)
+    cuts = force_answers(engine, tokenizer, prompt_ids, traces, verifiers, forcing, num_answers=8, sampling=sampling)
 
 The share of right ones among the `num_answers` texts of a cut estimates J, the chance of success if stopped there
 (Qu et al., "Optimizing Test-Time Compute via Meta Reinforcement Fine-Tuning", 2025, call the forced model mu). Its
@@ -40,6 +40,7 @@ def force_answers(
     tokenizer: PreTrainedTokenizerBase,
     prompt_ids: Sequence[Sequence[int]],
     traces: Sequence[Sequence[int]],
+    verifiers: Sequence[str],
     forcing: Forcing,
     *,
     num_answers: int,
@@ -53,6 +54,8 @@ def force_answers(
         prompt_ids (`Sequence[Sequence[int]]` of length N): token ids of the prompts.
         traces (`Sequence[Sequence[int]]` of length N): token ids of the traces, already cut; an ending token at the
             end is dropped, because nothing follows one, and an empty trace forces an answer at once.
+        verifiers (`Sequence[str]` of length N): the name of each item's verifier, which decides how the answer is
+            opened.
         forcing ([`~metatune.rewards.forcing.Forcing`]): what is appended.
         num_answers (`int`): answers of each cut; decoded greedily they are one answer, repeated.
         sampling ([`~metatune.eval.engines.Sampling`]): how to draw; `max_new_tokens` bounds an answer, without suffix.
@@ -67,15 +70,17 @@ def force_answers(
     if num_answers < 1:
         raise ValueError(f"num_answers must be at least 1, got {num_answers}")
     cuts = [
-        (tuple(prompt), tuple(without_end(trace, engine.eos_token_ids)))
-        for prompt, trace in zip(prompt_ids, traces, strict=True)
+        (tuple(prompt), tuple(without_end(trace, engine.eos_token_ids)), verifier)
+        for prompt, trace, verifier in zip(prompt_ids, traces, verifiers, strict=True)
     ]
     distinct = list(dict.fromkeys(cuts))
-    prefix_texts = tokenizer.batch_decode([list(trace) for _, trace in distinct], skip_special_tokens=False)
-    suffixes = [forcing.ids_after(text) for text in prefix_texts]
+    prefix_texts = tokenizer.batch_decode([list(trace) for _, trace, _ in distinct], skip_special_tokens=False)
+    suffixes = [
+        forcing.ids_after(text, verifier) for text, (_, _, verifier) in zip(prefix_texts, distinct, strict=True)
+    ]
     draws = 1 if sampling.temperature == 0 else num_answers
     rows = []
-    for (prompt, trace), suffix in zip(distinct, suffixes, strict=True):
+    for (prompt, trace, _), suffix in zip(distinct, suffixes, strict=True):
         rows += [[*prompt, *trace, *suffix]] * draws
     answers = engine.generate(rows, sampling)
     forced = {}

@@ -20,7 +20,8 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from ..rewards.episodes import EpisodeRule, episode_ends, token_texts
-from ..rewards.forcing import Forcing
+from ..rewards.forcing import Forcing, longest_suffix, opens_thinking
+from ..rewards.forcing_check import check_forcing, rows_by_verifier
 from ..rewards.rendering import Rendering
 from .budget_evaluation import BudgetEvaluation, Cuts, TraceMeasurement, extended_budget
 from .engines import Engine, Sampling
@@ -94,7 +95,7 @@ def evaluate_at_budgets(
         engine ([`~metatune.eval.engines.Engine`]): what generates.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): with a chat template.
         items (`Iterable[Mapping]`): as for [`~metatune.eval.evaluate`].
-        forcing ([`~metatune.rewards.forcing.Forcing`]): what makes a cut trace answer.
+        forcing ([`~metatune.rewards.forcing.Forcing`]): what makes a cut trace answer, by the item's verifier.
         budgets (`Sequence[int]`): token budgets; duplicates count once, the order does not matter.
         num_samples (`int`, *optional*, defaults to `1`): traces of each item.
         num_answers (`int`, *optional*, defaults to `8`): forced answers of each cut.
@@ -111,16 +112,20 @@ def evaluate_at_budgets(
         settings (`Mapping`, *optional*): what else to keep in the settings, such as the model's name.
 
     Raises:
-        ValueError: for budgets, factors or numbers out of range, and as [`~metatune.eval.evaluate`].
+        ValueError: for budgets, factors or numbers out of range, if a verifier rejects a right answer that is forced,
+            and as [`~metatune.eval.evaluate`].
     """
     items, budgets, factors = list(items), sorted(set(budgets)), sorted(set(extrapolate))
     limit = _checked_limit(budgets, factors, num_answers, max_new_tokens)
     targets = [extended_budget(budgets, factor) for factor in factors]
     rendering = Rendering(tokenizer, chat_template_kwargs or {})
+    check_forcing(forcing, rows_by_verifier(items), opens_thinking(rendering))
+    suffixes = {str(item.get("verifier")): forcing.suffix_for(item.get("verifier")) for item in items}
     _check_positions(engine, rendering, items, max([limit, *targets]), forcing, answer_tokens)
-    phrases = tuple(default_phrases(forcing.suffix) if extend_with is None else extend_with)
+    phrases = tuple(default_phrases(next(iter(suffixes.values()), "")) if extend_with is None else extend_with)
     settings = dict(settings or {}) | {"num_answers": num_answers, "answer_tokens": answer_tokens}
-    settings |= {"forcing_suffix": forcing.suffix} | ({"extend_with": list(phrases)} if factors else {})
+    one_suffix = next(iter(suffixes.values())) if len(set(suffixes.values())) == 1 else suffixes
+    settings |= {"forcing_suffix": one_suffix} | ({"extend_with": list(phrases)} if factors else {})
     settings |= {"episodes": dataclasses.asdict(episodes) | {"phrases": list(episodes.phrases)}} if episodes else {}
     drawing: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "top_k": top_k}
     started = time.perf_counter()
@@ -137,6 +142,7 @@ def evaluate_at_budgets(
         settings=settings,
     )
     prompts, traces = recorder.prompt_ids, recorder.completion_ids
+    verifiers = [item["verifier"] for item in items for _ in range(num_samples)]
 
     # seeds of their own: an answer forced from nothing should not repeat how the trace itself began
     sampling = Sampling(max_new_tokens=answer_tokens, **drawing, seed=seed + 1)
@@ -146,7 +152,7 @@ def evaluate_at_budgets(
         prompts,
         traces,
         targets,
-        suffix=forcing.suffix,
+        suffixes=[suffixes[verifier] for verifier in verifiers],
         phrases=phrases,
         sampling=replace(sampling, seed=seed + 2),
     )
@@ -162,7 +168,7 @@ def evaluate_at_budgets(
         for row, ids in enumerate(traces)
     ]
     places = [(row, cut) for row, cuts_of_row in enumerate(cuts) for cut in cuts_of_row if cut is not None]
-    columns = [prompts[row] for row, _ in places], [cut for _, cut in places]
+    columns = [prompts[row] for row, _ in places], [cut for _, cut in places], [verifiers[row] for row, _ in places]
     forced = iter(force_answers(recorder, tokenizer, *columns, forcing, num_answers=num_answers, sampling=sampling))
 
     score_answers, measured = _AnswerScorer(num_answers), []
@@ -318,27 +324,26 @@ def _checked_limit(
 
 
 def longest_answered(
-    rendering: Rendering,
+    forcing: Forcing,
+    verifiers: Iterable[str | None],
     budgets: Sequence[int],
     factors: Sequence[float],
     max_new_tokens: int | None,
-    suffix: str | None,
     answer_tokens: int,
 ) -> int:
     """Return the most tokens that follow a prompt: a trace, extended or not, the forcing suffix and an answer.
 
     Args:
-        rendering ([`Rendering`]): how prompts become tokens.
+        forcing ([`~metatune.rewards.forcing.Forcing`]): what makes a cut trace answer.
+        verifiers (`Iterable[str]`): the names of the items' verifiers.
         budgets (`Sequence[int]`): as for [`evaluate_at_budgets`].
         factors (`Sequence[float]`): its `extrapolate`.
         max_new_tokens (`int`, *optional*): the same.
-        suffix (`str`, *optional*): what makes a cut trace answer; by default what is known for the chat template.
         answer_tokens (`int`): the same.
     """
-    forcing = Forcing(rendering.tokenizer, suffix, rendering.chat_template_kwargs)
     budgets = sorted(set(budgets))
     longest = max([max_new_tokens or budgets[-1], *(extended_budget(budgets, factor) for factor in factors)])
-    return longest + len(forcing.ids_after(".")) + answer_tokens
+    return longest + longest_suffix(forcing, verifiers) + answer_tokens
 
 
 def _check_positions(
@@ -355,7 +360,7 @@ def _check_positions(
     if positions is None:
         return
     prompt = max((len(rendering.prompt_ids(item["prompt"])) for item in items if "prompt" in item), default=0)
-    suffix = len(forcing.ids_after("."))
+    suffix = longest_suffix(forcing, (item.get("verifier") for item in items))
     if prompt + trace_tokens + suffix + answer_tokens > positions:
         raise ValueError(
             f"a prompt of {prompt} tokens, a trace of {trace_tokens}, the forcing suffix of {suffix} and an answer of "

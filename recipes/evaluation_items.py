@@ -76,13 +76,17 @@ def load_items(args: Any, rendering: Rendering, base: Base, max_new_tokens: int)
     new_tokens, advice = max_new_tokens, "max_new_tokens"
     if args.budgets:
         from metatune.eval.test_time import longest_answered
+        from metatune.rewards.forcing import Forcing, opens_thinking
+        from metatune.rewards.forcing_check import check_forcing, rows_by_verifier
 
+        forcing = Forcing(rendering.tokenizer, args.forcing_suffix, rendering.chat_template_kwargs)
+        check_forcing(forcing, rows_by_verifier(known), opens_thinking(rendering))  # before the model is loaded
         new_tokens = longest_answered(
-            rendering,
+            forcing,
+            (item["verifier"] for item in known),
             args.budgets,
             args.extrapolate,
             args.max_new_tokens,
-            args.forcing_suffix,
             args.answer_tokens,
         )
         advice = "the largest budget, with extrapolate, the forcing suffix and answer_tokens,"

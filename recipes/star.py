@@ -70,7 +70,8 @@ class StarScriptArguments(KeepsRecipe):
         forced_answer_tokens (`int`, *optional*, defaults to `32`):
             Largest number of tokens of a forced answer.
         forcing_suffix (`str`, *optional*):
-            Text that ends the thinking and opens the answer. By default what is known for the chat template.
+            Text that ends the thinking and opens the answer. By default it depends on the chat template and on the
+            problem's verifier.
         chat_template_kwargs (`dict` or `str`, *optional*):
             Variables of the chat template for all prompts, such as `{enable_thinking: false}`.
         max_completion_length (`int`, *optional*, defaults to `1024`):
@@ -108,7 +109,7 @@ class StarScriptArguments(KeepsRecipe):
     num_forced_answers: int = field(default=20, metadata={"help": "Forced answers sampled at each prefix."})
     forced_answer_tokens: int = field(default=32, metadata={"help": "Largest number of tokens of a forced answer."})
     forcing_suffix: str | None = field(
-        default=None, metadata={"help": "Text that ends the thinking and opens the answer; by chat template."}
+        default=None, metadata={"help": "Text that ends the thinking and opens the answer; by verifier."}
     )
     chat_template_kwargs: dict | str | None = field(
         default=None, metadata={"help": "Variables of the chat template, such as {enable_thinking: false}."}
@@ -201,9 +202,11 @@ def fitting_problems(
 ) -> list[dict[str, Any]]:
     """Return the problems whose prompt, trace and forced answer fit the model's positions; the others are reported.
 
-    Raises [`ConfigError`] if none fits, or fewer than `num_prompts`.
+    Raises [`ConfigError`] if none fits, or fewer than `num_prompts`, and if a verifier rejects a right answer that is
+    forced.
     """
-    from metatune.rewards import Forcing
+    from metatune.rewards.forcing import Forcing, longest_suffix, opens_thinking
+    from metatune.rewards.forcing_check import check_forcing, rows_by_verifier
     from metatune.rewards.rendering import Rendering
 
     model, revision = model_to_load(model_args), model_args.model_revision
@@ -211,11 +214,13 @@ def fitting_problems(
     new_tokens, advice = args.max_completion_length, "max_completion_length"
     try:
         tokenizer = load_processor(model, revision, training_args.chat_template_path)
+        rendering = Rendering(tokenizer, kwargs or {})
         if args.select == "progress":
             forcing = Forcing(tokenizer, args.forcing_suffix, kwargs)
-            new_tokens += len(forcing.ids_after(".")) + args.forced_answer_tokens
+            check_forcing(forcing, rows_by_verifier(problems), opens_thinking(rendering))
+            suffix_tokens = longest_suffix(forcing, (problem["verifier"] for problem in problems))
+            new_tokens += suffix_tokens + args.forced_answer_tokens
             advice = "max_completion_length, with the forcing suffix and forced_answer_tokens,"
-        rendering = Rendering(tokenizer, kwargs or {})
         kept, lines = without_overlong(
             problems, rendering, positions_of(model, revision), new_tokens, "training prompts", advice
         )

@@ -110,6 +110,7 @@ class Sampler:
             self.tokenizer,
             [self.rendering.prompt_ids(problems[number]["prompt"]) for number, _ in cuts],
             [list(trace) for _, trace in cuts],
+            [problems[number]["verifier"] for number, _ in cuts],
             self.forcing,
             num_answers=self.args.num_forced_answers,
             sampling=self._sampling(self.args.forced_answer_tokens, seed),

@@ -30,7 +30,8 @@ class TestTimeArguments:
         answer_tokens (`int`, *optional*, defaults to `32`):
             Largest number of tokens of a forced answer.
         forcing_suffix (`str`, *optional*):
-            What is appended to a cut trace to make the model answer; known for thinking templates and the starter.
+            What is appended to a cut trace to make the model answer; by default what ends the thinking of the chat
+            template and opens an answer as the item's verifier reads it.
         extrapolate (`list[float]` or `str`, *optional*):
             Multiples of the largest budget to make traces go on to, such as `2,4`.
         extend_with (`list[str]`, *optional*):
@@ -142,7 +143,9 @@ def show_budgets(summary: Mapping[str, Any] | None) -> None:
     settings = summary["settings"]
     ks = sorted(int(key.removeprefix("maj@")) for key in summary["budgets"][0] if key.startswith("maj@"))
     what = "mixture" if len(summary["distributions"]) > 1 else next(iter(summary["distributions"]))
-    title = f"{what}: {settings['num_answers']} answers a cut, forced by {settings['forcing_suffix']!r}"
+    suffix = settings["forcing_suffix"]  # by verifier, unless all have the same
+    suffixes = dict.fromkeys(suffix.values()) if isinstance(suffix, dict) else [suffix]
+    title = f"{what}: {settings['num_answers']} answers a cut, forced by {' or '.join(map(repr, suffixes))}"
     table = table_of(title, ["stopped", "accuracy", "interval", *(f"maj@{k}" for k in ks), "tokens spent", "note"])
     for row in summary["budgets"]:
         note = f"{_percent(row['ended'])} had ended" if row["budget"] else "no trace at all"

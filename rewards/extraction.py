@@ -1,11 +1,34 @@
 """Find the answer in a completion: the text after the thinking, and the marked answer in it.
 
 Every verifier and every vote reads completions through these functions, so an answer inside the thinking never counts.
+An [`AnswerForm`] is the reverse: how to write an answer so that a verifier finds it.
 """
 
 import re
+from dataclasses import dataclass
 
 MARK = "answer "
+
+
+@dataclass(frozen=True)
+class AnswerForm:
+    r"""How a final answer is written, such as `\boxed{12}`. Verifiers list the forms that they grade.
+
+    Args:
+        opening (`str`): the text directly before the answer.
+        closing (`str`, *optional*, defaults to `""`): the text directly after it.
+        on_own_line (`bool`, *optional*, defaults to `False`): whether the opening must begin a line.
+    """
+
+    opening: str
+    closing: str = ""
+    on_own_line: bool = False
+
+
+ANSWER_LINE = AnswerForm(MARK, on_own_line=True)
+BOX = AnswerForm("\\boxed{", "}")
+ANSWER_TAG = AnswerForm("<answer>", "</answer>")
+VERDICT_TAG = AnswerForm("<verdict>", "</verdict>")
 _TAG_NAME = "(?:seed:)?(?:think|thinking|thought|reasoning)"
 _THINKING = re.compile(rf"< ?(/?) ?{_TAG_NAME}\s*>|◁(/?)think▷|(?-i:\[(/?)THINK\])", re.IGNORECASE)
 _OPEN = re.compile(r"< ?answer ?>", re.IGNORECASE)

@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection
 from typing import Any
 
-from .extraction import extract_tagged, without_thinking
+from .extraction import ANSWER_TAG, extract_tagged, without_thinking
 
 _CONCLUSION = re.compile(r"^[^\w\n]*(?:in )?conclusion\b", re.MULTILINE | re.IGNORECASE)
 _ROLE = re.compile(r"knight|knave", re.IGNORECASE)
@@ -24,6 +24,7 @@ class KnightsAndKnavesVerifier:
     """Verifier of Knights & Knaves puzzles; `info` has `names` and `solution` (`True` = knight), in one order."""
 
     needs_answer = False  # `info` has the solution
+    answer_forms = (ANSWER_TAG,)
 
     def score(self, completion: str, answer: str, info: dict[str, Any]) -> bool:
         """Tell whether the conclusion gives every inhabitant exactly one role, the right one."""

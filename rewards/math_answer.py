@@ -19,7 +19,7 @@ from functools import lru_cache
 from typing import Any
 
 from .bounded import BoundedGrader
-from .extraction import extract_answer, without_thinking
+from .extraction import ANSWER_LINE, ANSWER_TAG, BOX, extract_answer, without_thinking
 from .latex_text import braces_balance, from_ascii, from_unicode
 from .math_formula import Formula, read_formula
 
@@ -65,6 +65,7 @@ class MathVerifier(BoundedGrader):
     """
 
     needs_answer = True
+    answer_forms = (BOX, ANSWER_LINE, ANSWER_TAG)
 
     def __init__(self, deadline: float = 3.0, memory: int = 2 * 2**30):
         super().__init__("math", deadline, memory)

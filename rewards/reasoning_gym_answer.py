@@ -4,7 +4,7 @@ import importlib.util
 from typing import Any
 
 from .bounded import BoundedGrader
-from .extraction import extract_answer, extract_tagged, without_thinking
+from .extraction import ANSWER_LINE, ANSWER_TAG, extract_answer, extract_tagged, without_thinking
 
 
 class ReasoningGymVerifier(BoundedGrader):
@@ -22,6 +22,7 @@ class ReasoningGymVerifier(BoundedGrader):
     """
 
     needs_answer = False  # the entry has it; some problems have a scorer only
+    answer_forms = (ANSWER_TAG, ANSWER_LINE)
 
     def __init__(self, deadline: float = 3.0, memory: int = 2 * 2**30):
         super().__init__("reasoning_gym", deadline, memory)

@@ -8,7 +8,7 @@ import re
 from typing import Any, Protocol
 
 from .countdown import evaluate_left_to_right, solutions
-from .extraction import extract_answer, extract_verdict
+from .extraction import ANSWER_LINE, VERDICT_TAG, extract_answer, extract_verdict
 from .knights_and_knaves import KnightsAndKnavesVerifier
 from .math_answer import MathVerifier
 from .reasoning_gym_answer import ReasoningGymVerifier
@@ -20,6 +20,9 @@ class Verifier(Protocol):
 
     Attributes:
         needs_answer (`bool`): whether the reference `answer` is read; else all that is needed stands in `info`.
+
+    A verifier may also have an attribute `answer_forms` (`Sequence[AnswerForm]`): how an answer may be written, the
+    preferred form first. Forced answers use it, see [`Forcing`].
     """
 
     needs_answer: bool
@@ -41,13 +44,17 @@ class Verifier(Protocol):
         """
 
     def accepted_answers(self, answer: str, info: dict[str, Any]) -> list[str] | None:
-        """List every accepted answer in its canonical written form, or return `None` where they cannot be listed."""
+        """List every accepted answer, or return `None` where they cannot be listed.
+
+        An answer is in its canonical written form, without what opens and closes it (see `answer_forms`).
+        """
 
 
 class ExactVerifier:
     """The answer of a last line `answer X` equals the reference, up to case and runs of whitespace."""
 
     needs_answer = True
+    answer_forms = (ANSWER_LINE,)
 
     def score(self, completion: str, answer: str, info: dict[str, Any]) -> bool:
         """Compare the extracted answer with the reference."""
@@ -63,6 +70,7 @@ class VerdictVerifier:
     """The last label in `<verdict>X</verdict>` equals the reference, up to case and runs of whitespace."""
 
     needs_answer = True
+    answer_forms = (VERDICT_TAG,)
 
     def score(self, completion: str, answer: str, info: dict[str, Any]) -> bool:
         """Compare the verdict with the reference."""
@@ -70,8 +78,8 @@ class VerdictVerifier:
         return given is not None and _normalised(given) == _normalised(answer)
 
     def accepted_answers(self, answer: str, info: dict[str, Any]) -> list[str]:
-        """List the reference alone, in its tags."""
-        return [f"<verdict>{answer}</verdict>"]
+        """List the reference alone."""
+        return [answer]
 
 
 class CountdownVerifier:
@@ -81,6 +89,7 @@ class CountdownVerifier:
     """
 
     needs_answer = False
+    answer_forms = (ANSWER_LINE,)
 
     def score(self, completion: str, answer: str, info: dict[str, Any]) -> bool:
         """Check numbers, operators and value; whitespace around operators is allowed, leading zeros are not."""

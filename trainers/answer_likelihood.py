@@ -119,13 +119,19 @@ class AcceptedAnswers:
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): the model's.
-        forcing ([`~metatune.rewards.Forcing`]): the suffix; one that opens a brace (`\\boxed{`) has it closed after
-            the answer.
+        forcing ([`~metatune.rewards.Forcing`]): the suffix. What it opens (`\\boxed{`) is closed after the answer.
         answers (`Sequence[str]`): the accepted answers, in their written form.
+        verifier (`str`, *optional*): the name of the verifier that accepts them, which decides how they are opened.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, forcing: Forcing, answers: Sequence[str]):
-        self._tokenizer, self._forcing, self._answers = tokenizer, forcing, answers
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        forcing: Forcing,
+        answers: Sequence[str],
+        verifier: str | None = None,
+    ):
+        self._tokenizer, self._forcing, self._answers, self._verifier = tokenizer, forcing, answers, verifier
         self._tries: dict[str, AnswerTrie] = {}
 
     def branch(self, prefix_text: str, cut: int) -> Branch:
@@ -134,16 +140,17 @@ class AcceptedAnswers:
         Raises:
             ValueError: if nothing of the suffix is left after that text.
         """
-        suffix = self._forcing.text_after(prefix_text)
+        suffix = self._forcing.text_after(prefix_text, self._verifier)
         if not suffix:
             raise ValueError(
-                f"forcing_suffix {self._forcing.suffix!r} adds nothing to a trace that has closed its thinking, but "
-                "the accepted answers are listed without what opens them: put that at the end of the suffix"
+                f"forcing_suffix {self._forcing.given!r} adds nothing to a trace that has closed its thinking, and "
+                "the likelihood is that of what follows the suffix: end it with what opens the answer"
             )
         if suffix not in self._tries:
-            closing = "}" if suffix.endswith("{") else ""
-            ids = [answer_token_ids(self._tokenizer, suffix, answer + closing) for answer in self._answers]
-            self._tries[suffix] = AnswerTrie(self._forcing.ids_after(prefix_text), ids)
+            form = self._forcing.form_after(self._verifier)
+            written = [form.opening + answer + form.closing for answer in self._answers]
+            ids = [answer_token_ids(self._tokenizer, suffix, text) for text in written]
+            self._tries[suffix] = AnswerTrie(self._forcing.ids_after(prefix_text, self._verifier), ids)
         return Branch(cut, self._tries[suffix])
 
 

@@ -41,7 +41,8 @@ class MRTConfig(DUMPConfig):
         forced_answer_tokens (`int`, *optional*, defaults to `32`):
             Largest number of tokens of a forced answer.
         forcing_suffix (`str`, *optional*):
-            Text that ends the thinking and opens the answer. By default what is known for the chat template.
+            Text that ends the thinking and opens the answer. By default it depends on the chat template and on the
+            row's verifier.
         budgets (`list[int]`, *optional*):
             Token budgets of `anytime`, increasing; the last must be `max_completion_length`. By default four equal
             parts.
@@ -72,7 +73,7 @@ class MRTConfig(DUMPConfig):
     num_forced_answers: int = field(default=4, metadata={"help": "Forced answers sampled at each prefix."})
     forced_answer_tokens: int = field(default=32, metadata={"help": "Largest number of tokens of a forced answer."})
     forcing_suffix: str | None = field(
-        default=None, metadata={"help": "Text that ends the thinking and opens the answer; by chat template."}
+        default=None, metadata={"help": "Text that ends the thinking and opens the answer; by verifier."}
     )
     budgets: list[int] | None = field(
         default=None, metadata={"help": "Token budgets of anytime, the last is max_completion_length."}

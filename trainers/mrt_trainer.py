@@ -33,9 +33,10 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object
 
-from ..rewards import EpisodeRule, Forcing, episode_ends, token_texts
+from ..rewards import EpisodeRule, episode_ends, token_texts
 from . import progress
 from .dump_trainer import DUMPTrainer
+from .forcing_checks import verifier_of
 from .model_card import Method
 from .mrt_config import MRTConfig
 from .prefix_pool import PrefixPool
@@ -51,7 +52,8 @@ class MRTTrainer(SuccessAtPrefixes, DUMPTrainer):
     Has the arguments of [`DUMPTrainer`]. `args` is an [`MRTConfig`], or TRL's `GRPOConfig`.
 
     Raises:
-        ValueError: as [`DUMPTrainer`]; if the forcing suffix is unknown or does not end the thinking; if
+        ValueError: as [`DUMPTrainer`]; if the forcing suffix is unknown or does not end the thinking, or a verifier
+            of the training set rejects a right answer after it; if
             `success_estimator: likelihood` meets a row whose accepted answers are no finite list.
     """
 
@@ -85,7 +87,7 @@ class MRTTrainer(SuccessAtPrefixes, DUMPTrainer):
         options: Any = args.episodes  # transformers has read a text as JSON
         self._rule = EpisodeRule.from_options(options)
         if args.progress in ("episode", "anytime") or args.terminating_generations:
-            self._forcing = Forcing(self._tokenizer, args.forcing_suffix, self.chat_template_kwargs)
+            self._set_up_forcing(args)
         self._pool = PrefixPool()
         self._prefixes: list[list[int]] = []  # what stands before each of this process's rollouts, if anything does
         self._traces: list[dict[str, Any]] = []  # some of the last batch, for the page that shows them
@@ -227,6 +229,7 @@ class MRTTrainer(SuccessAtPrefixes, DUMPTrainer):
             first = values[:, 0].view(-1, self.num_generations).nanmean(1)
             values[:, 0] = first.repeat_interleave(self.num_generations)
         self._log_values(values, outcome_at)
+        self._watch_forced(self._local(values), self._local(outcome_at))
         return values, outcome_at
 
     # ---- rollouts from stale prefixes ----
@@ -250,7 +253,7 @@ class MRTTrainer(SuccessAtPrefixes, DUMPTrainer):
             terminating = row % self.num_generations >= self.num_generations - self.args.terminating_generations
             if terminating:
                 text = self._tokenizer.decode(prefix, skip_special_tokens=True)
-                prefix = [*prefix, *self._forcing.ids_after(text)]
+                prefix = [*prefix, *self._forcing.ids_after(text, verifier_of(self._drawn[row - first]))]
             self._prefixes.append(prefix)
             self._terminating.append(terminating)
 

@@ -2,9 +2,12 @@
 
 Two estimators behind one method: forced answers, sampled by the trainer's own engine and scored by its gold
 reward; and the likelihood of all accepted answers, without sampling, where a task can list them.
+
+A row's verifier decides how its answer is opened. Nothing is estimated for rows that nothing grades.
 """
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,16 +21,16 @@ from trl import GRPOTrainer
 from trl.data_utils import is_conversational
 from trl.models import unwrap_model_for_generation
 
-from ..rewards import Forcing, get_verifier
+from ..rewards import get_verifier
 from .answer_likelihood import AcceptedAnswers, Tree, success_probabilities
-from .mrt_config import MRTConfig
+from .forcing_checks import ForcingChecks, verifier_of
 from .throughput import Throughput
 
 logger = get_logger(__name__)
 MIN_ENDED = 0.5  # share of forced answers below which something must be wrong
 
 
-class SuccessAtPrefixes:
+class SuccessAtPrefixes(ForcingChecks):
     """
     A piece of a [`DUMPTrainer`] that estimates J at prefixes of the batch's completions.
 
@@ -35,7 +38,6 @@ class SuccessAtPrefixes:
     `_forcing`, the suffix; and `_gold_index`.
     """
 
-    args: MRTConfig
     accelerator: Any
     model: Any
     model_wrapped: Any
@@ -46,27 +48,31 @@ class SuccessAtPrefixes:
     _metrics: dict[str, dict[str, list[float]]]
     _pending_extra_logs: dict[str, Any]
     _pending_metrics: dict[str, Any]
-    _tokenizer: Any
     _throughput: Throughput
     _rollout_tokens: int
-    _gold_index: int | None
-    _drawn: list[dict[str, Any]]
     _completion_ids: list[list[int]]
-    _forcing: Forcing  # where anything is forced
     _generate_single_turn: Any
-    _with_thinking: Any
 
     def _estimate(self, prompts: list[list[int]], cuts: list[list[int]]) -> list[list[float]]:
-        """Estimate J of this process's prefixes: each completion cut at each of its `cuts`."""
+        """Estimate J of this process's prefixes: each completion cut at each of its `cuts`.
+
+        It is NaN for rows that nothing grades.
+        """
+        if not self._cycles:  # a stream: its rows were not known before
+            self._check_forcing(self._drawn)
         distinct: dict[tuple[int, ...], tuple[int, int]] = {}  # equal prefixes are answered once
+        graded = [self._is_graded(row) for row in self._drawn]
         for row, row_cuts in enumerate(cuts):
-            for cut in row_cuts:
+            for cut in row_cuts if graded[row] else ():
                 distinct.setdefault((*prompts[row], *self._completion_ids[row][:cut]), (row, cut))
         places = list(distinct.values())
         estimate = self._by_likelihood if self.args.success_estimator == "likelihood" else self._by_rollouts
         values = dict(zip(distinct, estimate(prompts, places), strict=True))
         return [
-            [values[(*prompts[row], *self._completion_ids[row][:cut])] for cut in row_cuts]
+            [
+                values[(*prompts[row], *self._completion_ids[row][:cut])] if graded[row] else math.nan
+                for cut in row_cuts
+            ]
             for row, row_cuts in enumerate(cuts)
         ]
 
@@ -75,14 +81,15 @@ class SuccessAtPrefixes:
         wanted = len(places)
         # Ranks generate and score together, so all ask for as many; what a rank adds is thrown away.
         most = max(gather_object([wanted]))
-        if most == 0:  # all traces were over before the first budget
+        if most == 0:  # all traces were over before the first budget, or nothing grades them
             return []
         places = [*places, *([places[-1] if places else (0, 0)] * (most - wanted))]
         repeats = self.args.num_forced_answers
         texts = [self._text(row, cut) for row, cut in places]
+        suffixes = [self._suffix(row, text) for (row, _), text in zip(places, texts, strict=True)]
         forced = [
-            [*prompts[row], *self._completion_ids[row][:cut], *self._forcing.ids_after(text)]
-            for (row, cut), text in zip(places, texts, strict=True)
+            [*prompts[row], *self._completion_ids[row][:cut], *ids]
+            for (row, cut), (_, ids) in zip(places, suffixes, strict=True)
         ]
         with self._short_completions(self.args.forced_answer_tokens):
             answers, _ = self._generate_single_turn([ids for ids in forced for _ in range(repeats)], None, {}, repeats)
@@ -94,9 +101,9 @@ class SuccessAtPrefixes:
                 f"{self.args.forced_answer_tokens}: raise it, or forcing_suffix does not make this model answer"
             )
         contents = [
-            text + self._forcing.text_after(text) + answer
+            text + answer
             for text, answer in zip(
-                [text for text in texts for _ in range(repeats)],
+                [text + suffix for text, (suffix, _) in zip(texts, suffixes, strict=True) for _ in range(repeats)],
                 self._tokenizer.batch_decode(answers, skip_special_tokens=True),
                 strict=True,
             )
@@ -105,6 +112,13 @@ class SuccessAtPrefixes:
         scores = self._score(inputs, contents, answers)
         return scores.view(most, repeats).nanmean(1)[:wanted].tolist()
 
+    def _suffix(self, row: int, text: str) -> tuple[str, list[int]]:
+        """Return the forcing suffix of a row's trace that is cut after `text`; empty for a row that only fills up."""
+        if not self._is_graded(self._drawn[row]):
+            return "", []
+        verifier = verifier_of(self._drawn[row])
+        return self._forcing.text_after(text, verifier), self._forcing.ids_after(text, verifier)
+
     def _by_likelihood(self, prompts: list[list[int]], places: list[tuple[int, int]]) -> list[float]:
         """Return the probability of an accepted answer at each prefix, a pair of row and cut."""
         by_row: dict[int, list[int]] = defaultdict(list)
@@ -112,10 +126,10 @@ class SuccessAtPrefixes:
             by_row[row].append(cut)
         trees, tries = [], {}
         for row, cuts in by_row.items():
-            answers = accepted_answers(self._drawn[row])
-            key = tuple(answers)  # a group has one list
+            answers, verifier = accepted_answers(self._drawn[row]), self._drawn[row]["verifier"]
+            key = (verifier, *answers)  # a group has one list
             if key not in tries:
-                tries[key] = AcceptedAnswers(self._tokenizer, self._forcing, answers)
+                tries[key] = AcceptedAnswers(self._tokenizer, self._forcing, answers, verifier)
             branches = [tries[key].branch(self._text(row, cut), len(prompts[row]) + cut) for cut in cuts]
             trees.append(Tree([*prompts[row], *self._completion_ids[row]], branches))
         with (
@@ -135,6 +149,12 @@ class SuccessAtPrefixes:
             for cut, value in zip(cuts, row_values, strict=True)
         }
         return [found[place] for place in places]
+
+    def _is_graded(self, row: dict[str, Any]) -> bool:
+        """Return whether the gold reward, or the likelihood of accepted answers, says anything of a row."""
+        if self.args.success_estimator == "likelihood":
+            return "verifier" not in row or bool(row["verifier"])  # without the column, `accepted_answers` raises
+        return verifier_of(row) is not None or not self._gold_is_correctness()
 
     def _score(self, inputs: list[dict], contents: list[str], ids: list[list[int]]) -> torch.Tensor:
         """Return what the gold reward says of this process's texts that are no rollouts; NaN where unscorable."""

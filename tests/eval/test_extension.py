@@ -33,7 +33,7 @@ def extend(tokenizer, engine, traces, budgets, phrases=PLAIN_PHRASES, suffix=PLA
         [ids(tokenizer, "p")] * len(traces),
         [ids(tokenizer, trace) for trace in traces],
         budgets,
-        suffix=suffix,
+        suffixes=[suffix] * len(traces),
         phrases=phrases,
         sampling=SAMPLING,
     )

@@ -5,13 +5,14 @@ from metatune.eval.forced import force_answers
 
 
 class Forcing:
-    """A suffix whose leading newline is not repeated."""
+    """A suffix whose leading newline is not repeated, and whose mark depends on the verifier."""
 
     def __init__(self, tokenizer):
         self.tokenizer = tokenizer
 
-    def ids_after(self, prefix_text):
-        return self.tokenizer("!" if prefix_text.endswith("\n") else "\n!")["input_ids"]
+    def ids_after(self, prefix_text, verifier):
+        mark = "?" if verifier == "verdict" else "!"
+        return self.tokenizer(mark if prefix_text.endswith("\n") else f"\n{mark}")["input_ids"]
 
 
 class Counting:
@@ -32,11 +33,12 @@ def ids(tokenizer, text):
     return tokenizer(text)["input_ids"]
 
 
-def force(engine, tokenizer, traces, num_answers=2, temperature=1.0, prompts=None):
+def force(engine, tokenizer, traces, num_answers=2, temperature=1.0, prompts=None, verifiers=None):
     prompts = prompts or [ids(tokenizer, "p")] * len(traces)
+    verifiers = verifiers or ["math"] * len(traces)
     sampling = Sampling(max_new_tokens=4, temperature=temperature)
     return force_answers(
-        engine, tokenizer, prompts, traces, Forcing(tokenizer), num_answers=num_answers, sampling=sampling
+        engine, tokenizer, prompts, traces, verifiers, Forcing(tokenizer), num_answers=num_answers, sampling=sampling
     )
 
 
@@ -59,6 +61,13 @@ def test_equal_cuts_are_estimated_once_and_those_of_another_prompt_are_not_equal
     assert forced[0].texts != forced[2].texts
 
 
+def test_each_trace_is_forced_as_its_verifier_reads_answers(tokenizer):
+    engine = Counting(tokenizer)
+    first, second = force(engine, tokenizer, [[], []], verifiers=["math", "verdict"], num_answers=1)
+    assert engine.calls == [["p\n!", "p\n?"]], "equal cuts of another verifier are not equal"
+    assert (first.texts, second.texts) == (["\n!0"], ["\n?1"])
+
+
 def test_nothing_follows_an_ending_token(tokenizer):
     engine = Counting(tokenizer)
     ended = [*ids(tokenizer, "ab"), tokenizer.eos_token_id]
@@ -79,7 +88,7 @@ def test_a_real_engine_bounds_the_answer_alone(model, tokenizer):
     sampling = Sampling(max_new_tokens=5)
     options = {"num_answers": 4, "sampling": sampling}
     engine, prompts = CompactEngine(model, tokenizer), [ids(tokenizer, "<user>x<assistant>")]
-    (forced,) = force_answers(engine, tokenizer, prompts, [trace], Forcing(tokenizer), **options)
+    (forced,) = force_answers(engine, tokenizer, prompts, [trace], ["math"], Forcing(tokenizer), **options)
     assert len(forced.texts) == 4
     assert all(text.startswith("1+2=3 wrong\n!") and len(text) <= len("1+2=3 wrong\n!") + 5 for text in forced.texts)
 

@@ -5,13 +5,14 @@ import json
 import pytest
 from transformers import AutoTokenizer
 
-from metatune.eval import scoring
 from metatune.eval.benchmarks import load_held_out
 from metatune.eval.budget_evaluation import BudgetEvaluation
 from metatune.eval.engines import CompactEngine, load_engine
 from metatune.eval.test_time import evaluate_at_budgets
 from metatune.recipes.adapters import STARTER
+from metatune.rewards import VERIFIERS
 from metatune.rewards.episodes import EpisodeRule
+from metatune.rewards.extraction import ANSWER_LINE
 from metatune.rewards.forcing import Forcing
 
 from .test_scoring import Verifier, item
@@ -46,8 +47,7 @@ class Scripted:
 
 @pytest.fixture(autouse=True)
 def verifier(monkeypatch):
-    known = scoring.get_verifier
-    monkeypatch.setattr(scoring, "get_verifier", lambda name: Verifier() if name == "contains" else known(name))
+    monkeypatch.setitem(VERIFIERS, "contains", Verifier())
 
 
 def measure(tokenizer, traces, items=None, **options):
@@ -182,6 +182,28 @@ def test_a_file_that_is_none_is_named(tmp_path):
 def test_bad_options_are_refused(tokenizer, options, message):
     with pytest.raises(ValueError, match=message):
         measure(tokenizer, ["7~"], **options)
+
+
+def test_each_item_is_forced_as_its_verifier_reads_answers(tokenizer):
+    items = [item("p"), {**item("q", answer="RIGHT"), "verifier": "verdict"}, item("r")]
+    engine = Scripted(tokenizer, ["aaaaa", "bbbbb", "7~"])
+    options = {"budgets": [4], "num_answers": 1}
+    measured = evaluate_at_budgets(engine, tokenizer, items, forcing=Forcing(tokenizer, "so:\n"), **options)
+    assert measured.budgets.settings["forcing_suffix"] == "so:\n", "it opens nothing, so it fits all verifiers"
+
+    VERIFIERS["contains"].answer_forms = (ANSWER_LINE,)
+    engine = Scripted(tokenizer, ["aaaaa", "bbbbb", "7~"])
+    measured = evaluate_at_budgets(engine, tokenizer, items, forcing=Forcing(tokenizer), **options)
+    suffixes = {"contains": "\nanswer ", "verdict": "\n\nMy final answer: <verdict>"}
+    assert measured.budgets.settings["forcing_suffix"] == suffixes
+    cut = {text.partition("<assistant>")[2] for text in engine.calls[1]}
+    assert cut == {"answer ", "My final answer: <verdict>", "aaaa\nanswer ", "bbbb\n\nMy final answer: <verdict>"}
+
+
+def test_a_suffix_that_a_verifier_rejects_is_told_before_anything_is_generated(tokenizer):
+    items = [{**item("q", answer="RIGHT"), "verifier": "verdict"}]
+    with pytest.raises(ValueError, match=r"the verifier 'verdict' rejects a right answer.*'answer RIGHT' as wrong"):
+        measure(tokenizer, [], items)
 
 
 def test_too_long_is_told_before_anything_is_generated(model, tokenizer, monkeypatch):

@@ -2,7 +2,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from metatune.rewards import Forcing, MathVerifier, extract_answer, get_verifier, token_texts
-from metatune.rewards.forcing import LINE_SUFFIX, THINKING_SUFFIX, opens_thinking
+from metatune.rewards.forcing import LINE_SUFFIX, OUT_OF_TIME, THINKING_SUFFIX, opens_thinking
 from metatune.rewards.math_answer import final_answer
 from metatune.rewards.math_formula import read_formula
 from metatune.rewards.rendering import Rendering
@@ -28,7 +28,7 @@ def starter():
 
 
 def test_the_starter_answers_in_a_line_of_its_own(starter):
-    assert Forcing(starter).suffix == LINE_SUFFIX == "\nanswer "
+    assert Forcing(starter).suffix_for() == LINE_SUFFIX == "\nanswer "
 
 
 @pytest.mark.parametrize(
@@ -41,17 +41,53 @@ def test_the_starter_answers_in_a_line_of_its_own(starter):
 )
 def test_a_model_that_thinks_gets_its_thinking_closed(kind, template):
     tokenizer = make(kind, template)
-    assert Forcing(tokenizer).suffix == THINKING_SUFFIX
+    assert Forcing(tokenizer).suffix_for() == THINKING_SUFFIX
     with pytest.raises(ValueError, match=r"'\\nanswer ' does not end the thinking.*put </think> into the suffix"):
         Forcing(tokenizer, "\nanswer ")
-    assert Forcing(tokenizer, "</think>answer ").suffix == "</think>answer "
+    assert Forcing(tokenizer, "</think>answer ").suffix_for() == "</think>answer "
 
 
 def test_a_template_without_thinking_counts_more_than_the_vocabulary():
     tokenizer = make("byte level", PLAIN_TEMPLATE)  # such as the instruction-tuned sister of a thinking model
-    assert Forcing(tokenizer, "\nanswer ").suffix == "\nanswer "
+    assert Forcing(tokenizer, "\nanswer ").suffix_for() == "\nanswer "
     with pytest.raises(ValueError, match="none is known for this chat template; give the text that ends the thinking"):
-        Forcing(tokenizer)
+        Forcing(tokenizer).suffix_for()
+    with pytest.raises(ValueError, match="none is known for this chat template and the verifier 'mine'"):
+        Forcing(tokenizer).suffix_for("mine")
+
+
+@pytest.mark.parametrize(
+    ("kind", "template", "verifier", "suffix"),
+    [
+        ("byte level", THINKING_TEMPLATE, "math", THINKING_SUFFIX),
+        ("byte level", THINKING_TEMPLATE, "countdown", f"{OUT_OF_TIME}\n\nanswer "),
+        ("byte level", THINKING_TEMPLATE, "verdict", f"{OUT_OF_TIME}\n\nMy final answer: <verdict>"),
+        ("byte level", PLAIN_TEMPLATE, "math", "\n\nMy final answer: \\boxed{"),
+        ("byte level", PLAIN_TEMPLATE, "countdown", "\nanswer "),
+        ("starter", None, "math", "\nanswer "),  # the starter writes it so, and the verifier reads it
+        ("starter", None, "verdict", "\n\nMy final answer: <verdict>"),
+    ],
+)
+def test_the_verifier_decides_how_the_answer_is_opened(kind, template, verifier, suffix):
+    assert Forcing(make(kind, template)).suffix_for(verifier) == suffix
+
+
+@pytest.mark.parametrize(
+    ("suffix", "verifier", "before", "after"),
+    [
+        ("</think>\\boxed{", "math", "", "}"),
+        ("</think>so {", "math", "", "}"),
+        ("</think><answer>", "math", "", "</answer>"),
+        ("</think>The answer is ", "math", "", ""),
+        ("</think>", "math", "\\boxed{", "}"),  # it opens nothing: the model writes the box itself
+        ("</think>", "countdown", "\nanswer ", ""),
+        ("</think>\n", "countdown", "answer ", ""),
+        ("</think>", None, "", ""),
+    ],
+)
+def test_what_still_stands_around_the_answer_after_a_suffix_of_ones_own(suffix, verifier, before, after):
+    form = Forcing(make("byte level", THINKING_TEMPLATE), suffix).form_after(verifier)
+    assert (form.opening, form.closing) == (before, after)
 
 
 @pytest.mark.parametrize("suffix", ["", " ", "\n\n"])

@@ -1,0 +1,142 @@
+"""The trainer forces answers as each row's verifier reads them, and finds out where that does not fit."""
+
+import math
+
+import pytest
+import torch
+from datasets import Dataset
+from hypothesis import given
+from hypothesis import strategies as st
+
+from metatune.rewards import correctness_reward
+from metatune.trainers import MRTTrainer
+from metatune.trainers.forced_watch import WINDOW, ForcedWatch, never_right
+
+from .dump_setup import rows
+from .mrt_setup import make
+
+COUNTDOWN = '{"numbers": [1, 2], "target": 3, "operators": "+"}'
+
+
+def verified(verifier, answer, info="", number=4):
+    return [
+        {
+            "prompt": [{"role": "user", "content": f"make {item} {verifier}"}],
+            "distribution": verifier or "judged",
+            "verifier": verifier,
+            "answer": answer,
+            "info": info,
+        }
+        for item in range(number)
+    ]
+
+
+MIXED = verified("countdown", "", COUNTDOWN) + verified("verdict", "yes") + verified("", "")
+
+
+class Asked(MRTTrainer):
+    """Keeps which texts it asks to be answered at once."""
+
+    def _by_rollouts(self, prompts, places):
+        self.asked = {self._drawn[row]["verifier"] for row, _ in places}
+        return super()._by_rollouts(prompts, places)
+
+    def _by_likelihood(self, prompts, places):
+        self.asked = {self._drawn[row]["verifier"] for row, _ in places}
+        return super()._by_likelihood(prompts, places)
+
+    def _score(self, inputs, contents, ids):
+        self.forced = list(zip(inputs, contents, strict=True))
+        return super()._score(inputs, contents, ids)
+
+    def _watch_forced(self, values, outcome_at):
+        self.values = values
+        super()._watch_forced(values, outcome_at)
+
+
+@pytest.mark.parametrize("estimator", ["rollouts", "likelihood"])
+def test_each_row_is_forced_as_its_verifier_reads_answers_and_rows_without_one_are_not(tmp_path, estimator):
+    options = {"forcing_suffix": None, "success_estimator": estimator, "num_generations": 4, "max_steps": 1}
+    data = Dataset.from_list(MIXED)
+    trainer = make(tmp_path, "episode", correctness_reward, data, curriculum="uniform", **options)
+    trainer.__class__ = Asked
+    trainer.train()
+    drawn = [row["verifier"] for row in trainer._drawn]
+    assert set(drawn) == {"countdown", "verdict", ""}
+    assert trainer.asked == {"countdown", "verdict"}
+    if estimator == "rollouts":
+        openings = {"countdown": "answer ", "verdict": "My final answer: <verdict>"}
+        assert all(openings[row["verifier"]] in text for row, text in trainer.forced)
+    known = ~trainer.values.isnan()
+    unverified = torch.tensor([name == "" for name in drawn])
+    assert not known[unverified].any() and known[~unverified, 0].all()
+
+
+def test_a_suffix_that_a_verifier_rejects_is_refused_before_training(tmp_path):
+    with pytest.raises(ValueError, match="the verifier 'verdict' rejects a right answer that is forced"):
+        make(tmp_path, "episode", correctness_reward, Dataset.from_list(MIXED), forcing_suffix="\nanswer ")
+    stream = Dataset.from_list(MIXED).to_iterable_dataset()
+    options = {"forcing_suffix": "<verdict>", "max_steps": 1, "curriculum": "uniform"}
+    trainer = make(tmp_path, "episode", correctness_reward, stream, **options)
+    with pytest.raises(ValueError, match=r"rejects a right answer that is forced.*end it with 'answer '"):
+        trainer.train()
+
+
+def strict(completions, **kwargs):
+    """A reward of the user's own: the last line is the answer, and nothing else."""
+    return [float(completion[-1]["content"].rpartition("\n")[2] == "7") for completion in completions]
+
+
+def test_a_reward_function_of_ones_own_is_tried_on_a_reference(tmp_path, caplog):
+    data = Dataset.from_list([{**row, "answer": "7"} for row in rows()])
+    make(tmp_path, "episode", strict, data)
+    assert "the reward function 'strict' gives a reference that is forced 0.0: 'answer 7'" in caplog.text
+    caplog.clear()
+    make(tmp_path, "episode", strict, data, forcing_suffix=" so:\n")
+    make(tmp_path, "episode", strict, rows())
+    assert not caplog.text
+
+
+# ---- what a run shows ----
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "forced", "verdict"),
+    [
+        ([], [], False),
+        ([0.5], [0.0], True),
+        ([0.5], [0.02], False),
+        ([0.05], [0.0], False),  # nothing is right as yet
+        ([0.0, 0.4], [0.0, 0.01], True),  # means over the batches: 0.2 and 0.005
+    ],
+)
+def test_forced_answers_are_never_right_where_traces_often_are(outcomes, forced, verdict):
+    assert never_right(outcomes, forced) is verdict
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
+def test_forced_answers_as_good_as_the_traces_are_no_cause_for_a_warning(outcomes):
+    assert not never_right(outcomes, outcomes)
+
+
+def test_a_verifier_is_reported_once_after_a_window_of_known_batches():
+    watch = ForcedWatch()
+    assert not any(watch.observe("math", 1.0, math.nan) for _ in range(WINDOW))
+    assert not any(watch.observe("exact", 1.0, 1.0) for _ in range(WINDOW))
+    assert [watch.observe("math", 1.0, 0.0) for _ in range(WINDOW + 2)] == [False] * (WINDOW - 1) + [
+        True,
+        False,
+        False,
+    ]
+    assert not any(watch.observe("exact", 1.0, 0.0) for _ in range(WINDOW - 1)), "the last batches count"
+
+
+def rollouts_alone(completions, **kwargs):
+    """A reward that no forced answer can earn: it reads the suffix."""
+    return [float("answer" not in completion[-1]["content"]) for completion in completions]
+
+
+def test_a_run_warns_where_forced_answers_are_never_right(tmp_path, caplog):
+    make(tmp_path, "episode", rollouts_alone, max_steps=WINDOW, learning_rate=0.0).train()
+    text = "forced answers are almost never right and whole traces often are (forcing suffix '\\nanswer ')"
+    assert caplog.text.count(text) == 1
