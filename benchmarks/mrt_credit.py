@@ -24,13 +24,13 @@ import numpy as np
 from shared import print_claims, quiet
 
 ADVANTAGES = {  # weight of the outcome's advantage, weight and decay of the progress', and its scale
-    "outcome": (1.0, 0.0, 0.0, "none"),
-    "progress alone": (0.0, 1.0, 0.0, "none"),
-    "progress alone, decay 0.5": (0.0, 1.0, 0.5, "none"),
-    "progress alone, decay 1": (0.0, 1.0, 1.0, "none"),
-    "outcome + progress": (1.0, 1.0, 0.0, "none"),
+    "outcome": (1.0, 0.0, 0.0, "outcome"),
+    "progress alone": (0.0, 1.0, 0.0, "outcome"),
+    "progress alone, decay 0.5": (0.0, 1.0, 0.5, "outcome"),
+    "progress alone, decay 1": (0.0, 1.0, 1.0, "outcome"),
+    "outcome + progress": (1.0, 1.0, 0.0, "outcome"),
     "outcome + progress, scale batch": (1.0, 1.0, 0.0, "batch"),
-    "outcome + progress, decay 1": (1.0, 1.0, 1.0, "none"),
+    "outcome + progress, decay 1": (1.0, 1.0, 1.0, "outcome"),
     "anytime": None,
 }
 LIKELIHOOD = {"progress": "episode", "success_estimator": "likelihood"}
@@ -148,15 +148,19 @@ class Batches:
 def advantages_of(batch: dict, kind, budgets: list[int]):
     """Return the advantage of every token, shape (B, T)."""
     from metatune.trainers import progress
+    from metatune.trainers.advantages import group_advantages, outcome_divisor
 
     size, width = mrt.GENERATIONS, max(map(len, batch["completions"]))
+    outcome_weight, weight, decay, scale = (0.0, 1.0, 0.0, "outcome") if kind is None else kind
     if kind is None:
         ends = [[min(budget, len(ids)) for budget in budgets] for ids in batch["completions"]]
-        return progress.spread(progress.anytime_advantages(batch["by_budget"], size), ends, width)
-    outcome_weight, weight, decay, scale = kind
-    outcome = progress.group_advantages(batch["outcomes"], size, "group")[:, None]
-    paid = progress.episode_advantages(batch["by_episode"], size, decay=decay, scale=scale)
-    return outcome_weight * outcome + weight * progress.spread(paid, batch["ends"], width)
+        paid = progress.anytime_advantages(batch["by_budget"], size)
+    else:
+        ends = batch["ends"]
+        paid = progress.episode_advantages(batch["by_episode"], size, decay=decay)
+    divisor = progress.progress_divisor(paid, scale, outcome_divisor(batch["outcomes"], size, "group"))
+    by_token = progress.spread((paid / divisor[:, None]).nan_to_num(0.0), ends, width)
+    return outcome_weight * group_advantages(batch["outcomes"], size, "group")[:, None] + weight * by_token
 
 
 def across(products: np.ndarray) -> float:

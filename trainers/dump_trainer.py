@@ -19,6 +19,8 @@ What deviates from the paper or its released code, and why:
   group has no other score. Of several reward functions TRL adds a missing one as 0; here a group is compared by the
   same functions, and the others have no reward.
 - A completion that the loss masks (`mask_truncated_completions`) is left out too: it trains nothing.
+- Where gold pays beside a judge or a reward model, all advantages are divided by gold's deviation, with a floor. TRL
+  divides by the total's, which cancels the others' weights wherever gold is constant (`advantages.py`).
 - Beside a judge or a reward model the bandit can see the advantages of the gold reward alone (`curriculum_reward`).
 - The bandit, the item cycles and rollouts not yet trained on are part of the checkpoint.
 """
@@ -48,6 +50,7 @@ from ..rewards import JudgeReward, RewardModelReward, correctness_reward
 from ..rewards.forcing import opens_thinking
 from ..rewards.guarded_reward import AsyncGuardedReward, GuardedReward
 from ..rewards.rendering import Rendering
+from .advantages import group_advantages, outcome_divisor, relative_to_group
 from .config_conversion import config_for
 from .distribution_rows import rows_by_distribution
 from .dump_config import DUMPConfig
@@ -55,7 +58,6 @@ from .finite_training import FiniteTraining
 from .generation import sample_completions
 from .length_grouping import group_by_length
 from .model_card import Method, NamedModelCard
-from .progress import group_advantages
 from .rollout_checkpoint import ExactResume
 from .throughput import Throughput
 
@@ -211,6 +213,8 @@ class DUMPTrainer(NamedModelCard, ExactResume, FiniteTraining, GRPOTrainer):
             self._log_completion_extra(column, [row[column] for row in inputs])
         outputs = super()._generate_and_score_completions(inputs)
         if training:
+            if self._divides_by_gold():
+                outputs["advantages"] = self._local(self._advantages_over_gold(self._total_rewards()))
             self._observe(outputs)
         else:
             self._record_evaluation(inputs)
@@ -286,6 +290,39 @@ class DUMPTrainer(NamedModelCard, ExactResume, FiniteTraining, GRPOTrainer):
             raise ValueError(f"reward function {name!r} returned an infinite reward; return None for 'unscorable'")
         return _weighted_total(rewards_per_func, self.reward_weights)
 
+    # ---- gold beside other rewards ----
+
+    def _paid_weight_of_gold(self) -> float:
+        """Return gold's weight in the total reward; 0 if there is no gold reward."""
+        return 0.0 if self._gold_index is None else self.reward_weights[self._gold_index].item()
+
+    def _divides_by_gold(self) -> bool:
+        """Return whether gold's deviation divides the advantages, and not the total reward's as in TRL."""
+        judged = any(
+            weight != 0 and isinstance(function, OPINIONS)
+            for function, weight in zip(self.reward_funcs, self.reward_weights.tolist(), strict=True)
+        )
+        one_sum = self.multi_objective_aggregation == "sum_then_normalize"
+        return judged and one_sum and self.scale_rewards != "none" and self._paid_weight_of_gold() != 0
+
+    def _outcome_divisor(self, rewards: torch.Tensor) -> torch.Tensor:
+        """Return what divides the advantages of rewards of which gold is a part; all of shape (B,) over all ranks."""
+        outcome = self._gold.masked_fill(rewards.isnan(), torch.nan)
+        weight = self._paid_weight_of_gold()
+        return outcome_divisor(outcome, self.num_generations, self.scale_rewards, weight=weight, total=rewards)
+
+    def _advantages_over_gold(self, rewards: torch.Tensor) -> torch.Tensor:
+        """Return the advantages of rewards of which gold is a part, divided by gold's deviation."""
+        relative = relative_to_group(rewards, self.num_generations)
+        return (relative / self._outcome_divisor(rewards)).nan_to_num(0.0)
+
+    def _local(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return this rank's rows of a tensor over all ranks' completions."""
+        number = len(tensor) // self.accelerator.num_processes
+        return tensor[self.accelerator.process_index * number :][:number]
+
+    # ---- what the curriculum sees ----
+
     def _observed(self) -> torch.Tensor:
         """Return which of all ranks' completions the curriculum and the pass rates see: bool, shape (B,).
 
@@ -308,7 +345,12 @@ class DUMPTrainer(NamedModelCard, ExactResume, FiniteTraining, GRPOTrainer):
             rewards = self._gold
         rewards = rewards.masked_fill(~observed, torch.nan)
         if self.args.curriculum_reward == "gold" or not observed.all():
-            advantages = group_advantages(rewards, self.num_generations, self.scale_rewards)
+            by_gold = self.args.curriculum_reward == "total" and self._divides_by_gold()
+            advantages = (
+                self._advantages_over_gold(rewards)
+                if by_gold
+                else group_advantages(rewards, self.num_generations, self.scale_rewards)
+            )
         self._pass_groups(advantages, rewards.masked_fill(in_loss == 0, torch.nan), tokens)
         self._metrics["train"]["unscorable"].append(totals.isnan().float().mean().item())
         self._log_by_arm(totals.masked_fill(~observed, torch.nan), self._gold.masked_fill(~observed, torch.nan))

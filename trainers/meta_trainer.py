@@ -7,7 +7,8 @@ The total reward is the weighted sum of all reward functions; one of them may be
 - Curriculum: the advantages of the outcome, before progress; of the total, or with `curriculum_reward: gold` of gold.
 - Rubric: tried against gold. When it changes, a curriculum that sees the judge forgets what it observed, for a
   change of scores is no learning.
-- Scales: rewards add up as they are; within a group only what was scored by the same functions is compared.
+- Scales: rewards add up as they are, and the advantages are divided by gold's deviation (`advantages.py`); within a
+  group only what was scored by the same functions is compared.
 """
 
 from .meta_config import MetaConfig

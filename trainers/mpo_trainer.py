@@ -17,7 +17,9 @@ What deviates from the paper or its released code, and why:
 - Only the main process talks to the meta model. All processes take up a rubric at the same point between two batches;
   with every batch they are told the version, so that no group is ever judged by two.
 - A meta step that fails leaves the rubric as it is and says so; a completion that could not be judged has no reward.
-- The policy is trained by GRPO instead of PPO: TRL's.
+- The policy is trained by GRPO instead of PPO: TRL's. Where a verifier pays beside the judge, the advantages are
+  divided by the verifier's deviation (`advantages.py`), so that the judge counts by its weight on prompts that are
+  always or never solved.
 - A second judge that trains nothing looks on, and raises an alarm when the two part.
 """
 

@@ -25,10 +25,11 @@ class MRTConfig(DUMPConfig):
         progress_decay (`float`, *optional*, defaults to `0.0`):
             Of `episode`: how much of later episodes' progress an episode is paid too, 0 (none) to 1 (all of it: the
             outcome against the chance of success before the episode).
-        progress_scale (`str`, *optional*):
-            What the advantages of `episode` and `anytime` are divided by: their standard deviation over the `"batch"`
-            or the `"group"`, or nothing (`"none"`). By default `"none"` for `episode`, whose progress is a part of the
-            outcome, and `"batch"` for `anytime`. The outcome's own advantage follows `scale_rewards`.
+        progress_scale (`str`, *optional*, defaults to `"outcome"`):
+            What the advantages of `episode` and `anytime` are divided by. `"outcome"`: what `scale_rewards` divides
+            the outcome's by, with a floor where the outcomes of a group agree, so that `progress_weight` means the
+            same on easy and on hard prompts. For comparison: `"batch"`, their own root mean square over the batch, or
+            `"none"`, nothing.
         episodes (`dict` or `str`, *optional*):
             How a trace is cut; the options of [`metatune.rewards.EpisodeRule`], for instance `{by: delimiter}`. By
             default paragraphs that open with a turning phrase.
@@ -60,8 +61,9 @@ class MRTConfig(DUMPConfig):
     progress_decay: float = field(
         default=0.0, metadata={"help": "Share of the next episode's progress that an episode is paid too (episode)."}
     )
-    progress_scale: str | None = field(
-        default=None, metadata={"help": "Divide progress advantages by their deviation: batch, group or none."}
+    progress_scale: str = field(
+        default="outcome",
+        metadata={"help": "Divide progress advantages as the outcome's (outcome), by their own size (batch), or not."},
     )
     episodes: dict | str | None = field(
         default=None,
@@ -84,8 +86,6 @@ class MRTConfig(DUMPConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.progress_scale is None:
-            self.progress_scale = "batch" if self.progress == "anytime" else "none"
         for name, choices in (
             ("progress", PROGRESS),
             ("progress_scale", SCALES),

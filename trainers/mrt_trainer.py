@@ -16,6 +16,10 @@ What deviates from the paper or its released code, and why:
   the row was last drawn; at its first visit one is sampled beforehand.
 - J by 4 answers has a standard error of up to 0.25: the progress is shrunk by the share of noise in its variance.
   Where a task can list its accepted answers, their summed likelihood replaces sampling.
+- The paper gives no normalization. Progress is multiplied by gold's weight and divided as the outcome's advantage is,
+  by gold's deviation with a floor (`advantages.py`): alpha is then the same on easy and on hard prompts.
+  `length_penalty` (arXiv 2502.04463) has the same divisor, because its own deviation would cancel its weight where all
+  answers are right.
 - The curriculum sees the outcome's advantages, never the bonus.
 - Beside a judge, a reward model or other rewards, progress is made towards the gold reward alone; what the others pay
   counts once, as without progress.
@@ -35,6 +39,7 @@ from accelerate.utils import gather_object
 
 from ..rewards import EpisodeRule, episode_ends, token_texts
 from . import progress
+from .advantages import group_advantages, relative_to_group
 from .dump_trainer import DUMPTrainer
 from .forcing_checks import verifier_of
 from .model_card import Method
@@ -131,60 +136,58 @@ class MRTTrainer(SuccessAtPrefixes, DUMPTrainer):
     def _advantages(self, outputs: dict[str, Any]) -> torch.Tensor:
         """Return the advantages of this process's completions, shape (B,) or (B, T)."""
         args, total = self.args, self._total_rewards()
-        weight, rewards, others = self._outcomes(total)
         if args.progress in ("length_penalty", "prefix"):
-            if args.progress == "length_penalty":
-                lengths = self.accelerator.gather(self._lengths)
-                shaped = progress.length_penalised(rewards, lengths, self.num_generations, args.progress_weight)
-            else:
-                self._keep_traces()
-                terminating = self.accelerator.gather(torch.tensor(self._terminating, device=rewards.device))
-                shaped = progress.prefix_rewards(rewards, terminating, self.num_generations, args.progress_weight)
-                self._log_prefixes(rewards, terminating)
-            # A distribution without a gold reward is paid by the others alone.
-            shaped = weight * shaped if others is None else weight * shaped.nan_to_num(0.0) + others
-            return self._local(progress.group_advantages(shaped, self.num_generations, self.scale_rewards))
-
-        ends = self._ends()
-        values, outcome_at = self._values(outputs, ends, rewards)
-        width = outputs["completion_ids"].shape[1]
+            return self._local(self._shaped_advantages(total))
+        ends, weight = self._ends(), self._paid_weight_of_gold()
+        outcome = self._gold.masked_fill(total.isnan(), torch.nan)
+        values, outcome_at = self._values(outputs, ends, outcome)
         if args.progress == "anytime":
-            advantages = progress.anytime_advantages(values, self.num_generations, scale=str(args.progress_scale))
-            advantages = progress.spread(self._local(advantages), ends, width)
-            if others is None:
-                return advantages
-            scale = self.scale_rewards
-            paid = progress.group_advantages(others, self.num_generations, scale, total)
-            return weight * advantages + self._local(paid)[:, None]
+            paid = weight * progress.anytime_advantages(values, self.num_generations)
+        else:
+            paid = weight * self._episode_advantages(values, outcome_at)
+            self._show(ends, self._local(values))
+        divisor = progress.progress_divisor(paid, args.progress_scale, self._outcome_divisor(total), weight)
+        paid = (paid / divisor[:, None]).nan_to_num(0.0)
+        by_token = progress.spread(self._local(paid), ends, outputs["completion_ids"].shape[1])
+        if args.progress == "anytime":
+            others = relative_to_group(total - weight * outcome.nan_to_num(0.0), self.num_generations) / divisor
+            return by_token + self._local(others.nan_to_num(0.0))[:, None]
+        return outputs["advantages"][:, None] + args.progress_weight * by_token
+
+    def _shaped_advantages(self, total: torch.Tensor) -> torch.Tensor:
+        """Return the advantages of `length_penalty` and `prefix`, which change the outcome itself, shape (B,)."""
+        args, weight = self.args, self._paid_weight_of_gold()
+        outcome = self._gold.masked_fill(total.isnan(), torch.nan)
+        if not weight:  # of `prefix`: without a gold reward the total is the outcome
+            weight, outcome = 1.0, total
+        if args.progress == "length_penalty":
+            lengths = self.accelerator.gather(self._lengths)
+            shaped = progress.length_penalised(outcome, lengths, self.num_generations, args.progress_weight)
+        else:
+            self._keep_traces()
+            terminating = self.accelerator.gather(torch.tensor(self._terminating, device=outcome.device))
+            shaped = progress.prefix_rewards(outcome, terminating, self.num_generations, args.progress_weight)
+            self._log_prefixes(outcome, terminating)
+        # A distribution without a gold reward is paid by the others alone.
+        shaped = total + weight * (shaped - outcome).nan_to_num(0.0)
+        if args.progress == "length_penalty" or self._divides_by_gold():
+            return self._advantages_over_gold(shaped)
+        return group_advantages(shaped, self.num_generations, self.scale_rewards)
+
+    def _episode_advantages(self, values: torch.Tensor, outcome_at: torch.Tensor) -> torch.Tensor:
         exists = (outcome_at.cumsum(1) - outcome_at.long() == 0)[:, 1:]  # the outcome is what the last one ends with
-        advantages = progress.episode_advantages(
+        return progress.episode_advantages(
             values,
             self.num_generations,
-            decay=args.progress_decay,
-            scale=str(args.progress_scale),
+            decay=self.args.progress_decay,
             factor=self._shrinkage(values, outcome_at, exists),
             exists=exists,
         )
-        bonus = progress.spread(self._local(advantages), ends, width)
-        self._show(ends, self._local(values))
-        return outputs["advantages"][:, None] + args.progress_weight * bonus
 
-    def _outcomes(self, total: torch.Tensor) -> tuple[float, torch.Tensor, torch.Tensor | None]:
-        """Split the total reward, shape (B,), into weight * outcome + others; without others these are `None`.
-
-        The outcome is the gold reward, towards which progress is made; where no gold reward pays, the total.
-        """
-        paid = self.reward_weights != 0
-        if self._gold_index is None or not paid[self._gold_index]:
-            return 1.0, total, None
-        weight = self.reward_weights[self._gold_index].item()
-        outcome = self._gold.masked_fill(total.isnan(), torch.nan)
-        return weight, outcome, None if paid.sum() == 1 else total - weight * outcome.nan_to_num(0.0)
-
-    def _local(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return this process's rows of what was computed for all."""
-        number = len(self._drawn)
-        return tensor[self.accelerator.process_index * number :][:number]
+    def _divides_by_gold(self) -> bool:
+        """Return `True` also beside a plain function, whose weight must count as much as a judge's."""
+        beside = self.args.progress != "none" and int((self.reward_weights != 0).sum()) > 1
+        return super()._divides_by_gold() or (beside and self._paid_weight_of_gold() != 0)
 
     # ---- the chance of success at the prefixes ----
 

@@ -15,18 +15,19 @@ stop at a prefix and rollouts that continue from it share one group ([`prefix_re
 at every budget from the token on ([`anytime_advantages`]). Values have shape (B, E + 1) with rows of whole groups of
 `group_size`, J_0 first, and NaN after a trace's last episode.
 
-Deviations: the paper gives neither alpha's value nor a normalisation. A trace that has ended makes no more progress,
-so it counts as 0 in the baseline of later episodes; without that, the only trace with a fourth episode would be its
-own baseline. What could not be scored counts in no baseline. Noise of sampled J is shrunk away where it would drown
-the signal ([`shrinkage`]).
+Deviations: the paper gives neither alpha's value nor a normalization; progress is divided as the outcome's advantages
+are ([`progress_divisor`]). A trace that has ended makes no more progress, so it counts as 0 in the baseline of later
+episodes; without that, the only trace with a fourth episode would be its own baseline. What could not be scored counts
+in no baseline. Noise of sampled J is shrunk away where it would drown the signal ([`shrinkage`]).
 """
 
 from collections.abc import Sequence
 
 import torch
 
-SCALES = ("batch", "group", "none")
-EPSILON = 1e-4  # as in TRL's own division by a standard deviation
+from .advantages import EPSILON
+
+SCALES = ("outcome", "batch", "none")
 
 
 def progress_of(values: torch.Tensor) -> torch.Tensor:
@@ -62,7 +63,7 @@ def shrinkage(
     if not known.any():
         return 1.0
     noise = noise_variance[known].mean().item() * (1 - 1 / group_size)  # the group's mean takes its part of it away
-    observed = _centred(progress, group_size, exists)[known].square().mean().item()
+    observed = _relative(progress, group_size, exists)[known].square().mean().item()
     if noise <= 0:
         return 1.0
     return max(0.0, 1.0 - noise / observed) if observed > 0 else 0.0
@@ -126,31 +127,27 @@ def episode_advantages(
     group_size: int,
     *,
     decay: float = 0.0,
-    scale: str = "batch",
     factor: float = 1.0,
     exists: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Return every episode's advantage: what it is paid for against the group's mean at the same episode.
+    """Return every episode's advantage: what it is paid for less the group's mean at the same episode.
 
     Args:
         values (`torch.Tensor` of shape (B, E + 1)): J_0 to J_n of each trace, NaN after its last; a row that is NaN
             up to its last value (an unscorable outcome) keeps what is known.
         group_size (`int`): completions of a prompt, G; B is a multiple of it.
         decay (`float`, *optional*, defaults to `0.0`): as for [`progress_to_go`].
-        scale (`str`, *optional*, defaults to `"batch"`): divide by the standard deviation over the `batch`, over each
-            `group`, or not at all (`none`).
         factor (`float`, *optional*, defaults to `1.0`): what [`shrinkage`] returned.
         exists (`torch.Tensor` of shape (B, E), bool, *optional*): which episodes there are. One that is there and
             whose progress is not known counts in no baseline. By default there are those whose progress is known.
 
     Returns:
-        `torch.Tensor` of shape (B, E): advantages, 0 where there is no episode or its progress is not known.
+        `torch.Tensor` of shape (B, E): in units of J, NaN where there is no episode or its progress is not known.
     """
-    paid = progress_to_go(progress_of(values), decay)
-    return factor * _scaled(_centred(paid, group_size, exists), ~paid.isnan(), group_size, scale)
+    return factor * _relative(progress_to_go(progress_of(values), decay), group_size, exists)
 
 
-def anytime_advantages(values: torch.Tensor, group_size: int, *, scale: str = "batch") -> torch.Tensor:
+def anytime_advantages(values: torch.Tensor, group_size: int) -> torch.Tensor:
     """Return the advantage of every segment between budgets, after AnytimeReasoner's BRPO (arXiv 2505.13438).
 
     Segment s of S lies between budget s - 1 and budget s. Its return is the mass of what success at its own and every
@@ -161,10 +158,9 @@ def anytime_advantages(values: torch.Tensor, group_size: int, *, scale: str = "b
     Args:
         values (`torch.Tensor` of shape (B, S)): J at each budget; the outcome where the trace had ended by then.
         group_size (`int`): completions of a prompt, G.
-        scale (`str`, *optional*, defaults to `"batch"`): as for [`episode_advantages`].
 
     Returns:
-        `torch.Tensor` of shape (B, S): advantages; 0 throughout a row that has NaN.
+        `torch.Tensor` of shape (B, S): in units of J; NaN throughout a row that has NaN.
 
     The released code trains its answer policy apart, on the forced answers; here only the trace itself is trained.
     """
@@ -179,7 +175,32 @@ def anytime_advantages(values: torch.Tensor, group_size: int, *, scale: str = "b
     earlier[:, 1:] = (values * weight).cumsum(1)[:, :-1] / weight.cumsum(0)[:-1]
     count = torch.arange(num_budgets, dtype=values.dtype, device=values.device)
     baseline = (count * earlier * remaining + (num_budgets - count) * group) / num_budgets
-    return _scaled((returns - baseline).nan_to_num(0.0), known, group_size, scale)
+    return returns - baseline
+
+
+def progress_divisor(
+    advantages: torch.Tensor, scale: str, outcome_divisor: torch.Tensor, weight: float = 1.0
+) -> torch.Tensor:
+    """Return what the advantages of each completion's episodes or budgets are divided by.
+
+    Args:
+        advantages (`torch.Tensor` of shape (B, E)): of progress, times gold's weight; NaN where there are none.
+        scale (`str`): `outcome`, as the outcome's advantages; `batch`, their own root mean square over the batch;
+            `none`, nothing.
+        outcome_divisor (`torch.Tensor` of shape (B,)): what [`~.advantages.outcome_divisor`] returned.
+        weight (`float`, *optional*, defaults to `1.0`): gold's weight in the total reward.
+
+    Returns:
+        `torch.Tensor` of shape (B,). For `batch` at least |weight| / sqrt(n) with n entries: what a single entry of 1
+            comes to, so that a batch without progress does not train on rounding errors.
+    """
+    if scale == "outcome":
+        return outcome_divisor
+    if scale == "none":
+        return torch.ones_like(outcome_divisor)
+    number = (~advantages.isnan()).sum().clamp(min=1)
+    root_mean_square = (advantages.square().nansum() / number).sqrt()
+    return (root_mean_square.clamp(min=abs(weight) / number.sqrt()) + EPSILON).expand_as(outcome_divisor)
 
 
 def prefix_rewards(rewards: torch.Tensor, terminating: torch.Tensor, group_size: int, alpha: float) -> torch.Tensor:
@@ -223,28 +244,6 @@ def length_penalised(rewards: torch.Tensor, lengths: torch.Tensor, group_size: i
     return torch.where(right, rewards * (1 - weight * torch.sigmoid(relative)), rewards)
 
 
-def group_advantages(
-    rewards: torch.Tensor, group_size: int, scale: str, total: torch.Tensor | None = None
-) -> torch.Tensor:
-    """Return GRPO's advantages of a reward, shape (B,), as TRL computes them; NaN rewards get 0.
-
-    Args:
-        rewards (`torch.Tensor` of shape (B,)): NaN where unscorable.
-        group_size (`int`): G.
-        scale (`str`): `group`, `batch` or `none`, TRL's `scale_rewards`.
-        total (`torch.Tensor` of shape (B,), *optional*): the reward that `rewards` are a part of and whose deviation
-            divides them, so that the parts' advantages add up to those of the whole.
-    """
-    rewards_NG = rewards.view(-1, group_size)
-    divided_by = rewards if total is None else total
-    centred = rewards_NG - rewards_NG.nanmean(1, keepdim=True)
-    if scale == "group":
-        centred = centred / (_nanstd(divided_by.view(-1, group_size), dim=1) + EPSILON)
-    elif scale == "batch":
-        centred = centred / (_nanstd(divided_by.view(1, -1), dim=1) + EPSILON)
-    return centred.reshape(-1).nan_to_num(0.0)
-
-
 def spread(per_episode: torch.Tensor, ends: Sequence[Sequence[int]], width: int) -> torch.Tensor:
     """Give every token the number of its episode.
 
@@ -265,8 +264,8 @@ def spread(per_episode: torch.Tensor, ends: Sequence[Sequence[int]], width: int)
     return tokens
 
 
-def _centred(progress: torch.Tensor, group_size: int, exists: torch.Tensor | None) -> torch.Tensor:
-    """Subtract the group's mean progress at each episode; 0 where progress is NaN.
+def _relative(progress: torch.Tensor, group_size: int, exists: torch.Tensor | None) -> torch.Tensor:
+    """Subtract the group's mean progress at each episode; NaN stays NaN.
 
     An ended trace makes none; one whose progress is not known is left out.
     """
@@ -275,21 +274,4 @@ def _centred(progress: torch.Tensor, group_size: int, exists: torch.Tensor | Non
     if exists is not None:
         counted = (~(exists & progress.isnan())).view_as(filled).sum(1, keepdim=True)
         mean = mean * (group_size / counted.clamp(min=1))  # times 1.0 where all is known
-    return (filled - mean).view_as(progress).masked_fill(progress.isnan(), 0.0)
-
-
-def _scaled(centred: torch.Tensor, exists: torch.Tensor, group_size: int, scale: str) -> torch.Tensor:
-    """Divide by the root mean square of the entries that exist, over the batch or each group."""
-    if scale == "none":
-        return centred
-    rows = len(centred) if scale == "batch" else group_size
-    squares = centred.square().view(-1, rows, centred.shape[1]).sum((1, 2))
-    number = exists.view(-1, rows, centred.shape[1]).sum((1, 2)).clamp(min=1)
-    return centred / ((squares / number).sqrt() + EPSILON).repeat_interleave(rows)[:, None]
-
-
-def _nanstd(values: torch.Tensor, dim: int) -> torch.Tensor:
-    """Return the unbiased standard deviation without NaN entries, kept dimensions; 0 for a single entry."""
-    number = (~values.isnan()).sum(dim, keepdim=True)
-    squares = (values - values.nanmean(dim, keepdim=True)).square().nansum(dim, keepdim=True)
-    return (squares / (number - 1).clamp(min=1)).sqrt()
+    return (filled - mean).view_as(progress).masked_fill(progress.isnan(), torch.nan)

@@ -8,6 +8,7 @@ from trl import GRPOConfig, GRPOTrainer
 from metatune.curricula import build_tokenizer
 from metatune.rewards import Judge, JudgeClient, JudgeReward, MetaJudge, RewardModelReward, Rubric, RubricItem
 from metatune.trainers import DUMPConfig, DUMPTrainer, MetaConfig, MetaTrainer, MPOTrainer, MRTConfig, MRTTrainer
+from metatune.trainers.advantages import outcome_divisor, relative_to_group
 
 from ..rewards.fake_judge_server import FakeJudgeServer
 from .dump_setup import config, digits, rows, tiny_model
@@ -113,17 +114,46 @@ def test_progress_is_made_towards_gold_and_a_judge_pays_once_beside_it(tmp_path,
     assert any(loss for loss, *_ in curve(alone))
 
 
-def test_beside_a_judge_anytime_pays_gold_by_its_weight(tmp_path):
-    """The judge says the same of everything, so that gold alone makes the difference."""
-    kept = []
+def advantages_beside_a_judge(folder, rubric, weights, form=None, reward=digits, **options):
+    """The advantages of one batch on gold and a judge, and the rewards by function."""
     with FakeJudgeServer(judge_or_revise([])) as server:
-        for weight in (1.0, 2.0):
-            trainer = judged(tmp_path, server.url, ALIKE, [weight, 0.5], **FORMS["anytime"], max_steps=1)
+        trainer = judged(folder, server.url, rubric, weights, max_steps=1, scale_rewards="group", **options)
+        trainer.reward_funcs[0] = reward
+        kept = []
+        observe = trainer._observe
+        trainer._observe = lambda outputs: kept.append(outputs["advantages"]) or observe(outputs)
+        if form is not None:
             advantages = trainer._advantages
-            trainer._advantages = lambda outputs, then=advantages: kept.append(then(outputs)) or kept[-1]
-            trainer.train()
-    assert kept[0].any()
-    torch.testing.assert_close(kept[1], 2 * kept[0], atol=1e-5, rtol=1e-5)
+            trainer._advantages = lambda outputs: kept.append(advantages(outputs)) or kept[-1]
+        trainer.train()
+    return kept[-1], trainer._rewards_per_func
+
+
+@pytest.mark.parametrize("right", [0.0, 1.0])
+def test_where_gold_is_constant_a_judge_counts_by_its_weight(tmp_path, right):
+    for weight in (0.01, 0.5):
+        found, rewards = advantages_beside_a_judge(
+            tmp_path, FIRST, [1.0, weight], reward=lambda completions, **kwargs: [right] * len(completions)
+        )
+        judge = rewards[:, 1].view(4, 4)
+        expected = weight * (judge - judge.mean(1, keepdim=True)) / (0.5 + 1e-4)  # 0.5: 1 / sqrt(4)
+        torch.testing.assert_close(found.view(4, 4), expected, atol=1e-5, rtol=1e-4)
+        assert found.any()
+
+
+@pytest.mark.parametrize("scale", ["outcome", "batch"])
+def test_the_weights_set_the_ratio_of_a_judge_to_the_gold_of_anytime(tmp_path, scale):
+    options = {"form": "anytime", "progress_scale": scale, **FORMS["anytime"]}
+    once, rewards = advantages_beside_a_judge(tmp_path, FIRST, [1.0, 0.3], **options)
+    twice, _ = advantages_beside_a_judge(tmp_path, FIRST, [2.0, 0.6], **options)
+    torch.testing.assert_close(twice, once, atol=1e-3, rtol=1e-3)
+    # A judge that says the same of everything leaves what gold pays, and the divisor of both is gold's.
+    gold_alone, _ = advantages_beside_a_judge(tmp_path, ALIKE, [1.0, 0.3], **options)
+    pays = 0.3 * relative_to_group(rewards[:, 1], 4)
+    divisor = (pays / (once - gold_alone)[:, 0])[pays != 0]
+    gold_divisor = outcome_divisor(rewards[:, 0], 4, "group")[pays != 0]
+    assert len(divisor) > 0
+    torch.testing.assert_close(divisor, gold_divisor if scale == "outcome" else divisor[:1].expand_as(divisor))
 
 
 @pytest.mark.parametrize("form", ["prefix", "length_penalty"])

@@ -5,7 +5,7 @@ import torch
 
 from metatune.curricula import build_tokenizer
 from metatune.trainers import MRTConfig, MRTTrainer
-from metatune.trainers.progress import group_advantages
+from metatune.trainers.advantages import group_advantages
 
 from .dump_setup import config, digits, rows, tiny_model
 from .mrt_setup import FAST, Recording, last, make

@@ -10,8 +10,9 @@ from metatune.curricula import build_tokenizer, load_distributions
 from metatune.recipes.adapters import STARTER
 from metatune.rewards import correctness_reward
 from metatune.trainers import DUMPTrainer, MRTConfig, MRTTrainer
+from metatune.trainers.advantages import group_advantages
 from metatune.trainers.answer_likelihood import AcceptedAnswers, Tree, success_probabilities
-from metatune.trainers.progress import group_advantages
+from metatune.trainers.progress import length_penalised
 
 from .dump_setup import config, digits, rows, tiny_model
 from .mrt_setup import VARIANTS, Recording, last, make
@@ -87,7 +88,8 @@ def test_the_bonus_is_made_of_the_estimated_values(tmp_path, monkeypatch):
         tmp_path,
         "episode",
         max_steps=1,
-        progress_scale="none",
+        scale_rewards="none",
+        reward_weights=[3.0],
         reward=lambda completions, **kwargs: [1.0, 0.0] * (len(completions) // 2),
         success_estimator="likelihood",  # no shrinkage
     )
@@ -105,8 +107,45 @@ def test_the_bonus_is_made_of_the_estimated_values(tmp_path, monkeypatch):
             progress.append(values[episode + 1] - values[episode] if episode < len(ends[row]) else 0.0)
         for row in group:
             if episode < len(ends[row]):
-                expected = progress[row] - sum(progress) / 4
+                expected = 3.0 * (progress[row] - sum(progress) / 4)  # gold's weight
                 assert bonus[row, ends[row][episode] - 1].item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_bonus_is_divided_as_the_outcome_on_easy_and_hard_prompts(tmp_path, monkeypatch):
+    """With decay 1 and a chance that moves only at the end, all progress is the outcome less J_0: alpha more of it."""
+    trainer = make(
+        tmp_path,
+        "episode",
+        max_steps=1,
+        episodes={"by": "tokens", "tokens": 12},  # one episode
+        progress_weight=0.5,
+        reward=lambda completions, **kwargs: [float(row % 4 <= row // 4) for row in range(len(completions))],
+        success_estimator="likelihood",
+    )
+    trainer.__class__ = Recording
+    monkeypatch.setattr(trainer, "_by_likelihood", lambda prompts, places: [0.3] * len(places))
+    trainer.train()
+    assert trainer._gold.view(4, 4).sum(1).tolist() == [1, 2, 3, 4]  # right answers, from a hard to an easy prompt
+    torch.testing.assert_close(trainer.result[:, 0], 1.5 * trainer.outcome, atol=1e-5, rtol=1e-5)
+    assert trainer.outcome[:12].all() and not trainer.outcome[12:].any()
+
+
+@pytest.mark.parametrize("weight", [0.01, 0.5])
+def test_a_length_penalty_counts_by_its_weight_where_all_are_right(tmp_path, weight):
+    trainer = make(
+        tmp_path,
+        "length_penalty",
+        max_steps=1,
+        max_completion_length=64,  # so that some end before it
+        progress_weight=weight,
+        reward=lambda completions, **kwargs: [1.0] * len(completions),
+    )
+    trainer.__class__ = Recording
+    trainer.train()
+    penalised = length_penalised(trainer._gold, trainer._lengths, 4, weight)
+    expected = group_advantages(penalised, 4, "none") / (0.5 + 1e-4)  # 1 / sqrt(4)
+    torch.testing.assert_close(trainer.result, expected, atol=1e-5, rtol=1e-4)
+    assert 0 < trainer.result.abs().max() < 2 * weight
 
 
 @pytest.mark.parametrize("temperature", [1.0, 1.5])
@@ -165,10 +204,10 @@ def test_it_trains(tmp_path, progress):
 @pytest.mark.parametrize("estimator", ["rollouts", "likelihood"])
 def test_nothing_is_asked_where_no_trace_reaches_the_first_budget(tmp_path, estimator):
     """Then success at every budget is the outcome, and a segment's advantage is that of the outcome."""
-    trainer = make(tmp_path, "anytime", max_steps=1, budgets=[12], success_estimator=estimator, progress_scale="none")
+    trainer = make(tmp_path, "anytime", max_steps=1, budgets=[12], success_estimator=estimator)
     trainer.__class__ = Recording
     trainer.train()
-    expected = group_advantages(trainer._gold, 4, "none")
+    expected = group_advantages(trainer._gold, 4, "group")
     torch.testing.assert_close(trainer.result[:, 0], expected)
     assert last(trainer, "rollout_tokens") == sum(map(len, trainer._completion_ids))
 

@@ -7,13 +7,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from metatune.trainers.advantages import group_advantages, outcome_divisor
 from metatune.trainers.progress import (
     anytime_advantages,
     binomial_variance,
     episode_advantages,
-    group_advantages,
     length_penalised,
     prefix_rewards,
+    progress_divisor,
     progress_noise,
     progress_of,
     progress_to_go,
@@ -52,11 +53,7 @@ def test_episode_advantages_by_hand():
     # Means by episode: 0.2 and 0.1; so 0.2, 0.3 and -0.2, -0.3.
     values = torch.tensor([[0.2, 0.6, 1.0], [0.2, 0.2, 0.0]])
     expected = torch.tensor([[0.2, 0.3], [-0.2, -0.3]])
-    torch.testing.assert_close(episode_advantages(values, 2, scale="none"), expected)
-    # root mean square of the four: sqrt((0.04 + 0.09 + 0.04 + 0.09) / 4) = 0.25495
-    scaled = expected / (math.sqrt(0.065) + 1e-4)
-    torch.testing.assert_close(episode_advantages(values, 2, scale="batch"), scaled)
-    torch.testing.assert_close(episode_advantages(values, 2, scale="group"), scaled)
+    torch.testing.assert_close(episode_advantages(values, 2), expected)
 
 
 def test_progress_to_go_by_hand():
@@ -82,27 +79,19 @@ def test_all_progress_to_go_is_the_outcome_against_the_chance_before(case):
 def test_a_trace_that_has_ended_makes_no_more_progress():
     # Trace 1 ends after one episode (0.5 -> 1); trace 2 goes on (0.5 -> 0.5 -> 0). Baselines: 0.25 and (0 - 0.5) / 2.
     values = torch.tensor([[0.5, 1.0, NAN], [0.5, 0.5, 0.0]])
-    expected = torch.tensor([[0.25, 0.0], [-0.25, -0.25]])
-    torch.testing.assert_close(episode_advantages(values, 2, scale="none"), expected)
+    expected = torch.tensor([[0.25, NAN], [-0.25, -0.25]])
+    torch.testing.assert_close(episode_advantages(values, 2), expected, equal_nan=True)
 
 
 def test_progress_that_is_not_known_is_no_progress_of_0():
     # Two traces rise by 0.5, the third's outcome could not be scored: the mean of the two is the baseline, 0.5.
     values = torch.tensor([[0.5, 1.0], [0.5, 1.0], [0.5, NAN]])
     exists = torch.ones(3, 1, dtype=torch.bool)
-    assert not episode_advantages(values, 3, scale="none", exists=exists).any()
+    assert episode_advantages(values, 3, exists=exists).tolist()[:2] == [[0.0], [0.0]]
     # A trace that had ended would have made none: 1/3.
-    advantages = episode_advantages(values, 3, scale="none")
-    torch.testing.assert_close(advantages, torch.tensor([[1 / 6], [1 / 6], [0.0]]))
+    advantages = episode_advantages(values, 3)
+    torch.testing.assert_close(advantages, torch.tensor([[1 / 6], [1 / 6], [NAN]]), equal_nan=True)
     assert shrinkage(progress_of(values), torch.full((3, 1), 0.1), 3, exists) == 0.0, "what is known is all alike"
-
-
-def test_scales_differ_where_groups_do():
-    values = torch.tensor([[0.0, 1.0], [0.0, 0.0], [0.5, 0.6], [0.5, 0.5]])
-    by_group = episode_advantages(values, 2, scale="group")[:, 0]
-    by_batch = episode_advantages(values, 2, scale="batch")[:, 0]
-    torch.testing.assert_close(by_group, torch.tensor([1.0, -1.0, 1.0, -1.0]), atol=3e-3, rtol=0)
-    assert by_batch[0].item() == pytest.approx(10 * by_batch[2].item(), rel=1e-3)
 
 
 @given(groups_of_values())
@@ -129,7 +118,7 @@ def test_ours_is_not_grpo_again():
     """Same outcomes, same J_0: GRPO cannot tell these traces apart, and the episodes' advantages differ."""
     values = torch.tensor([[0.2, 1.0, 1.0], [0.2, 0.1, 1.0]])  # the first had it after one episode
     assert not group_advantages(outcomes(values), 2, "group").any()
-    advantages = episode_advantages(values, 2, scale="none")
+    advantages = episode_advantages(values, 2)
     torch.testing.assert_close(advantages, torch.tensor([[0.45, -0.45], [-0.45, 0.45]]))
 
 
@@ -138,11 +127,39 @@ def test_ours_is_not_grpo_again():
 def test_a_constant_in_the_groups_values_changes_nothing(case, shift):
     values, size = case
     torch.testing.assert_close(
-        episode_advantages(values + shift, size, scale="none"),
-        episode_advantages(values, size, scale="none"),
+        episode_advantages(values + shift, size),
+        episode_advantages(values, size),
         atol=1e-5,
         rtol=0,
+        equal_nan=True,
     )
+
+
+# ---- what progress is divided by ----
+
+
+def test_progress_is_divided_as_the_outcome_or_by_its_own_size():
+    # Entries 0.2, 0.3, -0.2, -0.3: root mean square sqrt((0.04 + 0.09 + 0.04 + 0.09) / 4).
+    advantages = torch.tensor([[0.2, 0.3, NAN], [-0.2, -0.3, NAN]])
+    outcome = torch.tensor([0.5, 0.5])
+    assert progress_divisor(advantages, "outcome", outcome).tolist() == [0.5, 0.5]
+    assert progress_divisor(advantages, "none", outcome).tolist() == [1.0, 1.0]
+    # a batch of 4 entries is not divided by less than 1 / sqrt(4) of gold's weight
+    assert progress_divisor(advantages, "batch", outcome)[0].item() == pytest.approx(0.5 + 1e-4)
+    by_size = progress_divisor(advantages, "batch", outcome, weight=0.1)
+    assert by_size.tolist() == pytest.approx([math.sqrt(0.065) + 1e-4] * 2)
+
+
+@given(st.integers(1, 7), st.floats(0.1, 3), st.sampled_from(["group", "batch"]))
+def test_a_bonus_weighs_the_same_beside_easy_and_hard_outcomes(right, alpha, scale):
+    """Progress that telescopes to the outcome adds alpha times the outcome's advantage, however many are right."""
+    outcome = torch.tensor([1.0] * right + [0.0] * (8 - right))
+    values = torch.stack([torch.full((8,), right / 8), torch.full((8,), right / 8), outcome], dim=1)
+    paid = episode_advantages(values, 8, decay=1.0)
+    divisor = progress_divisor(paid, "outcome", outcome_divisor(outcome, 8, scale))
+    bonus = alpha * paid / divisor[:, None]
+    expected = alpha * group_advantages(outcome, 8, scale)
+    torch.testing.assert_close(bonus, expected[:, None].expand(8, 2), atol=1e-5, rtol=1e-5)
 
 
 # ---- anytime: worked by hand ----
@@ -154,27 +171,27 @@ def test_anytime_advantages_by_hand():
     # that remains: 0.25; mixed half and half with the group's mean 0.25: 0.25. Second trace: (0 + 0.25) / 2 = 0.125.
     values = torch.tensor([[0.5, 1.0], [0.0, 0.0]])
     expected = torch.tensor([[0.375, 0.25], [-0.375, -0.125]])
-    torch.testing.assert_close(anytime_advantages(values, 2, scale="none"), expected)
+    torch.testing.assert_close(anytime_advantages(values, 2), expected)
 
 
 def test_earlier_budgets_weigh_by_powers_of_two():
     # S = 3, third segment of (1, 0, 1): earlier (1 * 1 + 2 * 0) / 3 = 1/3, for the mass 1/3: 1/9. R_3 = 1/3, as the
     # whole group's mean. Baseline (2 * 1/9 + 1 * 1/3) / 3 = 5/27.
     values = torch.tensor([[1.0, 0.0, 1.0], [1.0, 0.0, 1.0]])
-    assert anytime_advantages(values, 2, scale="none")[0, 2].item() == pytest.approx(1 / 3 - 5 / 27)
+    assert anytime_advantages(values, 2)[0, 2].item() == pytest.approx(1 / 3 - 5 / 27)
 
 
 def test_anytime_prefers_the_earlier_success():
     early, late = [1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 0.0, 1.0]
-    advantages = anytime_advantages(torch.tensor([early, late]), 2, scale="none")
+    advantages = anytime_advantages(torch.tensor([early, late]), 2)
     assert advantages[0, 0] > 0 > advantages[1, 0]
 
 
 def test_an_unscorable_outcome_leaves_its_trace_out():
     values = torch.tensor([[0.5, NAN], [0.0, 1.0], [0.0, 0.0], [1.0, 1.0]])
     advantages = anytime_advantages(values, 2)
-    assert not advantages[0].any()
-    assert advantages.isfinite().all()
+    assert advantages[0].isnan().all()
+    assert advantages[1:].isfinite().all()
 
 
 # ---- prefix: worked by hand ----
@@ -286,6 +303,8 @@ def test_pure_noise_is_shrunk_to_nothing_and_signal_is_kept():
 def test_no_progress_at_all_is_no_error():
     values = torch.full((4, 3), 0.5)
     assert not episode_advantages(values, 4).any()
+    divisor = progress_divisor(torch.zeros(4, 2), "batch", torch.ones(4))
+    assert divisor[0] > 0.3, "rounding errors of no progress are not blown up"
     assert shrinkage(progress_of(values), torch.zeros(4, 2), 4) == 1.0
     assert shrinkage(torch.full((4, 2), NAN), torch.zeros(4, 2), 4) == 1.0
 
@@ -302,24 +321,3 @@ def test_every_token_gets_its_episodes_number(lengths):
     for row, row_lengths in enumerate(lengths):
         expected = [numbers[row, episode].item() for episode, n in enumerate(row_lengths) for _ in range(n)]
         assert tokens[row].tolist() == expected + [0.0] * (width - len(expected))
-
-
-@given(st.integers(0, 1000), st.sampled_from(["group", "batch", "none"]))
-def test_the_advantages_of_a_rewards_parts_add_up_to_its_own(seed, scale):
-    generator = torch.Generator().manual_seed(seed)
-    one, other = torch.rand(2, 12, generator=generator)
-    total = one + other
-    parts = [group_advantages(part, 4, scale, total) for part in (one, other)]
-    torch.testing.assert_close(sum(parts), group_advantages(total, 4, scale), atol=1e-4, rtol=1e-4)
-
-
-def test_group_advantages_are_trls():
-    rewards = torch.tensor([1.0, 0.0, 0.0, 0.0, 1.0, 1.0, 0.5, NAN])
-    by_group = group_advantages(rewards, 4, "group")
-    assert by_group[0].item() == pytest.approx(0.75 / (0.5 + 1e-4))
-    assert by_group[7] == 0
-    by_hand = (0.5 - 2.5 / 3) / (math.sqrt(1 / 12) + 1e-4)  # deviation of 1, 1, 0.5 with n - 1
-    assert by_group[6].item() == pytest.approx(by_hand, rel=1e-5)
-    assert group_advantages(rewards, 4, "none")[0].item() == 0.75
-    known = torch.tensor([1.0, 0.0, 0.0, 0.0, 1.0, 1.0, 0.5])
-    assert group_advantages(rewards, 4, "batch")[0].item() == pytest.approx(0.75 / (known.std().item() + 1e-4))
