@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from .bounded import BoundedGrader, GraderStartError
 from .correctness import correctness_reward
 from .episodes import EpisodeRule, episode_ends, token_texts
-from .extraction import extract_answer, without_thinking
+from .extraction import AnswerForm, extract_answer, without_thinking
 from .forcing import Forcing
 from .knights_and_knaves import KnightsAndKnavesVerifier
 from .math_answer import MathVerifier
@@ -56,6 +56,7 @@ _LAZY = {
 }
 __all__ = [
     "VERIFIERS",
+    "AnswerForm",
     "BoundedGrader",
     "CountdownVerifier",
     "EpisodeRule",

@@ -2,13 +2,14 @@
 
 from typing import Any
 
-from metatune.rewards import VERIFIERS, extract_answer
+from metatune.rewards import VERIFIERS, AnswerForm, extract_answer
 
 
 class AboutVerifier:
     """Right if the last line `answer X` is within 1 of the reference."""
 
     needs_answer = True
+    answer_forms = (AnswerForm("answer ", on_own_line=True),)
 
     def score(self, completion: str, answer: str, info: dict[str, Any]) -> bool | None:
         """Return True or False, and None only where the grader itself failed."""

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metatune.rewards import correctness_reward
-from metatune.trainers import MRTTrainer
+from metatune.trainers import MRTTrainer, success
 from metatune.trainers.forced_watch import WINDOW, ForcedWatch, never_right
 
 from .dump_setup import rows
@@ -70,6 +70,20 @@ def test_each_row_is_forced_as_its_verifier_reads_answers_and_rows_without_one_a
     known = ~trainer.values.isnan()
     unverified = torch.tensor([name == "" for name in drawn])
     assert not known[unverified].any() and known[~unverified, 0].all()
+
+
+def test_a_process_without_verified_rows_generates_as_many_answers_as_the_others(tmp_path, monkeypatch):
+    """Processes generate and score together; what this one adds is thrown away."""
+    data = Dataset.from_list(verified("", ""))
+    trainer = make(tmp_path, "episode", correctness_reward, data, forcing_suffix=None)
+    trainer._drawn, trainer._completion_ids = [dict(data[0])] * 2, [[40, 41, 42]] * 2
+    others = 5
+    monkeypatch.setattr(success, "gather_object", lambda own: own if isinstance(own[0], list) else [*own, others])
+    asked = []
+    trainer._generate_single_turn = lambda prompts, *_: (asked.extend(prompts) or [[7]] * len(prompts), None)
+    values = trainer._estimate([[1, 2]] * 2, [[0, 2]] * 2)
+    assert all(math.isnan(value) for row in values for value in row)
+    assert len(asked) == others * trainer.args.num_forced_answers
 
 
 def test_a_suffix_that_a_verifier_rejects_is_refused_before_training(tmp_path):
