@@ -27,6 +27,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..rewards import Forcing
+from .generation import largest_of_processes
 
 MASKED_ATTENTION = ("sdpa", "eager")
 ROW_TOKENS = 128  # branch tokens of a row, where its context is not longer still
@@ -114,6 +115,9 @@ class Tree:
         return sum(len(branch.trie) for branch in self.branches)
 
 
+IDLE_ROW = Tree([0], [Branch(1, AnswerTrie([0], [[0]]))])  # runs where only other processes have a batch
+
+
 class AcceptedAnswers:
     """The accepted answers of one problem as tokens, after the suffix as it follows each prefix.
 
@@ -190,6 +194,7 @@ def success_probabilities(
     *,
     temperature: float = 1.0,
     max_tokens: int = 16_384,
+    synced: bool = False,
 ) -> list[list[float]]:
     """Return the probability that a forced answer is an accepted one, for every branch.
 
@@ -199,6 +204,8 @@ def success_probabilities(
         eos_token_ids (`Sequence[int]`): tokens that end an answer, any of them.
         temperature (`float`, *optional*, defaults to `1.0`): by which logits are divided, above 0.
         max_tokens (`int`, *optional*, defaults to `16_384`): largest number of tokens of a batch, padding included.
+        synced (`bool`, *optional*, defaults to `False`): run as many batches as the other processes, which call this
+            function at the same time. Needed where a forward pass is a collective operation (FSDP).
 
     Returns:
         `list[list[float]]` of length N: a number from 0 to 1 for each branch; 0 for one without answers.
@@ -211,11 +218,14 @@ def success_probabilities(
             rows.append(Tree(tree.context, [branch for _, branch in piece]))
             owners.append([(index, number) for number, _ in piece])
     max_branch_tokens = max(1, MAX_LOGITS // model.config.get_text_config().vocab_size)
+    batches = list(_batches(rows, max_tokens, max_branch_tokens))
+    num_idle = largest_of_processes(len(batches), model.device) - len(batches) if synced else 0
+    eos = sorted(set(eos_token_ids))
     with _evaluating(model), torch.no_grad():
-        for batch in _batches(rows, max_tokens, max_branch_tokens):
-            found = _branch_probabilities(
-                model, [rows[i] for i in batch], sorted(set(eos_token_ids)), temperature, packed
-            )
+        for _ in range(num_idle):
+            _branch_probabilities(model, [IDLE_ROW], eos, temperature, packed)
+        for batch in batches:
+            found = _branch_probabilities(model, [rows[i] for i in batch], eos, temperature, packed)
             for row, row_values in zip(batch, found, strict=True):
                 for (index, number), value in zip(owners[row], row_values, strict=True):
                     values[index][number] += value

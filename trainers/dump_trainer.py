@@ -28,8 +28,8 @@ What deviates from the paper or its released code, and why:
 import math
 import textwrap
 from collections import defaultdict
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -37,7 +37,7 @@ from typing import Any, TypeAlias
 import torch
 from accelerate.utils import gather_object
 from datasets import Dataset, IterableDataset
-from transformers import PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 from trl.data_utils import is_conversational
 from trl.extras.profiling import profiling_context
@@ -452,16 +452,7 @@ class DUMPTrainer(NamedModelCard, ExactResume, FiniteTraining, GRPOTrainer):
     def _generate_compactly(self, prompt_ids, images, multimodal_fields, *args, **kwargs):
         if images is not None or multimodal_fields:
             raise ValueError("compact_generation is for text only: set it to false for a model that reads images")
-        with (
-            profiling_context(self, "compact.generate"),
-            unwrap_model_for_generation(
-                self.model_wrapped,
-                self.accelerator,
-                gather_deepspeed3_params=self.args.ds3_gather_for_generation,
-                gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
-            ) as model,
-            self._dist.summon_full_params(self.model_wrapped, recurse=False),
-        ):
+        with profiling_context(self, "compact.generate"), self._model_for_rollouts() as model:
             completion_ids = sample_completions(
                 model,
                 prompt_ids,
@@ -472,8 +463,23 @@ class DUMPTrainer(NamedModelCard, ExactResume, FiniteTraining, GRPOTrainer):
                 min_p=self.min_p,
                 eos_token_ids=self.eos_token_ids,
                 pad_token_id=self._tokenizer.pad_token_id,
+                synced=self._dist.is_fsdp,
             )
         return completion_ids, None
+
+    @contextmanager
+    def _model_for_rollouts(self) -> Iterator[PreTrainedModel]:
+        """Yield the unwrapped model: ZeRO-3 gathers its weights here, FSDP gathers them in each forward pass."""
+        with (
+            unwrap_model_for_generation(
+                self.model_wrapped,
+                self.accelerator,
+                gather_deepspeed3_params=self.args.ds3_gather_for_generation,
+                gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
+            ) as model,
+            self._dist.summon_full_params(self.model_wrapped, recurse=False),
+        ):
+            yield model
 
     # ---- the model card ----
 

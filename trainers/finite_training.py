@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from accelerate.utils import DistributedType
+from torch.distributed.tensor import DTensor
 
 from .whole_checkpoints import last_whole_checkpoint
 
@@ -58,9 +59,9 @@ class FiniteTraining(_Mixed):
         return scaler is not None and scaler.get_scale() >= 1
 
     def check_weights(self) -> None:
-        """Raise [`NonFiniteError`] if a trained weight is NaN or infinite; with ZeRO-3, in this process's shards."""
+        """Raise [`NonFiniteError`] if a trained weight is NaN or infinite; a process checks what it holds of them."""
         trained = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
-        finite = [getattr(weight, "ds_tensor", weight).isfinite().all() for weight in trained.values()]
+        finite = [_local(weight).isfinite().all() for weight in trained.values()]
         if not all(torch.stack([flag.to(finite[0].device) for flag in finite]).tolist()):
             bad = [name for name, flag in zip(trained, finite, strict=True) if not flag]
             self._stop(f"step {self.state.global_step}: {len(bad)} weights are NaN or infinite, such as {bad[0]}")
@@ -82,6 +83,11 @@ class FiniteTraining(_Mixed):
             f"The last complete checkpoint is {last}. A resumed run would repeat this step: start a new run with "
             f"model_name_or_path: {last} and a lower learning_rate"
         )
+
+
+def _local(weight: torch.Tensor) -> torch.Tensor:
+    """Return what this process holds of a weight that FSDP or ZeRO-3 shards."""
+    return weight.to_local() if isinstance(weight, DTensor) else getattr(weight, "ds_tensor", weight)
 
 
 def _shown(value: float) -> str:

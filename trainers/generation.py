@@ -11,6 +11,7 @@ another order, so samples differ from it token for token. Greedy decoding is ide
 from collections.abc import Sequence
 
 import torch
+import torch.distributed as dist
 from transformers import DynamicCache, PreTrainedModel
 from transformers.generation import (
     LogitsProcessorList,
@@ -37,6 +38,13 @@ def _warpers(temperature: float, top_p: float, top_k: int, min_p: float | None) 
     return warpers
 
 
+def largest_of_processes(number: int, device: torch.device) -> int:
+    """Return the largest of the numbers that the processes pass. Every process must call it."""
+    tensor = torch.tensor(number, device=device)
+    dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    return int(tensor)
+
+
 @torch.no_grad()
 def sample_completions(
     model: PreTrainedModel,
@@ -49,6 +57,7 @@ def sample_completions(
     min_p: float | None = None,
     eos_token_ids: Sequence[int],
     pad_token_id: int,
+    synced: bool = False,
 ) -> list[list[int]]:
     """Sample one completion for every row of `prompt_ids` from a decoder-only model.
 
@@ -62,6 +71,9 @@ def sample_completions(
         min_p (`float`, *optional*): smallest probability relative to the likeliest token.
         eos_token_ids (`Sequence[int]`): tokens that end a completion (the ending token is part of it).
         pad_token_id (`int`): filler for the left padding.
+        synced (`bool`, *optional*, defaults to `False`): run as many forward passes as the other processes, which
+            call this function at the same time. Needed where a forward pass is a collective operation (FSDP). The
+            samples are the same.
 
     Returns:
         `list[list[int]]` of length B: the completions' token ids, in the order of `prompt_ids`.
@@ -97,10 +109,11 @@ def sample_completions(
     position_B = mask_BT.sum(-1)
     row_B = torch.arange(len(prompt_ids), device=device)  # the caller's row that each live row of the batch serves
     live_B = torch.ones_like(row_B, dtype=torch.bool)
+    num_live = len(prompt_ids)
     tokens_TB = []  # one (rows, tokens) pair a step
 
     for step in range(max_new_tokens):
-        if temperature == 0:
+        if temperature == 0 or num_live == 0:  # rows that only keep pace with other processes draw nothing
             token_B = logits_BV.argmax(-1)
         else:
             scores_BV = warpers(None, logits_BV.float())
@@ -108,10 +121,13 @@ def sample_completions(
         tokens_TB.append((row_B[live_B], token_B[live_B]))
         live_B = live_B & ~torch.isin(token_B, eos)
         num_live = int(live_B.sum())
-        if num_live == 0 or step == max_new_tokens - 1:
+        if step == max_new_tokens - 1:
             break
-        if num_live <= (1 - MIN_DROPPED_FRACTION) * len(live_B):
-            kept = live_B.nonzero().squeeze(-1)
+        if (largest_of_processes(num_live, device) if synced else num_live) == 0:
+            break
+        num_kept = max(num_live, 1)
+        if num_kept <= (1 - MIN_DROPPED_FRACTION) * len(live_B):
+            kept = live_B.nonzero().squeeze(-1) if num_live else torch.zeros(1, dtype=torch.long, device=device)
             cache.batch_select_indices(kept)
             token_B, row_B, mask_BT, position_B, live_B = (
                 tensor[kept] for tensor in (token_B, row_B, mask_BT, position_B, live_B)

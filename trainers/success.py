@@ -19,7 +19,7 @@ from accelerate.logging import get_logger
 from accelerate.utils import gather_object
 from trl import GRPOTrainer
 from trl.data_utils import is_conversational
-from trl.models import unwrap_model_for_generation
+from trl.distributed import DistributedBackend
 
 from ..rewards import get_verifier
 from .answer_likelihood import AcceptedAnswers, Tree, success_probabilities
@@ -40,7 +40,6 @@ class SuccessAtPrefixes(ForcingChecks):
 
     accelerator: Any
     model: Any
-    model_wrapped: Any
     eos_token_ids: list[int]
     generation_config: Any
     use_vllm: bool
@@ -51,7 +50,9 @@ class SuccessAtPrefixes(ForcingChecks):
     _throughput: Throughput
     _rollout_tokens: int
     _completion_ids: list[list[int]]
+    _dist: DistributedBackend
     _generate_single_turn: Any
+    _model_for_rollouts: Any
 
     def _estimate(self, prompts: list[list[int]], cuts: list[list[int]]) -> list[list[float]]:
         """Estimate J of this process's prefixes: each completion cut at each of its `cuts`.
@@ -132,17 +133,10 @@ class SuccessAtPrefixes(ForcingChecks):
                 tries[key] = AcceptedAnswers(self._tokenizer, self._forcing, answers, verifier)
             branches = [tries[key].branch(self._text(row, cut), len(prompts[row]) + cut) for cut in cuts]
             trees.append(Tree([*prompts[row], *self._completion_ids[row]], branches))
-        with (
-            self._throughput.phase("score"),
-            # As for generation: under ZeRO-3 the processes run different numbers of batches, on gathered weights.
-            unwrap_model_for_generation(
-                self.model_wrapped,
-                self.accelerator,
-                gather_deepspeed3_params=self.args.ds3_gather_for_generation,
-                gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
-            ) as model,
-        ):
-            values = success_probabilities(model, trees, self.eos_token_ids, temperature=self.args.temperature)
+        with self._throughput.phase("score"), self._model_for_rollouts() as model:
+            values = success_probabilities(
+                model, trees, self.eos_token_ids, temperature=self.args.temperature, synced=self._dist.is_fsdp
+            )
         found = {
             (row, cut): value
             for (row, cuts), row_values in zip(by_row.items(), values, strict=True)
