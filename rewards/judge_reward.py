@@ -37,7 +37,8 @@ class JudgeReward:
         name (`str`, *optional*, defaults to `"judge"`): of the function, in TRL's logs too.
 
     Attributes:
-        last (`tuple`): prompts, completions, references and judgements of the last call.
+        last (`tuple`): prompts, completions, references and judgements of the last call; `None` in place of the
+            judgement of a completion that was not judged.
         trouble (`str`, *optional*): the failures of the last call, in one line; `None` without failures.
 
     Raises:
@@ -61,7 +62,7 @@ class JudgeReward:
         self.max_failure_rate = max_failure_rate
         self._window: deque[Judgement] = deque(maxlen=window)
         self.trouble: str | None = None
-        self.last: tuple[list[Any], list[Any], list[str | None], list[Judgement]] = ([], [], [], [])
+        self.last: tuple[list[Any], list[Any], list[str | None], list[Judgement | None]] = ([], [], [], [])
 
     def __call__(
         self,
@@ -69,9 +70,13 @@ class JudgeReward:
         completions: Sequence[Any],
         log_metric: Callable[[str, float], None] | None = None,
         log_extra: Callable[[str, list], None] | None = None,
+        forced_answer: Sequence[bool] | None = None,
         **columns: Any,
     ) -> list[float | None]:
         """Reward B completions, texts or conversations.
+
+        Those of `forced_answer` are not judged and earn `None`: their text ends the thinking in words that the policy
+        did not choose.
 
         Raises:
             ValueError: the reference column is missing.
@@ -79,17 +84,22 @@ class JudgeReward:
         """
         references = self._references(columns, len(prompts))
         started = time.perf_counter()
-        judgements = self.judge.judge(prompts, completions, references)
+        asked = [row for row in range(len(prompts)) if not (forced_answer and forced_answer[row])]
+        cases = ([values[row] for row in asked] for values in (prompts, completions, references))
+        judgements = self.judge.judge(*cases)
         seconds = time.perf_counter() - started
-        self.last = (list(prompts), list(completions), references, judgements)
+        by_row: list[Judgement | None] = [None] * len(prompts)
+        for row, judgement in zip(asked, judgements, strict=True):
+            by_row[row] = judgement
+        self.last = (list(prompts), list(completions), references, by_row)
         if log_metric is not None and judgements:
             for metric, value in judgement_statistics(judgements).items():
                 log_metric(f"{self.__name__}/{metric}", value)
             log_metric(f"{self.__name__}/seconds", seconds)
         if log_extra is not None:
-            log_extra(f"{self.__name__}_reasons", [_reasons(judgement) for judgement in judgements])
+            log_extra(f"{self.__name__}_reasons", [None if each is None else _reasons(each) for each in by_row])
         self._count_failures(judgements)
-        return [judgement.total for judgement in judgements]
+        return [None if each is None else each.total for each in by_row]
 
     def _references(self, columns: dict[str, Any], number: int) -> list[str | None]:
         if self.reference_column is None:

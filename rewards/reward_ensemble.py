@@ -65,9 +65,21 @@ class RewardModelReward:
         completions: Sequence[Any],
         completion_ids: Sequence[Sequence[int]] | None = None,
         log_metric: Callable[[str, float], None] | None = None,
+        forced_answer: Sequence[bool] | None = None,
         **kwargs: Any,
     ) -> list[float | None]:
-        """Reward B completions, texts or conversations; what else TRL passes is not used."""
+        """Reward B completions, texts or conversations; what else TRL passes is not used.
+
+        Those of `forced_answer` are not scored and earn `None`: their text ends the thinking in words that the policy
+        did not choose.
+        """
+        if forced_answer is not None and any(forced_answer):
+            rows = [row for row, forced in enumerate(forced_answer) if not forced]
+            own_prompts, own_completions = ([texts[row] for row in rows] for texts in (prompts, completions))
+            own_ids = None if completion_ids is None else [completion_ids[row] for row in rows]
+            rewards = self(own_prompts, own_completions, own_ids, log_metric) if rows else []
+            scored = dict(zip(rows, rewards, strict=True))
+            return [scored.get(row) for row in range(len(prompts))]
         rewards_BM = np.stack([model.score(prompts, completions) for model in self.models], axis=1)
         rewards_BM = np.where(np.isfinite(rewards_BM), rewards_BM, np.nan)
         rewards_B = combine_rewards(rewards_BM, self.combine, self.std_weight)

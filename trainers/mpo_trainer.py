@@ -177,7 +177,7 @@ class MPOTrainer(DUMPTrainer):
         cases = []
         rows = zip(prompts, completions, references, judgements, golds, strict=True)
         for prompt, completion, reference, judgement, gold in rows:
-            if judgement.total is not None:
+            if judgement is not None and judgement.total is not None:
                 texts = (conversation_text(prompt), conversation_text(completion))
                 said = (judgement.total, judgement.scores, judgement.rationales)
                 known = {"gold": None if np.isnan(gold) else gold, "reference": reference}

@@ -258,6 +258,17 @@ def test_bad_options(options):
         JudgeReward(None, **options)
 
 
+def test_forced_answers_are_not_judged():
+    extra = {}
+    with FakeJudgeServer(by_rule) as server:
+        function = reward(server)
+        found = function(["a", "b"], ["7", "7"], forced_answer=[True, False], log_extra=extra.__setitem__)
+        nothing = function(["a"], ["7"], forced_answer=[True])
+    assert found == [None, 12 / 15] and nothing == [None] and len(server.bodies) == 1
+    assert extra["judge_reasons"][0] is None
+    assert function.last == (["a"], ["7"], [None], [None])
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_ten_thousand_completions_through_every_fault_none_lost_none_zero():

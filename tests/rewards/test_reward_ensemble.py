@@ -68,6 +68,16 @@ def test_one_model_needs_no_list_and_disagrees_with_nobody():
     assert reward(["?", "?"], ["a", "b"]) == [1.0, 2.0] and RewardModelReward(Fixed())([], []) == []
 
 
+def test_forced_answers_are_not_scored():
+    ids, forced = [[1] * 10, [1], [1] * 20], [False, True, False]
+    rewards, metrics = logged(
+        RewardModelReward(Fixed(1, 2)), ["a", "b", "c"], completion_ids=ids, forced_answer=forced
+    )
+    assert rewards == [1.0, None, 2.0]
+    assert metrics["reward_model/length"] == 15 and metrics["reward_model/unscorable"] == 0
+    assert logged(RewardModelReward(Fixed()), ["a"], forced_answer=[True]) == ([None], {})
+
+
 def test_length_is_of_the_text_where_there_are_no_tokens():
     conversations = [[{"role": "assistant", "content": text}] for text in ("aaaa", "bb", "c")]
     _, metrics = logged(RewardModelReward(Fixed(1, 2, 3)), conversations)
