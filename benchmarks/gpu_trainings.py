@@ -17,7 +17,9 @@ from simulated_judge import PROGRAMS, SimulatedJudgeServer
 
 TOKENS = 48
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic algorithms ask for it
-PROGRESS = {"episodes": {"by": "tokens", "tokens": 8}, "forced_answer_tokens": 12, "num_forced_answers": 2}
+EPISODES = {"episodes": {"by": "tokens", "tokens": 8}}
+FORCED = {"forced_answer_tokens": 12, "num_forced_answers": 2}
+LIKELIHOOD = {"progress": "episode", "success_estimator": "likelihood", **EPISODES}
 FAST = {"compact_generation": True, "length_grouping": True}
 POLICIES: dict[str, dict[str, Any]] = {  # options of MetaTrainer; without a judge it is the smaller trainers
     "DUMP, TRL's generation": {},
@@ -29,17 +31,15 @@ POLICIES: dict[str, dict[str, Any]] = {  # options of MetaTrainer; without a jud
     },
     "DUMP, reference model, two iterations": {**FAST, "beta": 0.04, "num_iterations": 2},
     "DUMP, LoRA": FAST,
-    "MRT, episode by likelihood": {**FAST, "progress": "episode", "success_estimator": "likelihood", **PROGRESS},
-    "MRT, episode by rollouts": {"progress": "episode", **PROGRESS},
-    "MRT, prefix": {**FAST, "progress": "prefix", **PROGRESS},
-    "MRT, anytime": {**FAST, "progress": "anytime", "forced_answer_tokens": 12, "num_forced_answers": 2},
+    "MRT, episode by likelihood": {**FAST, **LIKELIHOOD},
+    "MRT, episode by rollouts": {"progress": "episode", **EPISODES, **FORCED},
+    "MRT, prefix": {**FAST, "progress": "prefix", **EPISODES, "forced_answer_tokens": 12},
+    "MRT, anytime": {**FAST, "progress": "anytime", **FORCED},
     "MRT, length penalty": {**FAST, "progress": "length_penalty", "progress_weight": 0.3},
     "MPO, simulated judge": {**FAST, "meta_every": 1, "meta_cases": 6, "gate_cases": 8},
     "all at once, with a reward model": {
         **FAST,
-        "progress": "episode",
-        "success_estimator": "likelihood",
-        **PROGRESS,
+        **LIKELIHOOD,
         "meta_every": 1,
         "meta_cases": 6,
         "gate_cases": 8,

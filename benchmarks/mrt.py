@@ -11,7 +11,7 @@ settings; only what is paid differs:
 - `prefix_no_bonus`: rollouts that start from stale prefixes, no bonus: what `prefix` owes to its starts alone;
 - `length_penalty`: right answers are worth less the longer they are;
 - `episode` (values by likelihood), `episode_rollouts` (by 4 forced answers), `episode_to_go` (every episode is paid
-  for all progress from it on), `prefix`, `anytime` (by likelihood).
+  for all progress from it on), `prefix`, `prefix_joint` (with the paper's joint baseline), `anytime` (by likelihood).
 
 Held-out problems, sampled traces, forced answers at each budget (eval/test_time.py): accuracy at the trained length,
 tokens of a trace, regret up to the trained length, accuracy extended to 2 and 4 times of it, and the tokens at equal
@@ -32,15 +32,19 @@ import numpy as np
 from shared import CPU_RUN, ROOT, bootstrap, print_claims, run_jobs
 
 RUNS = ROOT / "benchmarks" / "results" / "mrt_runs.jsonl"
+PREFIX = {"progress": "prefix", "episodes": {"by": "delimiter"}}
+EPISODE = {"progress": "episode", "episodes": {"by": "delimiter"}}
+LIKELIHOOD = {**EPISODE, "success_estimator": "likelihood"}
 METHODS = {
     "stock": None,
     "grpo": {"progress": "none"},
-    "prefix_no_bonus": {"progress": "prefix", "terminating_generations": 0},
+    "prefix_no_bonus": {**PREFIX, "terminating_generations": 0},
     "length_penalty": {"progress": "length_penalty", "progress_weight": 0.4},
-    "episode": {"progress": "episode", "success_estimator": "likelihood"},
-    "episode_rollouts": {"progress": "episode", "success_estimator": "rollouts", "num_forced_answers": 4},
-    "episode_to_go": {"progress": "episode", "success_estimator": "likelihood", "progress_decay": 1.0},
-    "prefix": {"progress": "prefix"},
+    "episode": LIKELIHOOD,
+    "episode_rollouts": {**EPISODE, "num_forced_answers": 4, "forced_answer_tokens": 16},
+    "episode_to_go": {**LIKELIHOOD, "progress_decay": 1.0},
+    "prefix": {**PREFIX, "forced_answer_tokens": 16},
+    "prefix_joint": {**PREFIX, "prefix_baseline": "joint", "forced_answer_tokens": 16},
     "anytime": {"progress": "anytime", "success_estimator": "likelihood", "budgets": [24, 48, 72, 96]},
 }
 TASKS = {"countdown-3": 3, "countdown-4": 4}  # numbers, with + and -
@@ -51,8 +55,6 @@ OURS = {
     "curriculum": "uniform",
     "compact_generation": True,
     "length_grouping": True,
-    "episodes": {"by": "delimiter"},
-    "forced_answer_tokens": 16,
 }
 BUDGETS = (12, 24, 36, 48, 64, 80, 96)
 EXTEND = (2, 4)

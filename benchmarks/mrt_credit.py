@@ -33,13 +33,12 @@ ADVANTAGES = {  # weight of the outcome's advantage, weight and decay of the pro
     "outcome + progress, decay 1": (1.0, 1.0, 1.0, "outcome"),
     "anytime": None,
 }
-LIKELIHOOD = {"progress": "episode", "success_estimator": "likelihood"}
 TRAINED = {
     "before training": None,
     "grpo": {"progress": "none"},
-    "episode": LIKELIHOOD,
-    "episode, scale batch, weight 2": {**LIKELIHOOD, "progress_scale": "batch", "progress_weight": 2.0},
-    "episode, decay 0.5, weight 3": {**LIKELIHOOD, "progress_decay": 0.5, "progress_weight": 3.0},
+    "episode": mrt.LIKELIHOOD,
+    "episode, scale batch, weight 2": {**mrt.LIKELIHOOD, "progress_scale": "batch", "progress_weight": 2.0},
+    "episode, decay 0.5, weight 3": {**mrt.LIKELIHOOD, "progress_decay": 0.5, "progress_weight": 3.0},
 }
 ATTEMPT = re.compile(r"([0-9+*-]+)=-?\d+ (right|wrong)")
 

@@ -3,10 +3,21 @@
 from dataclasses import dataclass, field
 
 from .dump_config import DUMPConfig
+from .prefix_advantages import BASELINES
 from .progress import SCALES
+from .unused_options import reject_unused
 
-PROGRESS = ("none", "episode", "prefix", "anytime", "length_penalty")
 ESTIMATORS = ("rollouts", "likelihood")
+FORCED = ("num_forced_answers", "forced_answer_tokens")
+MEASUREMENT = ("success_estimator", *FORCED, "forcing_suffix")
+BONUS_AT_PREFIX = ("progress_weight", "prefix_baseline", "forced_answer_tokens", "forcing_suffix")
+PROGRESS: dict[str, tuple[str, ...]] = {  # each form with the options that have an effect in it
+    "none": (),
+    "episode": ("progress_weight", "progress_decay", "progress_scale", "episodes", *MEASUREMENT),
+    "prefix": ("episodes", "terminating_generations", *BONUS_AT_PREFIX),
+    "anytime": ("progress_scale", "budgets", *MEASUREMENT),
+    "length_penalty": ("progress_weight",),
+}
 
 
 @dataclass
@@ -16,12 +27,15 @@ class MRTConfig(DUMPConfig):
 
     Parameters:
         progress (`str`, *optional*, defaults to `"none"`):
-            `"episode"` pays every episode for the rise it makes in the chance of success; `"prefix"` is the paper's RL
-            form (rollouts that continue from a stale prefix and rollouts that answer there, normalised jointly);
-            `"anytime"` counts success at every token budget; `"length_penalty"` is the baseline people use.
+            `"episode"` pays every episode for the rise it makes in the chance of success; `"prefix"` trains rollouts
+            that continue from a stale prefix together with rollouts that answer there; `"anytime"` counts success at
+            every token budget; `"length_penalty"` is the baseline people use. Options that have no effect with a form
+            are rejected.
         progress_weight (`float`, *optional*, defaults to `1.0`):
-            The paper's alpha: weight of the progress beside the outcome. Of `length_penalty`, the share of a right
-            answer's reward that length can take (0 to 1). `anytime` has no weight: its return contains the outcome.
+            The paper's alpha: weight of the progress beside the outcome. Of `prefix`, rollouts that continue weigh
+            `1 + progress_weight` and those that answer at the prefix weigh 1. Of `length_penalty`, the share of a
+            right answer's reward that length can take (0 to 1). `anytime` has no weight: its return contains the
+            outcome.
         progress_decay (`float`, *optional*, defaults to `0.0`):
             Of `episode`: how much of later episodes' progress an episode is paid too, 0 (none) to 1 (all of it: the
             outcome against the chance of success before the episode).
@@ -48,8 +62,14 @@ class MRTConfig(DUMPConfig):
             Token budgets of `anytime`, increasing; the last must be `max_completion_length`. By default four equal
             parts.
         terminating_generations (`int`, *optional*):
-            Of the `num_generations` rollouts of a prefix, how many answer at once. By default a quarter, at least one;
-            0 is GRPO from prefixes without a bonus.
+            Of the `num_generations` rollouts of a prefix, how many answer at once. By default a quarter, and at least
+            two with separate baselines, one with a joint one; 0 is GRPO from prefixes without a bonus.
+        prefix_baseline (`str`, *optional*, defaults to `"separate"`):
+            What `prefix` subtracts from a reward: the mean over the group's rollouts of the same kind, continuing or
+            terminating (`"separate"`), or over the whole group (`"joint"`, the paper's). The joint mean gives every
+            continuing rollout the same advantage on top, wherever continuing and answering at once differ in success:
+            noise, because neither the prefix nor the forced suffix is an action of the policy. `"separate"` needs at
+            least two rollouts of each kind.
     """
 
     _VALID_DICT_FIELDS = [*DUMPConfig._VALID_DICT_FIELDS, "episodes"]
@@ -83,6 +103,10 @@ class MRTConfig(DUMPConfig):
     terminating_generations: int | None = field(
         default=None, metadata={"help": "Rollouts of a prefix that answer at once (prefix); a quarter by default."}
     )
+    prefix_baseline: str = field(
+        default="separate",
+        metadata={"help": "Baseline of prefix: separate for continuing and terminating rollouts, or joint."},
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -90,32 +114,24 @@ class MRTConfig(DUMPConfig):
             ("progress", PROGRESS),
             ("progress_scale", SCALES),
             ("success_estimator", ESTIMATORS),
+            ("prefix_baseline", BASELINES),
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is one of {', '.join(choices)}, not {getattr(self, name)!r}")
-        for name in ("num_forced_answers", "forced_answer_tokens"):
+        reject_unused(self, self._options_without_effect())
+        for name in FORCED:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not 0 <= self.progress_decay <= 1:
             raise ValueError(f"progress_decay is between 0 and 1, got {self.progress_decay}")
-        if self.progress_decay and self.progress != "episode":
-            raise ValueError(f"progress_decay belongs to progress: episode, not {self.progress}; remove it")
         if self.progress == "length_penalty" and not 0 <= self.progress_weight <= 1:
             raise ValueError(
                 f"progress_weight is the share of the reward that length can take, 0 to 1: got {self.progress_weight}"
             )
         if self.progress == "anytime":
-            if self.progress_weight != 1:
-                raise ValueError(
-                    "progress: anytime has no progress_weight: its return contains the outcome; remove it"
-                )
             self._settle_budgets()
-        elif self.budgets is not None:
-            raise ValueError("budgets belong to progress: anytime; remove them, or cut episodes by {by: tokens}")
         if self.progress == "prefix":
             self._settle_terminating()
-        elif self.terminating_generations is not None:
-            raise ValueError("terminating_generations belong to progress: prefix; remove them")
         measured = self.progress in ("episode", "anytime")
         if measured and self.success_estimator == "likelihood" and not self.ds3_gather_for_generation:
             raise ValueError("success_estimator: likelihood needs ds3_gather_for_generation: true")
@@ -123,6 +139,18 @@ class MRTConfig(DUMPConfig):
             raise ValueError(
                 f"progress: {self.progress} needs one outcome: set multi_objective_aggregation to sum_then_normalize"
             )
+
+    def _options_without_effect(self) -> dict[str, str]:
+        """Return the options that have no effect beside the others, each with the reason."""
+        options = dict.fromkeys(name for names in PROGRESS.values() for name in names)
+        unused = {name: f"progress: {self.progress}" for name in options if name not in PROGRESS[self.progress]}
+        if self.progress in ("episode", "anytime") and self.success_estimator == "likelihood":
+            unused |= dict.fromkeys(FORCED, "success_estimator: likelihood")
+        if self.progress == "anytime" and self.progress_scale != "outcome" and self.curriculum == "uniform":
+            unused["scale_rewards"] = f"progress: anytime and progress_scale: {self.progress_scale}"
+        if self.progress == "prefix" and self.terminating_generations == 0:
+            unused |= dict.fromkeys(BONUS_AT_PREFIX, "terminating_generations: 0")
+        return unused
 
     def _settle_budgets(self) -> None:
         longest = self.max_completion_length
@@ -136,10 +164,12 @@ class MRTConfig(DUMPConfig):
             )
 
     def _settle_terminating(self) -> None:
+        least = 2 if self.prefix_baseline == "separate" else 1  # of a kind: alone, a rollout is its own baseline
         if self.terminating_generations is None:
-            self.terminating_generations = max(1, self.num_generations // 4)
-        if not 0 <= self.terminating_generations < self.num_generations:
+            self.terminating_generations = max(least, self.num_generations // 4)
+        if self.terminating_generations and not least <= self.terminating_generations <= self.num_generations - least:
             raise ValueError(
-                f"terminating_generations must be at least 0 and below num_generations, {self.num_generations}; got "
+                f"terminating_generations is 0, or leaves at least {least} of each kind of rollout with "
+                f"prefix_baseline: {self.prefix_baseline} and num_generations: {self.num_generations}; got "
                 f"{self.terminating_generations}"
             )

@@ -11,7 +11,10 @@ What deviates from the paper or its released code, and why:
 - The paper's bonus is one number at the end of a trace. On an on-policy trace it telescopes to the outcome, so
   `progress: episode` pays the tokens of each episode for that episode alone; `progress: prefix` is the paper's form.
 - The authors' recipe in the released code, the reward minus that of terminating at the prefix, cancels in the group's
-  mean; here terminating and continuing rollouts share one group.
+  mean. The paper normalizes terminating and continuing rollouts jointly, which adds variance; here each kind has its
+  own baseline (`prefix_advantages.py`), and `prefix_baseline: joint` is the paper's form.
+- A terminating rollout is paid by the gold reward alone. Judges, reward models, the curriculum and the pass rates see
+  continuing rollouts only.
 - The paper draws prefixes once from the base model. Here a row's prefix is cut from the trace that was sampled when
   the row was last drawn; at its first visit one is sampled beforehand.
 - J by 4 answers has a standard error of up to 0.25: the progress is shrunk by the share of noise in its variance.
@@ -24,7 +27,7 @@ What deviates from the paper or its released code, and why:
 - Beside a judge, a reward model or other rewards, progress is made towards the gold reward alone; what the others pay
   counts once, as without progress.
 
-The mathematics is in `progress.py`.
+The mathematics is in `progress.py` and `prefix_advantages.py`.
 """
 
 import json
@@ -35,18 +38,21 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.logging import get_logger
 from accelerate.utils import gather_object
 
 from ..rewards import EpisodeRule, episode_ends, token_texts
 from . import progress
-from .advantages import group_advantages, relative_to_group
+from .advantages import relative_to_group
 from .dump_trainer import DUMPTrainer
 from .forcing_checks import verifier_of
 from .model_card import Method
 from .mrt_config import MRTConfig
+from .prefix_advantages import prefix_advantages
 from .prefix_pool import PrefixPool
 from .success import SuccessAtPrefixes
 
+logger = get_logger(__name__)
 NUM_KEPT_TRACES = 16
 
 
@@ -99,7 +105,8 @@ class MRTTrainer(SuccessAtPrefixes, DUMPTrainer):
 
     def _check_gold(self) -> None:
         """Raise unless what progress is made towards is paid for."""
-        if self.args.progress not in ("episode", "anytime", "length_penalty"):
+        forces = self.args.progress == "prefix" and self.args.terminating_generations
+        if self.args.progress not in ("episode", "anytime", "length_penalty") and not forces:
             return
         told = f"progress: {self.args.progress} pays by what is right"
         if self._gold_index is None:
@@ -131,13 +138,33 @@ class MRTTrainer(SuccessAtPrefixes, DUMPTrainer):
             texts = self._tokenizer.batch_decode(self._prefixes, skip_special_tokens=True)
             self._log_completion_extra("prefix", texts)
             completions = [_continued(text, completion) for text, completion in zip(texts, completions, strict=True)]
-        return super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        if not self._prefixes or not self.args.terminating_generations:
+            return super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        self._log_completion_extra("forced_answer", self._terminating)
+        inputs = [{**row, "forced_answer": forced} for row, forced in zip(inputs, self._terminating, strict=True)]
+        rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        terminating = self._terminating_rows(len(rewards))
+        rewards[terminating] = torch.nan
+        rewards[terminating, self._gold_index] = self._gold[terminating]
+        return rewards
+
+    def _terminating_rows(self, number: int) -> torch.Tensor:
+        """Return which of all processes' `number` completions answer at the prefix, bool: the last of each group."""
+        members = torch.arange(number, device=self.accelerator.device) % self.num_generations
+        return members >= self.num_generations - self.args.terminating_generations
+
+    def _observed(self) -> torch.Tensor:
+        if self.args.progress != "prefix":
+            return super()._observed()
+        return ~self._terminating_rows(len(self._gold))
 
     def _advantages(self, outputs: dict[str, Any]) -> torch.Tensor:
         """Return the advantages of this process's completions, shape (B,) or (B, T)."""
         args, total = self.args, self._total_rewards()
-        if args.progress in ("length_penalty", "prefix"):
-            return self._local(self._shaped_advantages(total))
+        if args.progress == "length_penalty":
+            return self._local(self._length_penalty_advantages(total))
+        if args.progress == "prefix":
+            return self._local(self._prefix_advantages(total))
         ends, weight = self._ends(), self._paid_weight_of_gold()
         outcome = self._gold.masked_fill(total.isnan(), torch.nan)
         values, outcome_at = self._values(outputs, ends, outcome)
@@ -154,25 +181,32 @@ class MRTTrainer(SuccessAtPrefixes, DUMPTrainer):
             return by_token + self._local(others.nan_to_num(0.0))[:, None]
         return outputs["advantages"][:, None] + args.progress_weight * by_token
 
-    def _shaped_advantages(self, total: torch.Tensor) -> torch.Tensor:
-        """Return the advantages of `length_penalty` and `prefix`, which change the outcome itself, shape (B,)."""
-        args, weight = self.args, self._paid_weight_of_gold()
-        outcome = self._gold.masked_fill(total.isnan(), torch.nan)
-        if not weight:  # of `prefix`: without a gold reward the total is the outcome
-            weight, outcome = 1.0, total
-        if args.progress == "length_penalty":
-            lengths = self.accelerator.gather(self._lengths)
-            shaped = progress.length_penalised(outcome, lengths, self.num_generations, args.progress_weight)
-        else:
-            self._keep_traces()
-            terminating = self.accelerator.gather(torch.tensor(self._terminating, device=outcome.device))
-            shaped = progress.prefix_rewards(outcome, terminating, self.num_generations, args.progress_weight)
-            self._log_prefixes(outcome, terminating)
+    def _length_penalty_advantages(self, total: torch.Tensor) -> torch.Tensor:
+        weight, outcome = self._paid_weight_of_gold(), self._gold.masked_fill(total.isnan(), torch.nan)
+        lengths = self.accelerator.gather(self._lengths)
+        shaped = progress.length_penalised(outcome, lengths, self.num_generations, self.args.progress_weight)
         # A distribution without a gold reward is paid by the others alone.
-        shaped = total + weight * (shaped - outcome).nan_to_num(0.0)
-        if args.progress == "length_penalty" or self._divides_by_gold():
-            return self._advantages_over_gold(shaped)
-        return group_advantages(shaped, self.num_generations, self.scale_rewards)
+        return self._advantages_over_gold(total + weight * (shaped - outcome).nan_to_num(0.0))
+
+    def _prefix_advantages(self, total: torch.Tensor) -> torch.Tensor:
+        self._keep_traces()
+        weight, outcome, others = 1.0, total, None
+        if self._paid_weight_of_gold():  # else, without terminating rollouts, the total is the outcome
+            weight, outcome = self._paid_weight_of_gold(), self._gold.masked_fill(total.isnan(), torch.nan)
+        if self._divides_by_gold():
+            others = total - weight * outcome.nan_to_num(0.0)
+        terminating = self._terminating_rows(len(total))
+        self._log_prefixes(outcome, terminating)
+        return prefix_advantages(
+            outcome,
+            others,
+            terminating,
+            self.num_generations,
+            alpha=self.args.progress_weight,
+            weight=weight,
+            baseline=self.args.prefix_baseline,
+            scale=self.scale_rewards,
+        )
 
     def _episode_advantages(self, values: torch.Tensor, outcome_at: torch.Tensor) -> torch.Tensor:
         exists = (outcome_at.cumsum(1) - outcome_at.long() == 0)[:, 1:]  # the outcome is what the last one ends with
@@ -248,6 +282,7 @@ class MRTTrainer(SuccessAtPrefixes, DUMPTrainer):
         for row in self._drawn_rows:
             ids = self._pool.get(row)
             ends = [0, *episode_ends(ids, token_texts(self._tokenizer, ids), self._rule)][:-1] or [0]
+            ends = [end for end in ends if end < self.max_completion_length]  # lowered since the trace was sampled
             prefixes.append(ids[: ends[generator.integers(len(ends))]])
         first = len(self._drawn) * self.accelerator.process_index
         self._prefixes, self._terminating = [], []
@@ -291,7 +326,20 @@ class MRTTrainer(SuccessAtPrefixes, DUMPTrainer):
         completion_ids = [ids[:length] for ids, length in zip(completion_ids, room, strict=True)]
         if logprobs is not None:
             logprobs = [values[:length] for values, length in zip(logprobs, room, strict=True)]
+        self._log_forced_rollouts(completion_ids)
         return completion_ids, logprobs
+
+    def _log_forced_rollouts(self, completion_ids: list[list[int]]) -> None:
+        """Log how many of the terminating rollouts came to an end; `_observe` counts their tokens."""
+        eos = set(self.eos_token_ids)
+        ended = [
+            bool(ids) and ids[-1] in eos
+            for ids, terminating in zip(completion_ids, self._terminating, strict=True)
+            if terminating
+        ]
+        ended = [each for share in gather_object([ended]) for each in share]
+        if ended:
+            self._log_forced_ended(sum(ended) / len(ended))
 
     def _keep_traces(self) -> None:
         """Leave one whole new trace of every drawn row for its next visit."""
@@ -390,6 +438,13 @@ class MRTTrainer(SuccessAtPrefixes, DUMPTrainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None and self.args.progress == "prefix":
             self._pool.load(Path(checkpoint))
+            longest = self._pool.longest()
+            if longest > self.max_completion_length:
+                logger.warning(
+                    f"{checkpoint} holds stale traces of up to {longest} tokens, more than max_completion_length, "
+                    f"{self.max_completion_length}. They are cut at episodes that end before it, until their rows are "
+                    "drawn again"
+                )
 
 
 def _continued(prefix: str, completion: str | list[dict[str, Any]]) -> str | list[dict[str, Any]]:

@@ -32,6 +32,10 @@ class PrefixPool:
         """Return the row's trace; empty if there is none."""
         return self._traces[row].tolist() if row in self._traces else []
 
+    def longest(self) -> int:
+        """Return the number of tokens of the longest trace, 0 without traces."""
+        return max(map(len, self._traces.values()), default=0)
+
     def save(self, folder: Path) -> None:
         """Write the pool into a checkpoint folder, atomically."""
         rows = list(self._traces)

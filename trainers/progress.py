@@ -10,10 +10,10 @@ Two ways to get nothing from it, both shown by tests:
 - A bonus with a baseline that is constant over the group, r + alpha (r - b), is GRPO scaled by 1 + alpha, and
   dividing by the standard deviation removes even the scale.
 
-So here every episode is paid for its own progress and nothing else of it ([`episode_advantages`]), or rollouts that
-stop at a prefix and rollouts that continue from it share one group ([`prefix_rewards`]), or the return counts success
-at every budget from the token on ([`anytime_advantages`]). Values have shape (B, E + 1) with rows of whole groups of
-`group_size`, J_0 first, and NaN after a trace's last episode.
+So here every episode is paid for its own progress and nothing else of it ([`episode_advantages`]), or the return
+counts success at every budget from the token on ([`anytime_advantages`]). The paper's RL form, which starts from stale
+prefixes, is in `prefix_advantages.py`. Values have shape (B, E + 1) with rows of whole groups of `group_size`, J_0
+first, and NaN after a trace's last episode.
 
 Deviations: the paper gives neither alpha's value nor a normalization; progress is divided as the outcome's advantages
 are ([`progress_divisor`]). A trace that has ended makes no more progress, so it counts as 0 in the baseline of later
@@ -201,25 +201,6 @@ def progress_divisor(
     number = (~advantages.isnan()).sum().clamp(min=1)
     root_mean_square = (advantages.square().nansum() / number).sqrt()
     return (root_mean_square.clamp(min=abs(weight) / number.sqrt()) + EPSILON).expand_as(outcome_divisor)
-
-
-def prefix_rewards(rewards: torch.Tensor, terminating: torch.Tensor, group_size: int, alpha: float) -> torch.Tensor:
-    """Return the rewards of rollouts that continue from a prefix and of those that answer there, for a joint group.
-
-    Args:
-        rewards (`torch.Tensor` of shape (B,)): outcomes; NaN where unscorable.
-        terminating (`torch.Tensor` of shape (B,), bool): rollouts that were forced to answer at the prefix.
-        group_size (`int`): rollouts of a prefix, G, of both kinds.
-        alpha (`float`): weight of the bonus.
-
-    Returns:
-        `torch.Tensor` of shape (B,): r for a terminating rollout, r + alpha (r - b) for a continuing one, with b the
-        mean reward of the group's terminating rollouts; no bonus where the group has none that could be scored.
-    """
-    rewards_NG, terminating_NG = rewards.view(-1, group_size), terminating.view(-1, group_size)
-    baseline_N1 = rewards_NG.masked_fill(~terminating_NG, torch.nan).nanmean(1, keepdim=True)
-    bonus_NG = (alpha * (rewards_NG - baseline_N1)).masked_fill(terminating_NG | baseline_N1.isnan(), 0.0)
-    return (rewards_NG + bonus_NG).view(-1)
 
 
 def length_penalised(rewards: torch.Tensor, lengths: torch.Tensor, group_size: int, weight: float) -> torch.Tensor:

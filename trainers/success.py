@@ -53,6 +53,7 @@ class SuccessAtPrefixes(ForcingChecks):
     _dist: DistributedBackend
     _generate_single_turn: Any
     _model_for_rollouts: Any
+    _warned_of_limit = False
 
     def _estimate(self, prompts: list[list[int]], cuts: list[list[int]]) -> list[list[float]]:
         """Estimate J of this process's prefixes: each completion cut at each of its `cuts`.
@@ -95,12 +96,7 @@ class SuccessAtPrefixes(ForcingChecks):
         with self._short_completions(self.args.forced_answer_tokens):
             answers, _ = self._generate_single_turn([ids for ids in forced for _ in range(repeats)], None, {}, repeats)
         ended = self._count_forced(answers[: wanted * repeats])
-        self._metrics["train"]["progress/forced_ended"].append(ended)
-        if ended < MIN_ENDED:
-            logger.warning_once(
-                f"only {ended:.0%} of the forced answers came to an end within forced_answer_tokens, "
-                f"{self.args.forced_answer_tokens}: raise it, or forcing_suffix does not make this model answer"
-            )
+        self._log_forced_ended(ended)
         contents = [
             text + answer
             for text, answer in zip(
@@ -205,6 +201,16 @@ class SuccessAtPrefixes(ForcingChecks):
         finally:
             for (holder, name, _), value in zip(settings, before, strict=True):
                 setattr(holder, name, value)
+
+    def _log_forced_ended(self, ended: float) -> None:
+        """Log the share of forced answers that came to an end within their limit; warn once if it is small."""
+        self._metrics["train"]["progress/forced_ended"].append(ended)
+        if ended < MIN_ENDED and not self._warned_of_limit:
+            self._warned_of_limit = True
+            logger.warning(
+                f"only {ended:.0%} of the forced answers came to an end within forced_answer_tokens, "
+                f"{self.args.forced_answer_tokens}: raise it, or forcing_suffix does not make this model answer"
+            )
 
     def _count_forced(self, completion_ids: Sequence[Sequence[int]]) -> float:
         """Count tokens that were sampled beside the rollouts; return the share of completions that came to an end."""

@@ -5,24 +5,26 @@ from metatune.trainers import MRTConfig, MRTTrainer
 
 from .dump_setup import config, digits, rows, tiny_model
 
-FAST = {"forcing_suffix": "\nanswer ", "num_forced_answers": 2, "forced_answer_tokens": 4}
-VARIANTS = {
-    "episode": {"episodes": {"by": "tokens", "tokens": 4}},
-    "anytime": {"budgets": [4, 8, 12]},
-    "prefix": {"episodes": {"by": "tokens", "tokens": 4}},
+FORCED = {"forcing_suffix": "\nanswer ", "forced_answer_tokens": 4}
+FAST = {**FORCED, "num_forced_answers": 2}
+EPISODES = {"episodes": {"by": "tokens", "tokens": 4}}
+VARIANTS = {  # the options with which each form of progress is fast
+    "episode": {**EPISODES, **FAST},
+    "anytime": {"budgets": [4, 8, 12], **FAST},
+    "prefix": {**EPISODES, **FORCED},
     "length_penalty": {"progress_weight": 0.5},
 }
+LIKELIHOOD = {"success_estimator": "likelihood", "num_forced_answers": None, "forced_answer_tokens": None}
+NO_BONUS = {"terminating_generations": 0, "forcing_suffix": None, "forced_answer_tokens": None}
 
 
 def make(output_dir, progress="episode", reward=digits, train_dataset=None, model=None, **options) -> MRTTrainer:
-    """A trainer of the tiny model; what the form of progress needs is set."""
-    measured = FAST if progress not in ("none", "length_penalty") else {}
+    """A trainer of the tiny model; what the form of progress needs is set. An option that is `None` is left out."""
+    options = {"progress": progress, **VARIANTS.get(progress, {}), **options}
     return MRTTrainer(
         tiny_model() if model is None else model,
         reward_funcs=reward,
-        args=config(
-            output_dir, MRTConfig, **{**measured, **VARIANTS.get(progress, {}), "progress": progress, **options}
-        ),
+        args=config(output_dir, MRTConfig, **{name: each for name, each in options.items() if each is not None}),
         train_dataset=rows() if train_dataset is None else train_dataset,
         processing_class=build_tokenizer(),
     )

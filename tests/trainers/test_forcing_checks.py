@@ -13,7 +13,7 @@ from metatune.trainers import MRTTrainer, success
 from metatune.trainers.forced_watch import WINDOW, ForcedWatch, never_right
 
 from .dump_setup import rows
-from .mrt_setup import make
+from .mrt_setup import LIKELIHOOD, make
 
 COUNTDOWN = '{"numbers": [1, 2], "target": 3, "operators": "+"}'
 
@@ -56,7 +56,8 @@ class Asked(MRTTrainer):
 
 @pytest.mark.parametrize("estimator", ["rollouts", "likelihood"])
 def test_each_row_is_forced_as_its_verifier_reads_answers_and_rows_without_one_are_not(tmp_path, estimator):
-    options = {"forcing_suffix": None, "success_estimator": estimator, "num_generations": 4, "max_steps": 1}
+    options = {"forcing_suffix": None, "num_generations": 4, "max_steps": 1}
+    options |= LIKELIHOOD if estimator == "likelihood" else {}
     data = Dataset.from_list(MIXED)
     trainer = make(tmp_path, "episode", correctness_reward, data, curriculum="uniform", **options)
     trainer.__class__ = Asked

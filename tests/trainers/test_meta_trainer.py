@@ -107,11 +107,13 @@ def test_progress_is_made_towards_gold_and_a_judge_pays_once_beside_it(tmp_path,
         asked = len(server.bodies)
         paid = judged(tmp_path / "paid", server.url, ALIKE, [1.0, 0.5], **FORMS[form])
         paid.train()
-    assert asked == 3 * 16, "rollouts alone are judged, not the answers by which progress is measured"
+    judged_each_step = 8 if form == "prefix" else 16  # half of its rollouts are forced to answer
+    assert asked == 3 * judged_each_step, "the answers by which progress is measured are not judged"
+    assert len(paid._cases) == judged_each_step, "nor shown to the meta judge"
     for one, other, third in zip(curve(alone), curve(watched), curve(paid), strict=True):
         assert one[:2] == other[:2]
         assert third[:2] == pytest.approx(one[:2], rel=1e-3, abs=1e-6)
-    assert any(loss for loss, *_ in curve(alone))
+    assert any(gradient for _, gradient, *_ in curve(alone))
 
 
 def advantages_beside_a_judge(folder, rubric, weights, form=None, reward=digits, **options):

@@ -4,22 +4,22 @@ import pytest
 import torch
 
 from metatune.curricula import build_tokenizer
+from metatune.rewards import Judge, JudgeClient, JudgeReward, Rubric, RubricItem
 from metatune.trainers import MRTConfig, MRTTrainer
-from metatune.trainers.advantages import group_advantages
 
 from .dump_setup import config, digits, rows, tiny_model
-from .mrt_setup import FAST, Recording, last, make
+from .mrt_setup import FORCED, NO_BONUS, Recording, last, make
 
 
 def test_prefixes_without_terminating_rollouts_have_grpos_own_advantages(tmp_path):
-    trainer = make(tmp_path, "prefix", terminating_generations=0, max_steps=2)
+    trainer = make(tmp_path, "prefix", **NO_BONUS, max_steps=2)
     trainer.__class__ = Recording
     trainer.train()
     torch.testing.assert_close(trainer.result, trainer.outcome, atol=1e-6, rtol=0)
 
 
 def test_rollouts_continue_from_prefixes_of_stale_traces(tmp_path):
-    trainer = make(tmp_path, "prefix", max_steps=8, train_dataset=rows(num_items=2), terminating_generations=1)
+    trainer = make(tmp_path, "prefix", max_steps=8, train_dataset=rows(num_items=2))
     seen = []
 
     choose = trainer._choose_prefixes
@@ -36,10 +36,10 @@ def test_rollouts_continue_from_prefixes_of_stale_traces(tmp_path):
     for drawn, stale, prefixes, terminating in seen:
         for row, (prefix, stops) in enumerate(zip(prefixes, terminating, strict=True)):
             trace = stale[drawn[row // 4]]
-            assert stops == (row % 4 == 3)
+            assert stops == (row % 4 >= 2)
             if stops:
                 ends = [prefix[: -len(suffix)] for suffix in suffixes if tuple(prefix[-len(suffix) :]) == suffix]
-                assert prefixes[row - 1] in ends
+                assert prefixes[row - 2] in ends
             elif trace:
                 assert prefix == trace[: len(prefix)]
                 assert len(prefix) % 4 == 0
@@ -56,7 +56,7 @@ def test_prefixes_are_refused_where_rollouts_are_made_by_someone_else(tmp_path):
         MRTTrainer(
             tiny_model(),
             digits,
-            config(tmp_path, MRTConfig, progress="prefix", **FAST),
+            config(tmp_path, MRTConfig, progress="prefix", **FORCED),
             rows(),
             processing_class=build_tokenizer(),
             rollout_func=lambda prompts, trainer: {},
@@ -88,12 +88,67 @@ def test_the_reward_sees_the_whole_trace_and_the_loss_only_what_was_sampled(tmp_
             assert len(prefix) + length <= 12 or trainer._terminating[row]
 
 
-def test_a_continuing_rollout_that_beats_stopping_gets_the_bonus(tmp_path):
-    trainer = make(tmp_path, "prefix", max_steps=2, reward=lambda completions, **kw: [1.0, 1.0, 0.0, 0.0] * 4)
+@pytest.mark.parametrize(
+    ("options", "rewards", "advantages"),
+    [
+        # Continuing 1, 0 and terminating 1, 0: deviations of 1/2, weighted 1 + progress_weight for continuing ones.
+        ({"progress_weight": 0.5}, [1.0, 0.0, 1.0, 0.0], [0.75, -0.75, 0.5, -0.5]),
+        # The difference between the kinds is no advantage, but with the paper's joint baseline it is: 2, 2, 0, 0.
+        ({}, [1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]),
+        ({"prefix_baseline": "joint"}, [1.0, 1.0, 0.0, 0.0], [1.0, 1.0, -1.0, -1.0]),
+    ],
+)
+def test_each_kind_of_rollout_has_its_own_baseline(tmp_path, options, rewards, advantages):
+    options = {"scale_rewards": "none", "max_steps": 2, **options}
+    trainer = make(tmp_path, "prefix", reward=lambda completions, **kwargs: rewards * 4, **options)
     trainer.__class__ = Recording
     trainer.train()
-    expected = group_advantages(torch.tensor([2.0, 2.0, 0.0, 0.0] * 4), 4, "group")
-    torch.testing.assert_close(trainer.result, expected)
+    torch.testing.assert_close(trainer.result, torch.tensor(advantages * 4))
+
+
+def test_the_curriculum_and_the_pass_rates_see_continuing_rollouts_alone(tmp_path):
+    """Where all continuing rollouts are right there is nothing to learn, whatever forced answers earn."""
+    trainer = make(tmp_path, "prefix", reward=lambda completions, **kwargs: [1.0, 1.0, 0.0, 0.0] * 4, max_steps=2)
+    trainer.train()
+    for name in {trainer.curriculum.arms[arm] for arm in trainer._drawn_arms}:
+        assert last(trainer, f"curriculum/learnability/{name}") == 0
+        assert last(trainer, f"pass_rate/{name}") == last(trainer, f"reward/{name}") == 1
+
+
+def test_the_table_of_completions_marks_forced_answers(tmp_path):
+    trainer = make(tmp_path, "prefix", max_steps=1)
+    trainer.train()
+    assert list(trainer._logs["extra"]["forced_answer"]) == [False, False, True, True] * 4
+
+
+def test_forced_answers_that_hit_their_limit_are_reported(tmp_path, caplog):
+    make(tmp_path, "prefix", max_steps=1, forced_answer_tokens=1).train()
+    assert "forced answers came to an end within forced_answer_tokens, 1: raise it" in caplog.text
+
+
+def test_resuming_with_a_lower_limit_cuts_stale_traces_earlier(tmp_path, caplog):
+    data = rows(num_items=2)
+    make(tmp_path, "prefix", train_dataset=data, max_steps=2, save_strategy="steps", save_steps=2).train()
+    trainer = make(tmp_path, "prefix", train_dataset=data, max_steps=6, max_completion_length=6)
+    prefixes = []
+    choose = trainer._choose_prefixes
+    trainer._choose_prefixes = lambda: (
+        choose()
+        or prefixes.extend(
+            prefix for prefix, stops in zip(trainer._prefixes, trainer._terminating, strict=True) if not stops
+        )
+    )
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert "holds stale traces of up to 12 tokens, more than max_completion_length, 6" in caplog.text
+    assert {len(prefix) for prefix in prefixes} == {0, 4}, "8 tokens leave no room for a completion"
+    assert trainer._pool.longest() <= 6
+
+
+def test_a_bonus_needs_a_reward_that_knows_right_from_wrong(tmp_path):
+    """A judge is not asked about forced answers."""
+    judge = JudgeReward(Judge(JudgeClient("http://127.0.0.1:9"), Rubric("Sum.", (RubricItem("same", "Any.", 2),))))
+    with pytest.raises(ValueError, match="progress: prefix pays by what is right, which neither a judge nor a reward"):
+        make(tmp_path, "prefix", reward=judge)
 
 
 def test_a_checkpoint_without_a_pool_cannot_resume_prefixes(tmp_path):

@@ -15,7 +15,7 @@ from metatune.trainers.answer_likelihood import AcceptedAnswers, Tree, success_p
 from metatune.trainers.progress import length_penalised
 
 from .dump_setup import config, digits, rows, tiny_model
-from .mrt_setup import VARIANTS, Recording, last, make
+from .mrt_setup import LIKELIHOOD, VARIANTS, Recording, last, make
 
 KEYS = ("loss", "grad_norm", "reward")
 
@@ -91,7 +91,7 @@ def test_the_bonus_is_made_of_the_estimated_values(tmp_path, monkeypatch):
         scale_rewards="none",
         reward_weights=[3.0],
         reward=lambda completions, **kwargs: [1.0, 0.0] * (len(completions) // 2),
-        success_estimator="likelihood",  # no shrinkage
+        **LIKELIHOOD,  # no shrinkage
     )
     trainer.__class__ = Recording
     monkeypatch.setattr(trainer, "_by_likelihood", lambda prompts, places: [0.5 * (cut > 0) for _, cut in places])
@@ -120,7 +120,7 @@ def test_the_bonus_is_divided_as_the_outcome_on_easy_and_hard_prompts(tmp_path, 
         episodes={"by": "tokens", "tokens": 12},  # one episode
         progress_weight=0.5,
         reward=lambda completions, **kwargs: [float(row % 4 <= row // 4) for row in range(len(completions))],
-        success_estimator="likelihood",
+        **LIKELIHOOD,
     )
     trainer.__class__ = Recording
     monkeypatch.setattr(trainer, "_by_likelihood", lambda prompts, places: [0.3] * len(places))
@@ -153,7 +153,10 @@ def test_sampled_and_likelihood_values_agree_on_the_starter(tmp_path, starter, t
     model, tokenizer = starter
     entry = {"name": "a", "source": "arithmetic", "config": {"terms": 3}, "train_size": 40, "test_size": 4}
     values = {}
-    for estimator, answers in (("likelihood", 1), ("rollouts", 200)):
+    for estimator, forced in (
+        ("likelihood", {}),
+        ("rollouts", {"num_forced_answers": 200, "forced_answer_tokens": 8}),
+    ):
         trainer = MRTTrainer(
             model,
             reward_funcs=correctness_reward,
@@ -163,8 +166,7 @@ def test_sampled_and_likelihood_values_agree_on_the_starter(tmp_path, starter, t
                 progress="episode",
                 episodes={"by": "delimiter"},
                 success_estimator=estimator,
-                num_forced_answers=answers,
-                forced_answer_tokens=8,
+                **forced,
                 temperature=temperature,
                 compact_generation=True,
                 max_steps=1,
@@ -201,10 +203,10 @@ def test_it_trains(tmp_path, progress):
     assert any(not torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("estimator", ["rollouts", "likelihood"])
+@pytest.mark.parametrize("estimator", [{}, LIKELIHOOD], ids=["rollouts", "likelihood"])
 def test_nothing_is_asked_where_no_trace_reaches_the_first_budget(tmp_path, estimator):
     """Then success at every budget is the outcome, and a segment's advantage is that of the outcome."""
-    trainer = make(tmp_path, "anytime", max_steps=1, budgets=[12], success_estimator=estimator)
+    trainer = make(tmp_path, "anytime", max_steps=1, budgets=[12], **estimator)
     trainer.__class__ = Recording
     trainer.train()
     expected = group_advantages(trainer._gold, 4, "group")
@@ -223,6 +225,7 @@ def test_images_that_a_forced_answer_would_not_see_are_refused(tmp_path):
 
 @pytest.mark.parametrize("progress", VARIANTS)
 def test_the_curriculum_never_sees_the_bonus(tmp_path, progress):
+    """It sees the advantages of the outcome; with `prefix` of the continuing rollouts among themselves."""
     trainer = make(tmp_path, progress, max_steps=2)
     trainer.__class__ = Recording
     seen = []
@@ -231,7 +234,10 @@ def test_the_curriculum_never_sees_the_bonus(tmp_path, progress):
         seen.append(advantages) or observe(arm, advantages, *rest)
     )
     trainer.train()
-    assert [value for group in seen[-4:] for value in group] == pytest.approx(trainer.outcome.tolist())
+    expected = trainer.outcome.view(4, 4)
+    if progress == "prefix":
+        expected = group_advantages(trainer._gold.view(4, 4)[:, :2].reshape(-1), 2, "group").view(4, 2)
+    assert [value for group in seen[-4:] for value in group] == pytest.approx(expected.flatten().tolist())
 
 
 @pytest.mark.parametrize("progress", VARIANTS)
@@ -281,16 +287,19 @@ def test_traces_are_kept_for_the_page(tmp_path):
         ({"progress": "episodes"}, "progress is one of none, episode"),
         ({"progress_scale": "std"}, "progress_scale is one of"),
         ({"progress": "episode", "progress_decay": 1.5}, "between 0 and 1, got 1.5"),
-        ({"progress": "anytime", "progress_decay": 0.5}, "belongs to progress: episode"),
         ({"success_estimator": "mc"}, "success_estimator is one of"),
-        ({"num_forced_answers": 0}, "num_forced_answers must be at least 1"),
+        ({"progress": "episode", "num_forced_answers": 0}, "num_forced_answers must be at least 1"),
         ({"progress": "anytime", "budgets": [4, 8]}, "end with max_completion_length, 12"),
         ({"progress": "anytime", "budgets": [8, 4, 12]}, "must increase"),
-        ({"progress": "episode", "budgets": [4, 12]}, "budgets belong to progress: anytime"),
-        ({"progress": "prefix", "terminating_generations": 4}, "below num_generations, 4"),
-        ({"progress": "episode", "terminating_generations": 1}, "belong to progress: prefix"),
+        ({"progress": "prefix", "prefix_baseline": "kind"}, "prefix_baseline is one of separate, joint"),
+        ({"progress": "prefix", "terminating_generations": 1}, "at least 2 of each kind of rollout"),
+        ({"progress": "prefix", "terminating_generations": 3}, "at least 2 of each kind of rollout"),
+        ({"progress": "prefix", "num_generations": 2}, "num_generations: 2; got 2"),
+        (
+            {"progress": "prefix", "prefix_baseline": "joint", "terminating_generations": 4},
+            "at least 1 of each kind of rollout",
+        ),
         ({"progress": "length_penalty", "progress_weight": 2.0}, "0 to 1"),
-        ({"progress": "anytime", "progress_weight": 2.0}, "progress: anytime has no progress_weight"),
         (
             {"progress": "episode", "success_estimator": "likelihood", "ds3_gather_for_generation": False},
             "likelihood needs ds3_gather_for_generation: true",

@@ -13,7 +13,6 @@ from metatune.trainers.progress import (
     binomial_variance,
     episode_advantages,
     length_penalised,
-    prefix_rewards,
     progress_divisor,
     progress_noise,
     progress_of,
@@ -192,44 +191,6 @@ def test_an_unscorable_outcome_leaves_its_trace_out():
     advantages = anytime_advantages(values, 2)
     assert advantages[0].isnan().all()
     assert advantages[1:].isfinite().all()
-
-
-# ---- prefix: worked by hand ----
-
-
-def test_prefix_rewards_by_hand():
-    # 3 continuing (1, 1, 0), 1 terminating (0): b = 0, so with alpha 0.5: 1.5, 1.5, 0, 0.
-    rewards = torch.tensor([1.0, 1.0, 0.0, 0.0])
-    terminating = torch.tensor([False, False, False, True])
-    assert prefix_rewards(rewards, terminating, 4, 0.5).tolist() == [1.5, 1.5, 0.0, 0.0]
-    # where terminating succeeds, failing to continue costs: b = 1
-    rewards = torch.tensor([1.0, 0.0, 0.0, 1.0])
-    assert prefix_rewards(rewards, terminating, 4, 0.5).tolist() == [1.0, -0.5, -0.5, 1.0]
-
-
-@given(st.lists(st.booleans(), min_size=4, max_size=4), st.floats(0.1, 3), chance)
-@settings(deadline=None)
-def test_the_bonus_alone_cancels_in_its_group(right, alpha, baseline):
-    """The wrong form, r + alpha (r - b) over continuing rollouts alone, is GRPO; with terminating ones it is not."""
-    rewards = torch.tensor([float(r) for r in right], dtype=torch.float64)
-    wrong = rewards + alpha * (rewards - baseline)
-    grpo = group_advantages(rewards, 4, "group")
-    torch.testing.assert_close(group_advantages(wrong, 4, "group"), grpo, atol=2e-3, rtol=2e-3)
-
-
-def test_the_joint_group_does_not_cancel():
-    terminating = torch.tensor([False, False, False, True])
-    rewards = torch.tensor([1.0, 1.0, 0.0, 0.0])
-    ours = group_advantages(prefix_rewards(rewards, terminating, 4, 1.0), 4, "group")
-    lucky = torch.tensor([1.0, 1.0, 0.0, 1.0])  # the same continuing rollouts where stopping would have succeeded too
-    theirs = group_advantages(prefix_rewards(lucky, terminating, 4, 1.0), 4, "group")
-    assert ours[0] > theirs[0]
-    assert theirs[2] < ours[2]
-
-
-def test_without_terminating_rollouts_there_is_no_bonus():
-    rewards = torch.tensor([1.0, 0.0, NAN, 1.0])
-    assert prefix_rewards(rewards, torch.zeros(4, dtype=torch.bool), 4, 1.0)[:2].tolist() == [1.0, 0.0]
 
 
 # ---- length penalty ----

@@ -4,8 +4,10 @@ from dataclasses import dataclass
 
 import pytest
 
-from metatune.trainers import MetaRewardConfig
+from metatune.trainers import MetaRewardConfig, MRTConfig
 from metatune.trainers.unused_options import reject_unused
+
+from .dump_setup import config
 
 
 @dataclass
@@ -29,6 +31,57 @@ def test_the_default_is_accepted() -> None:
     reject_unused(Config(), {"weight": "method: none", "window": "method: none"})
 
 
+OPTIONS = {  # a value of each option of MRTConfig that is not its default
+    "progress_weight": 0.5,
+    "progress_decay": 0.5,
+    "progress_scale": "batch",
+    "episodes": {"by": "delimiter"},
+    "success_estimator": "likelihood",
+    "num_forced_answers": 2,
+    "forced_answer_tokens": 8,
+    "forcing_suffix": "\nanswer ",
+    "budgets": [4, 12],
+    "terminating_generations": 2,
+    "prefix_baseline": "joint",
+}
+NO_EFFECT = {  # form of progress: the options that do nothing in it
+    "none": OPTIONS,
+    "length_penalty": [name for name in OPTIONS if name != "progress_weight"],
+    "episode": ["budgets", "terminating_generations", "prefix_baseline"],
+    "anytime": ["progress_weight", "progress_decay", "episodes", "terminating_generations", "prefix_baseline"],
+    "prefix": ["progress_decay", "progress_scale", "success_estimator", "num_forced_answers", "budgets"],
+}
+PROGRESS_ROWS = [
+    (MRTConfig, {"progress": progress, name: OPTIONS[name]}, f"{name} has no effect with progress: {progress}.")
+    for progress, names in NO_EFFECT.items()
+    for name in names
+]
+PROGRESS_ROWS += [
+    (
+        MRTConfig,
+        {"progress": progress, "success_estimator": "likelihood", name: OPTIONS[name]},
+        f"{name} has no effect with success_estimator: likelihood.",
+    )
+    for progress in ("episode", "anytime")
+    for name in ("num_forced_answers", "forced_answer_tokens")
+]
+PROGRESS_ROWS += [
+    (
+        MRTConfig,
+        {"progress": "prefix", "terminating_generations": 0, name: OPTIONS[name]},
+        f"{name} has no effect with terminating_generations: 0.",
+    )
+    for name in ("progress_weight", "prefix_baseline", "forced_answer_tokens", "forcing_suffix")
+]
+PROGRESS_ROWS += [
+    (
+        MRTConfig,
+        {"progress": "anytime", "progress_scale": "none", "scale_rewards": "batch", "curriculum": "uniform"},
+        "scale_rewards has no effect with progress: anytime and progress_scale: none.",
+    )
+]
+
+
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [
@@ -47,8 +100,20 @@ def test_the_default_is_accepted() -> None:
             {"per_device_meta_batch_size": 4},
             "per_device_meta_batch_size has no effect with meta_step: none",
         ),
+        *PROGRESS_ROWS,
     ],
 )
 def test_the_options_of_a_trainer(tmp_path, kind, options, message) -> None:
     with pytest.raises(ValueError, match=message):
         kind(output_dir=str(tmp_path), use_cpu=True, bf16=False, **options)
+
+
+@pytest.mark.parametrize("progress", NO_EFFECT)
+def test_every_other_option_of_a_form_of_progress_is_accepted(tmp_path, progress) -> None:
+    used = {name: value for name, value in OPTIONS.items() if name not in NO_EFFECT[progress]}
+    if progress in ("episode", "anytime"):
+        del used["success_estimator"]
+    made = config(tmp_path, MRTConfig, progress=progress, **used)
+    assert {name: getattr(made, name) for name in used} == used
+    again = config(tmp_path, MRTConfig, **{name: getattr(made, name) for name in ("progress", *OPTIONS)})
+    assert again.terminating_generations == made.terminating_generations, "derived values are accepted too"
