@@ -1,26 +1,27 @@
 """What every curriculum shares: the interface, the allocation of prompts, the state, the registry.
 
 A curriculum chooses among *arms*, the names of task distributions. Before each generation batch `draw` says which arm
-every prompt comes from; after it `observe` takes back one prompt's group of completions at a time; `probabilities` is
-always what the next `draw` will use. One `draw` is one tick of the clock, because the policy changes once per batch.
+every prompt comes from; after it `observe` takes back one prompt's group of completions at a time, or
+`observe_unscorable` if the group says nothing; `probabilities` is always what the next `draw` will use. One `draw` is
+one tick of the clock, because the policy changes once per batch.
 
 A curriculum is a deterministic function of its seed and of the calls made on it: ranks that make the same calls in the
-same order draw the same prompts. It only learns from what is passed to `observe`, so evaluation never feeds it.
+same order draw the same prompts. It only learns from what these two methods get, so evaluation never feeds it.
 """
 
 import difflib
 import inspect
-import math
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 
+from .recent_prompts import finite_or_none
 from .shares import largest_remainder, require
 
-STATE_VERSION = 1
+STATE_VERSION = 2  # 1 did not count prompts that cannot be scored, and kept no weights of older observations
+PAST_WEIGHT = 0.8  # of what was observed before the rewards changed, beside 1 for what is observed afterwards
 
 CURRICULA: dict[str, type["Curriculum"]] = {}
 """Every curriculum by name. Subclassing with `class Mine(Curriculum, name="mine")` adds to it."""
@@ -30,7 +31,8 @@ class Curriculum(ABC):
     """Base class of the curricula.
 
     Subclasses implement `probabilities`, `learnability`, `_observe`, and, where they keep statistics of their own,
-    `_tick`, `_statistics`, `_load_statistics` and `_own_metrics`.
+    `_tick`, `_discount_past`, `_statistics`, `_load_statistics` and `_own_metrics`. By default, `_observe_unscorable`
+    calls `_observe`.
 
     Args:
         arms (`Sequence[str]`): names of the task distributions; at least one, all different.
@@ -43,6 +45,7 @@ class Curriculum(ABC):
 
     name: ClassVar[str]
     unit_rewards: ClassVar[bool] = False  # whether it needs rewards from 0 to 1
+    adaptive: ClassVar[bool] = True  # whether its shares depend on what it observes
 
     def __init_subclass__(cls, name: str | None = None, **kwargs: Any):
         super().__init_subclass__(**kwargs)
@@ -108,9 +111,7 @@ class Curriculum(ABC):
         Raises:
             ValueError: if the arm is unknown, the lengths differ, or a value is missing, NaN or infinite.
         """
-        if arm not in self._index:
-            raise ValueError(f"unknown arm {arm!r}{_nearest(arm, self.arms)}; the arms are {list(self.arms)}")
-        index = self._index[arm]
+        index = self._index_of(arm)
         advantages_G = _checked_group(arm, "advantages", advantages)
         size = len(advantages_G)
         rewards_G = None if rewards is None else _checked_group(arm, "rewards", rewards, size)
@@ -118,10 +119,37 @@ class Curriculum(ABC):
         self._observe(index, advantages_G, rewards_G, tokens_G)
         self._observed[index] += 1
 
-    def forget(self) -> None:
-        """Forget what was observed, since rewards now mean something else; the clock and the generator go on."""
-        self._load_statistics(type(self)(self.arms, **self.options)._statistics())
-        self._observed[:] = 0
+    def observe_unscorable(self, arm: str, num_completions: int, tokens: Sequence[float] | None = None) -> None:
+        """Count one prompt whose group says nothing: fewer than two completions have a reward and are in the loss.
+
+        Call this for every drawn prompt that is not passed to `observe`. The prompt counts as drawn, with the value 0.
+        A prompt that is not counted leaves its arm unexplored, and a bandit then draws that arm more and more.
+
+        Args:
+            arm (`str`): the distribution that the prompt came from.
+            num_completions (`int`): number of completions that were generated for it.
+            tokens (`Sequence[float]` of length `num_completions`, *optional*): their lengths, in tokens.
+
+        Raises:
+            ValueError: if the arm is unknown, or an argument is out of range.
+        """
+        index = self._index_of(arm)
+        require(num_completions >= 1, f"arm {arm!r}: num_completions must be at least 1, got {num_completions}")
+        tokens_G = None if tokens is None else _checked_group(arm, "tokens", tokens, num_completions)
+        self._observe_unscorable(index, num_completions, tokens_G)
+        self._observed[index] += 1
+
+    def discount_past(self, factor: float = PAST_WEIGHT) -> None:
+        """Reduce the weight of everything observed so far, because the rewards have changed their meaning.
+
+        Estimates keep their order and give way sooner to new observations. Calls multiply.
+
+        Args:
+            factor (`float`, *optional*, defaults to `0.8`): in (0, 1]; what an observation still weighs, beside 1 for
+                a new one.
+        """
+        require(0 < factor <= 1, f"the weight of past observations must be in (0, 1], got {factor}")
+        self._discount_past(factor)
 
     def metrics(self) -> dict[str, float]:
         """Return what to log: `probability/ARM` of the next draw, `learnability/ARM` and `count/ARM`, the number of
@@ -157,7 +185,7 @@ class Curriculum(ABC):
         """
         expected = self.state_dict()
         _check_same_keys("the state", expected, state)
-        _check_same("version", expected["version"], state["version"], "resume with the metatune that wrote it")
+        _check_same("version", expected["version"], state["version"], "resume with the metatune release that wrote it")
         _check_same("name", expected["name"], state["name"], "resume with the curriculum of the checkpoint")
         _check_same("arms", expected["arms"], state["arms"], "list the checkpoint's arms in the same order")
         _check_same_keys("its options", expected["options"], state["options"])
@@ -181,6 +209,14 @@ class Curriculum(ABC):
     ) -> None:
         """Learn from one prompt of arm `index`; the inputs are checked."""
 
+    def _observe_unscorable(self, index: int, num_completions: int, tokens: np.ndarray | None) -> None:
+        """Count one prompt of arm `index` as worth 0: by default as a group in which all completions fail alike."""
+        zeros = np.zeros(num_completions)
+        self._observe(index, zeros, zeros, tokens)
+
+    def _discount_past(self, factor: float) -> None:  # noqa: B027, without statistics there is nothing to discount
+        """Multiply the weight of everything observed so far by `factor`, in (0, 1]."""
+
     def _tick(self, num_prompts: int) -> None:  # noqa: B027, most curricula have no clock
         """Move the clock on, after the probabilities of a draw are settled."""
 
@@ -194,6 +230,11 @@ class Curriculum(ABC):
     def _own_metrics(self) -> dict[str, np.ndarray]:
         """Return the method's own columns for `metrics`: name to an array of shape (N,)."""
         return {}
+
+    def _index_of(self, arm: str) -> int:
+        if arm not in self._index:
+            raise ValueError(f"unknown arm {arm!r}{_nearest(arm, self.arms)}; the arms are {list(self.arms)}")
+        return self._index[arm]
 
     def _required_rewards(self, index: int, rewards: np.ndarray | None) -> np.ndarray:
         """Return the rewards for a curriculum that needs them, and needs them from 0 (failed) to 1 (solved)."""
@@ -211,55 +252,10 @@ class Curriculum(ABC):
 
     def _per_arm(self, key: str, values: Sequence[float]) -> np.ndarray:
         """Read an array with one finite number per arm from a state."""
-        array = _finite_or_none(values)
+        array = finite_or_none(values)
         if array is None or array.shape != (len(self.arms),):
             raise ValueError(f"curriculum state refused: {key} must hold one finite number per arm, got {values}")
         return array
-
-
-class RecentPrompts:
-    """The last `size` values of every arm, one value per prompt, each with the draw that it belongs to."""
-
-    def __init__(self, num_arms: int, size: int):
-        require(size >= 1, f"window must be at least 1 prompt, got {size}")
-        self.size = int(size)
-        self.values: list[deque[tuple[float, int]]] = [deque(maxlen=self.size) for _ in range(num_arms)]
-
-    def add(self, index: int, value: float, draw: int) -> None:
-        self.values[index].append((float(value), draw))
-
-    def means(self, discount: float = 1.0) -> np.ndarray:
-        """Return each arm's mean, a value that is `a` draws older than the arm's newest weighing `discount ** a`."""
-        return np.array([self._mean(window, discount) for window in self.values])
-
-    @staticmethod
-    def _mean(window: deque, discount: float) -> float:
-        if not window:
-            return 0.0
-        # Ages relative to the newest: an arm that has not been drawn for very long must not end up as 0 / 0.
-        weights = [discount ** (window[-1][1] - draw) for _, draw in window]
-        return math.fsum(w * value for w, (value, _) in zip(weights, window, strict=True)) / math.fsum(weights)
-
-    def state(self) -> list:
-        return [[[value, draw] for value, draw in window] for window in self.values]
-
-    def restored(self, key: str, state: Sequence) -> "RecentPrompts":
-        """Return a new `RecentPrompts` with the values of `state`."""
-        windows = [_finite_or_none(window) for window in state] if isinstance(state, list) else []
-        fits = len(windows) == len(self.values) and all(
-            window is not None and window.shape in [(0,), *((n, 2) for n in range(1, self.size + 1))]
-            for window in windows
-        )
-        require(
-            fits,
-            f"curriculum state refused: {key} must hold, for each of {len(self.values)} arms, at most {self.size} "
-            "pairs of a finite value and its draw",
-        )
-        restored = RecentPrompts(len(self.values), self.size)
-        for index, window in enumerate(state):
-            for value, draw in window:
-                restored.add(index, value, int(draw))
-        return restored
 
 
 def checked_count(key: str, value: Any) -> int:
@@ -321,7 +317,7 @@ def _checked_group(arm: str, what: str, values: Sequence[float], length: int | N
     group = np.asarray(values, dtype=np.float64)
     require(group.ndim == 1 and len(group) > 0, f"arm {arm!r}: {what} must be a non-empty list of numbers: {values}")
     if length is not None:
-        require(len(group) == length, f"arm {arm!r}: {len(group)} {what} for {length} advantages")
+        require(len(group) == length, f"arm {arm!r}: {len(group)} {what} for {length} completions")
     bad = np.flatnonzero(~np.isfinite(group))
     require(
         len(bad) == 0,
@@ -329,15 +325,6 @@ def _checked_group(arm: str, what: str, values: Sequence[float], length: int | N
         "could not be scored before observing",
     )
     return group
-
-
-def _finite_or_none(values: Any) -> np.ndarray | None:
-    """Read an array of finite numbers from a state, or None if it is none."""
-    try:
-        array = np.array(values, dtype=np.float64)
-    except (TypeError, ValueError):
-        return None
-    return array if np.isfinite(array).all() else None
 
 
 def _check_same_keys(what: str, expected: Mapping[str, Any], found: Mapping[str, Any]) -> None:

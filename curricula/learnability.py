@@ -22,6 +22,7 @@ What differs from DUMP (`ucb.py`), and why:
 - It is computed from the raw rewards, so that neither the trainer's normalisation nor a reward for format counts.
 - Optimism has the scale of the values, 1/4 at most, and falls as 1 / n instead of sqrt(ln n / n): for an arm that
   never varies, mastered or hopeless, the bound closes fast. It never dies out, because n(d) is discounted.
+- A prompt that cannot be scored has the value 0, so its arm is drawn as rarely as one that never varies.
 - The temperature is relative to the best arm: late in training, when all variances are small, the curriculum still
   distinguishes them.
 - `per_token` is off by default. It saves tokens on long hopeless traces, but it also keeps cheap arms going when they
@@ -123,8 +124,11 @@ class LearnabilityCurriculum(Curriculum, name="dump_plus"):
         self._variances[index] += rewards.var(ddof=1)
 
     def _tick(self, num_prompts: int) -> None:
+        self._discount_past(self.discount)
+
+    def _discount_past(self, factor: float) -> None:
         for sums in (self._weights, self._variances, self._lengths):
-            sums *= self.discount
+            sums *= factor
 
     def _statistics(self) -> dict[str, Any]:
         return {

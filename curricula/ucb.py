@@ -16,11 +16,14 @@ What deviates from the paper or from its released code, and why:
   the bonus is about a third, and exploration is over after some ten steps. The default is the text's.
 - The window counts prompts, and a prompt's value is the mean |A| of its completions. The code keeps the last 300
   completions, after a reordering by length: about 19 prompts of one batch, and not a fair sample of them.
-- Only `observe` feeds the statistics. The code also feeds them test rewards at every validation.
+- Only training prompts feed the statistics. The code also feeds them test rewards at every validation.
+- A prompt without a comparable group (`observe_unscorable`) counts in n(d), which the text counts when a prompt is
+  drawn, and adds 0 to the window. The paper has a reward for every completion.
 - Shares become prompts by largest remainder with the error carried over, not by a lottery; within an arm the trainer
   cycles through shuffled items without replacement.
 - `discount` (off by default) forgets: a moving policy makes old counts and old advantages misleading. It is discounted
   UCB (Garivier and Moulines, arXiv 0805.3415) with one draw as the unit of time.
+- `discount_past`, once the rewards change their meaning (a judge's new rubric), lowers all n(d) and the weights in L.
 - `floor` (off by default) guarantees every arm a share.
 - All state is saved and restored; the released sampler forgets everything on resume.
 """
@@ -31,7 +34,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .curriculum import Curriculum, RecentPrompts
+from .curriculum import Curriculum
+from .recent_prompts import RecentPrompts
 from .shares import require, require_softmax_options, softmax
 
 
@@ -88,6 +92,10 @@ class UCBCurriculum(Curriculum, name="dump"):
 
     def _tick(self, num_prompts: int) -> None:
         self._counts *= self.discount
+
+    def _discount_past(self, factor: float) -> None:
+        self._magnitudes.discount(factor)
+        self._counts *= factor
 
     def _statistics(self) -> dict[str, Any]:
         return {"counts": self._counts.tolist(), "magnitudes": self._magnitudes.state()}

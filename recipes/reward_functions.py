@@ -140,7 +140,7 @@ def check_rewards(script_args: Any, training_args: Any) -> None:
     if training_args.curriculum_reward == "gold" and (unverified := without_verifier(script_args)):
         raise ConfigError(
             f"curriculum_reward: gold says nothing of distributions without a `verifier` ({', '.join(unverified)}), "
-            "and what is never observed is drawn the most: give them one, or take total"
+            "so it would hardly draw them: give them one, or set curriculum_reward to total"
         )
     check_reward_scale(script_args, training_args)
     gold = training_args.gold_reward

@@ -15,10 +15,10 @@ What deviates from the paper or its released code, and why:
 - Within a distribution, items are drawn without replacement, reshuffled every pass.
 - Every rank draws the same global batch and takes its slice, and the bandit sees the gathered groups of all ranks, so
   the ranks' bandits stay equal without any communication of their own.
-- A completion that cannot be scored (reward `None` or NaN) is left out of what the bandit learns, and so is one whose
-  group has no other score. Of several reward functions TRL adds a missing one as 0; here a group is compared by the
-  same functions, and the others have no reward.
-- A completion that the loss masks (`mask_truncated_completions`) is left out too: it trains nothing.
+- A completion that cannot be scored (reward `None` or NaN) is left out of what the bandit learns, and so is one that
+  the loss masks (`mask_truncated_completions`). A group of which fewer than two remain counts as drawn and worth 0:
+  n_d counts drawn prompts, as in the paper. Of several reward functions TRL adds a missing one as 0; here a group is
+  compared by the same functions, and the others have no reward.
 - Where gold pays beside a judge or a reward model, all advantages are divided by gold's deviation, with a floor. TRL
   divides by the total's, which cancels the others' weights wherever gold is constant (`advantages.py`).
 - Beside a judge or a reward model the bandit can see the advantages of the gold reward alone (`curriculum_reward`).
@@ -361,8 +361,11 @@ class DUMPTrainer(NamedModelCard, ExactResume, FiniteTraining, GRPOTrainer):
         groups = [tensor.view(group_shape).tolist() for tensor in (advantages, rewards, tokens)]
         for arm, *group in zip(self._drawn_arms, *groups, strict=True):
             scored = [completion for completion in zip(*group, strict=True) if not math.isnan(completion[1])]
+            name = self.curriculum.arms[arm]
             if len(scored) > 1:  # alone it has no advantage, whatever there is to learn
-                self.curriculum.observe(self.curriculum.arms[arm], *map(list, zip(*scored, strict=True)))
+                self.curriculum.observe(name, *map(list, zip(*scored, strict=True)))
+            else:
+                self.curriculum.observe_unscorable(name, self.num_generations, group[-1])
 
     def _log_by_arm(self, totals: torch.Tensor, golds: torch.Tensor) -> None:
         """Log each drawn distribution's mean reward and pass rate, from all ranks' rewards of shape (B,)."""

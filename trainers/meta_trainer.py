@@ -5,8 +5,8 @@ The total reward is the weighted sum of all reward functions; one of them may be
 - Policy: the total's advantages. Progress is made towards gold alone and added; what judges and reward models pay
   counts once, and they are never asked about the forced answers by which progress is measured.
 - Curriculum: the advantages of the outcome, before progress; of the total, or with `curriculum_reward: gold` of gold.
-- Rubric: tried against gold. When it changes, a curriculum that sees the judge forgets what it observed, for a
-  change of scores is no learning.
+- Rubric: tried against gold. When it changes, a curriculum that sees the judge discounts what it observed by the old
+  rubric.
 - Scales: rewards add up as they are, and the advantages are divided by gold's deviation (`advantages.py`); within a
   group only what was scored by the same functions is compared.
 """

@@ -156,11 +156,11 @@ class MPOTrainer(DUMPTrainer):
             raise ValueError(f"this {type(self).__name__} has no judge: no JudgeReward is among its reward_funcs")
         return self._judge_reward.judge
 
-    def _forget_other_rubric(self) -> None:
-        """Let a curriculum that sees the judge forget what another rubric said: a change of scores is no learning."""
+    def _discount_other_rubric(self) -> None:
+        """Discount what a curriculum that sees the judge observed by another rubric."""
         pays = self.reward_weights[self.reward_funcs.index(self._judge_reward)] != 0
         if pays and self.args.curriculum_reward == "total":
-            self.curriculum.forget()
+            self.curriculum.discount_past()
 
     # ---- what was judged ----
 
@@ -212,7 +212,7 @@ class MPOTrainer(DUMPTrainer):
             raise (JudgeError if told[1] else RuntimeError)(f"the main process failed: {told[0]}")
         if told[1] != self.rubric_version:
             if self.rubric_version != UNTOLD:  # on resume the checkpoint's is compared
-                self._forget_other_rubric()
+                self._discount_other_rubric()
             self.rubric_version, self.judge.rubric = told[1], Rubric.from_dict(told[2])
 
     def _log_metrics(self, name: str, value: float) -> None:
@@ -241,4 +241,4 @@ class MPOTrainer(DUMPTrainer):
         self.rubric_version = UNTOLD  # taken up from the history, which may have been turned back by the user
         self._share(lambda: self._evolution.load_state_dict(mpo, step))
         if self.rubric_version != mpo["rubrics"]["current"]:
-            self._forget_other_rubric()
+            self._discount_other_rubric()

@@ -38,10 +38,20 @@ def observe(curriculum: Curriculum, arm: str, solved: int, group: int = 4, lengt
     curriculum.observe(arm, advantages, rewards=rewards, tokens=[length] * group)
 
 
-# One step of a run: draw so many prompts, or observe a prompt of an arm.
+# One step of a run: draw so many prompts, observe a prompt of an arm, with a score or without, or discount the past.
 draw_steps = st.tuples(st.just("draw"), st.integers(1, 20))
-observe_steps = st.tuples(st.just("observe"), st.integers(0, 3), st.integers(0, 4), st.sampled_from([5.0, 40.0]))
-runs = st.lists(st.one_of(draw_steps, observe_steps), max_size=30)
+scored_steps = st.tuples(st.just("observe"), st.integers(0, 3), st.integers(0, 4), st.sampled_from([5.0, 40.0]))
+unscorable_steps = st.tuples(st.just("unscorable"), st.integers(0, 3))
+observe_steps = st.one_of(scored_steps, unscorable_steps)
+discount_steps = st.tuples(st.just("discount"), st.sampled_from([0.1, 0.8, 1.0]))
+runs = st.lists(st.one_of(draw_steps, observe_steps, discount_steps), max_size=30)
+
+
+def observe_step(curriculum: Curriculum, arm: str, step: tuple) -> None:
+    if step[0] == "observe":
+        observe(curriculum, arm, step[2], length=step[3])
+    else:
+        curriculum.observe_unscorable(arm, 4, tokens=[10.0] * 4)
 
 
 def play(curriculum: Curriculum, steps: list) -> list:
@@ -50,8 +60,10 @@ def play(curriculum: Curriculum, steps: list) -> list:
     for step in steps:
         if step[0] == "draw":
             seen.append(curriculum.draw(step[1]).tolist())
+        elif step[0] == "discount":
+            curriculum.discount_past(step[1])
         else:
-            observe(curriculum, curriculum.arms[step[1]], step[2], length=step[3])
+            observe_step(curriculum, curriculum.arms[step[1]], step)
         seen.append(curriculum.metrics())
     return seen
 
@@ -157,7 +169,7 @@ def test_probabilities_are_a_distribution_and_metrics_are_finite(name, steps):
     assert all(math.isfinite(value) for value in metrics.values())
     for arm, probability in zip(ARMS, probabilities, strict=True):
         assert metrics[f"probability/{arm}"] == probability
-    prompts = [step[1] for step in steps if step[0] == "observe"]
+    prompts = [step[1] for step in steps if step[0] in ("observe", "unscorable")]
     assert [metrics[f"count/{arm}"] for arm in ARMS] == [prompts.count(i) for i in range(4)]
     assert all(metrics[f"learnability/{arm}"] == 0 for i, arm in enumerate(ARMS) if i not in prompts)
 
@@ -173,8 +185,8 @@ def test_shares_are_equal_before_anything_is_observed(name):
 def test_renaming_the_arms_renames_the_probabilities(name, steps, order):
     straight, permuted = build(name), build(name, [ARMS[i] for i in order])
     for curriculum in (straight, permuted):
-        for _, arm, solved, length in steps:
-            observe(curriculum, ARMS[arm], solved, length=length)
+        for step in steps:
+            observe_step(curriculum, ARMS[step[1]], step)
     np.testing.assert_allclose(permuted.probabilities(), straight.probabilities()[list(order)], atol=1e-12)
 
 
@@ -195,23 +207,96 @@ def test_greedy_shares_ties_equally_and_floors_the_rest():
     np.testing.assert_allclose(softmax(np.array([1.0, 3.0, 3.0, 2.0]), 0, 0.05), [0.05, 0.45, 0.45, 0.05])
 
 
+# --- prompts that cannot be scored, and rewards that change their meaning ---
+
+
+def share_over_time(curriculum: Curriculum, solved: dict[str, float | None], draws: int, every: int = 0) -> np.ndarray:
+    """Return each arm's share of the prompts of every draw, shape (draws, N); 16 prompts of 8 completions a draw.
+
+    `solved` has the chance that a completion of the arm is right, `None` for an arm that cannot be scored. Every
+    `every` draws the past is discounted.
+    """
+    rng, shares = np.random.default_rng(0), []
+    for draw in range(1, draws + 1):
+        drawn = curriculum.draw(16)
+        shares.append(np.bincount(drawn, minlength=len(curriculum.arms)) / 16)
+        for arm in (curriculum.arms[index] for index in drawn):
+            if solved[arm] is None:
+                curriculum.observe_unscorable(arm, 8, tokens=[10.0] * 8)
+            else:
+                observe(curriculum, arm, int(rng.binomial(8, solved[arm])), group=8)
+        if every and draw % every == 0:
+            curriculum.discount_past()
+    return np.array(shares)
+
+
 @every_curriculum
-@given(before=runs, after=runs)
-@settings(max_examples=40)
-def test_what_was_forgotten_changes_nothing_any_more(name, before, after):
-    """Of two pasts with the same draws nothing is left but the clock and the generator."""
-    first, second = build(name), build(name)
-    play(first, before)
-    play(second, [step for step in before if step[0] == "draw"])
-    for curriculum in (first, second):
-        curriculum.forget()
-    assert not any(first.learnability())
-    forgotten = second.state_dict()["statistics"]
-    assert (
-        first.state_dict()["draws"] == second.state_dict()["draws"] and first.state_dict()["statistics"] == forgotten
-    )
-    second.load_state_dict(first.state_dict())
-    assert play(second, after) == play(first, after)
+@pytest.mark.parametrize("others", [0.02, 0.5, 0.98], ids=["hopeless", "learnable", "mastered"])
+def test_an_arm_that_cannot_be_scored_never_takes_over(name, others):
+    """Beside any other arms its share falls, and in the long run it is not above an equal one."""
+    curriculum = build(name, **({"total_prompts": 16} if name == "easy_to_hard" else {}))
+    shares = share_over_time(curriculum, {**dict.fromkeys(ARMS, others), "logic": None}, draws=150)[:, 2]
+    assert shares[50:].mean() <= 0.25 + 0.01
+    if curriculum.adaptive and others == 0.5:
+        assert shares[-50:].mean() < 0.1
+        assert curriculum.probabilities()[2] > 0  # to find out whether it can be scored again
+
+
+@every_curriculum
+def test_nothing_but_arms_that_cannot_be_scored_are_drawn_alike(name):
+    curriculum = build(name, **({"total_prompts": 16} if name == "easy_to_hard" else {}))
+    shares = share_over_time(curriculum, dict.fromkeys(ARMS), draws=60)
+    np.testing.assert_allclose(shares[10:].mean(axis=0), 0.25, atol=0.02)
+
+
+ADAPTIVE = [name for name in NAMES if CURRICULA[name].adaptive]
+# Two arms teach, "middle" and "even"; after the change "easy" and "hard" do.
+SOLVED = {"easy": 0.98, "easier": 0.98, "middle": 0.4, "even": 0.5, "hard": 0.02, "harder": 0.02}
+CHANGED = {"easy": 0.4, "easier": 0.98, "middle": 0.98, "even": 0.98, "hard": 0.5, "harder": 0.02}
+
+
+def share_of_teaching(curriculum: Curriculum, solved: dict[str, float], draws: int, every: int = 0) -> np.ndarray:
+    teaching = [0.2 < solved[arm] < 0.8 for arm in curriculum.arms]
+    return share_over_time(curriculum, solved, draws, every)[:, teaching].sum(axis=1)
+
+
+@pytest.mark.parametrize("name", ADAPTIVE)
+def test_a_rubric_that_changes_every_ten_draws_costs_little_and_a_real_change_is_followed(name):
+    undisturbed = share_of_teaching(make_curriculum(name, list(SOLVED)), SOLVED, draws=60).mean()
+    curriculum = make_curriculum(name, list(SOLVED))
+    discounted = share_of_teaching(curriculum, SOLVED, draws=60, every=10).mean()
+    assert discounted > 0.79
+    assert discounted > undisturbed - 0.05
+    assert share_of_teaching(curriculum, CHANGED, draws=40, every=10)[20:].mean() > undisturbed - 0.1
+
+
+@pytest.mark.parametrize("name", ADAPTIVE)
+def test_a_discounted_past_gives_way_to_new_observations_sooner(name):
+    shares = []
+    for factor in (0.1, 1.0):
+        curriculum = make_curriculum(name, list(SOLVED))
+        share_of_teaching(curriculum, SOLVED, draws=40)
+        curriculum.discount_past(factor)
+        shares.append(share_of_teaching(curriculum, CHANGED, draws=15).mean())
+    assert shares[0] > shares[1] + 0.02
+
+
+@every_curriculum
+@given(steps=runs)
+@settings(max_examples=20)
+def test_a_discount_of_1_changes_nothing(name, steps):
+    curriculum, twin = build(name), build(name)
+    for each in (curriculum, twin):
+        play(each, steps)
+    twin.discount_past(1.0)
+    np.testing.assert_allclose(twin.probabilities(), curriculum.probabilities(), rtol=1e-12)
+
+
+@every_curriculum
+def test_a_discount_outside_0_to_1_is_refused(name):
+    for factor in (0.0, 1.1, math.nan):
+        with pytest.raises(ValueError, match=r"the weight of past observations must be in \(0, 1\], got "):
+            build(name).discount_past(factor)
 
 
 # --- state ---
@@ -237,18 +322,20 @@ def test_a_state_is_a_copy(name):
     play(curriculum, [("observe", 1, 2, 5.0)])
     state = curriculum.state_dict()
     frozen = json.dumps(state)
-    play(curriculum, [("draw", 9), ("observe", 1, 2, 5.0), ("draw", 9)])
+    more = [("draw", 9), ("observe", 1, 2, 5.0), ("unscorable", 1), ("discount", 0.5), ("draw", 9)]
+    play(curriculum, more)
     assert json.dumps(state) == frozen
     fresh = build(name)
     fresh.load_state_dict(state)
-    play(fresh, [("draw", 9), ("observe", 1, 2, 5.0), ("draw", 9)])
+    play(fresh, more)
     assert json.dumps(state) == frozen
 
 
 FOREIGN = {
     "missing key": (lambda s: s.pop("carry"), r"lacks \['carry'\]"),
     "unknown key": (lambda s: s.update(surprise=1), r"unknown \['surprise'\]"),
-    "version": (lambda s: s.update(version=99), "version is 99 in the state and 1 here"),
+    "version": (lambda s: s.update(version=99), "version is 99 in the state and 2 here"),
+    "older version": (lambda s: s.update(version=1), "version is 1 in the state and 2 here; resume with the metatune"),
     "name": (lambda s: s.update(name="thompson"), "name is 'thompson' in the state"),
     "other arms": (lambda s: s["arms"].append("sudoku"), r"arms is .*'sudoku'\] in the state and .* here; list the"),
     "arms in another order": (lambda s: s["arms"].reverse(), "in the same order"),
@@ -328,7 +415,7 @@ def test_bad_arms_are_refused(name, arms, message):
         (("logic", [0.1, math.nan], [1.0, 0.0], [1, 1]), r"arm 'logic': advantages of completions \[1\] are NaN"),
         (("logic", [math.inf, 0.1], [1.0, 0.0], [1, 1]), r"arm 'logic': advantages of completions \[0\]"),
         (("logic", [0.1, -0.1], [1.0, None], [1, 1]), r"arm 'logic': rewards of completions \[1\]"),
-        (("logic", [0.1, -0.1], [1.0], [1, 1]), "arm 'logic': 1 rewards for 2 advantages"),
+        (("logic", [0.1, -0.1], [1.0], [1, 1]), "arm 'logic': 1 rewards for 2 completions"),
         (("logic", [0.1, -0.1], [1.0, 0.0], [1, math.nan]), r"arm 'logic': tokens of completions \[1\]"),
     ],
 )
@@ -337,6 +424,23 @@ def test_bad_observations_are_refused_and_change_nothing(name, call, message):
     before = curriculum.state_dict()
     with pytest.raises(ValueError, match=message):
         curriculum.observe(call[0], call[1], rewards=call[2], tokens=call[3])
+    assert curriculum.state_dict() == before
+
+
+@every_curriculum
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (("logick", 4), r"unknown arm 'logick' \(did you mean 'logic'\?\)"),
+        (("logic", 0), "arm 'logic': num_completions must be at least 1, got 0"),
+        (("logic", 2, [1.0]), "arm 'logic': 1 tokens for 2 completions"),
+    ],
+)
+def test_bad_calls_for_unscorable_prompts_are_refused_and_change_nothing(name, call, message):
+    curriculum = build(name)
+    before = curriculum.state_dict()
+    with pytest.raises(ValueError, match=message):
+        curriculum.observe_unscorable(*call)
     assert curriculum.state_dict() == before
 
 

@@ -67,6 +67,31 @@ def test_the_ends_of_the_band_belong_to_it_and_the_window_forgets():
     np.testing.assert_allclose(curriculum.probabilities(), [0.1, 0.8, 0.1])
 
 
+def test_an_arm_that_can_hardly_be_scored_is_in_no_pool():
+    # a: learnable, .8; b: solved by its scored prompts, .1, though a third has no score; c: a tenth of the least, .01.
+    curriculum = PoolsCurriculum(["a", "b", "c"])
+    observe_rate(curriculum, "a", 5)
+    for arm, scored, unscorable in (("b", 2, 1), ("c", 1, 2)):
+        for _ in range(scored):
+            observe_rate(curriculum, arm, 10)
+        for _ in range(unscorable):
+            curriculum.observe_unscorable(arm, 10)
+    np.testing.assert_allclose(curriculum.probabilities(), np.array([0.8, 0.1, 0.01]) / 0.91)
+    np.testing.assert_allclose(curriculum.pass_rates(), [0.5, 1.0, 1.0])
+    for _ in range(2):
+        observe_rate(curriculum, "c", 5)  # it can be scored again
+    np.testing.assert_allclose(curriculum.probabilities(), [0.4 / 0.9, 0.1 / 0.9, 0.4 / 0.9])
+
+
+def test_the_pass_rates_of_pools_follow_the_newest_prompts_once_the_past_is_discounted():
+    # One prompt at .9 of weight .25, one at .4: (.225 + .4) / 1.25
+    curriculum = PoolsCurriculum(["a"])
+    observe_rate(curriculum, "a", 9)
+    curriculum.discount_past(0.25)
+    observe_rate(curriculum, "a", 4)
+    np.testing.assert_allclose(curriculum.pass_rates(), [0.5])
+
+
 def test_pools_needs_rewards_between_0_and_1():
     curriculum = PoolsCurriculum(["a"])
     with pytest.raises(ValueError, match="arm 'a': curriculum 'pools' needs the raw rewards: pass `rewards`"):

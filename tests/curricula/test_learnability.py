@@ -49,6 +49,17 @@ def test_evidence_fades_and_optimism_comes_back():
     assert values == pytest.approx([0.125, 0.25 / 1.5, 0.2])
 
 
+def test_unscorable_prompts_and_a_discounted_past_by_hand():
+    # a: v = 1/3 and 0, so V = (1/4 + 1/3) / 3; b: V = (1/4) / 2. A past of weight .5: (1/4 + 1/6) / 2 and (1/4) / 1.5.
+    curriculum = LearnabilityCurriculum(["a", "b"])
+    observe(curriculum, "a", 2)
+    curriculum.observe_unscorable("a", 4)
+    curriculum.observe_unscorable("b", 4)
+    np.testing.assert_allclose(curriculum.optimistic_values(), [7 / 36, 1 / 8])
+    curriculum.discount_past(0.5)
+    np.testing.assert_allclose(curriculum.optimistic_values(), [5 / 24, 1 / 6])
+
+
 def test_one_success_in_sixteen_scores_a_quarter_of_the_maximum():
     curriculum = LearnabilityCurriculum(["rare", "even"])
     observe(curriculum, "rare", 1, group=16)

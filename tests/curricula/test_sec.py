@@ -55,3 +55,15 @@ def test_a_value_follows_an_arm_that_becomes_learnable():
 def test_bad_learning_rates_are_refused(learning_rate):
     with pytest.raises(ValueError, match=r"learning_rate must be in \(0, 1\]"):
         SECCurriculum(["a"], learning_rate=learning_rate)
+
+
+def test_unscorable_prompts_and_a_discounted_past_by_hand():
+    # r(a) = (1 + 0) / 2, so Q(a) = .25, which .8 makes .2; then r(a) = 1, so Q(a) = .2 + .5 * .8.
+    curriculum = SECCurriculum(["a", "b"])
+    curriculum.observe("a", [1.0, -1.0])
+    curriculum.observe_unscorable("a", 2)
+    assert curriculum.learnability().tolist() == [0.25, 0.0]
+    curriculum.discount_past(0.8)
+    assert curriculum.learnability().tolist() == pytest.approx([0.2, 0.0])
+    curriculum.observe("a", [1.0, -1.0])
+    assert curriculum.learnability().tolist() == pytest.approx([0.6, 0.0])

@@ -74,6 +74,42 @@ def test_discount_by_hand():
     np.testing.assert_allclose(curriculum.bonus(), [0.913879, 1.292420], atol=1e-6)
 
 
+@pytest.mark.parametrize(("count", "drawn"), [("prompts", [2, 1]), ("completions", [6, 4])])
+def test_a_prompt_that_cannot_be_scored_counts_as_drawn_and_worth_0(count, drawn):
+    # a: |A| 1 and an unscorable prompt of 4, so L = .5; b: an unscorable prompt of 4 alone, so L = 0.
+    curriculum = UCBCurriculum(["a", "b"], count=count)
+    curriculum.observe("a", [1.0, -1.0])
+    curriculum.observe_unscorable("a", 4)
+    curriculum.observe_unscorable("b", 4)
+    assert curriculum.learnability().tolist() == [0.5, 0.0]
+    a, b = drawn
+    expected = [math.sqrt(2 * math.log(a + b + 1) / (n + 1)) for n in drawn]
+    np.testing.assert_allclose(curriculum.bonus(), expected)
+
+
+def test_a_discounted_past_by_hand():
+    # L(a) = (.5 * 1 + 1 * 0) / 1.5, n(a) = .5 + 1; b keeps its mean, at n(b) = .5.
+    # bonus: 2 ln 3 = 2.197225; sqrt(2.197225 / 2.5) = .937491, sqrt(2.197225 / 1.5) = 1.210296
+    curriculum = UCBCurriculum(["a", "b"])
+    curriculum.observe("a", [1.0, -1.0])
+    curriculum.observe("b", [1.0, -1.0])
+    curriculum.discount_past(0.5)
+    curriculum.observe("a", [0.0, 0.0])
+    np.testing.assert_allclose(curriculum.learnability(), [1 / 3, 1])
+    np.testing.assert_allclose(curriculum.bonus(), [0.937491, 1.210296], atol=1e-6)
+
+
+def test_a_past_that_is_discounted_a_thousand_times_keeps_a_finite_estimate():
+    curriculum = UCBCurriculum(["a"])
+    curriculum.observe("a", [1.0])
+    curriculum.observe("a", [0.0])
+    for _ in range(1000):  # .1 ** 1000 underflows
+        curriculum.discount_past(0.1)
+    assert curriculum.learnability().tolist() == [0.5]
+    curriculum.observe("a", [2.0])
+    assert curriculum.learnability().tolist() == [2.0]
+
+
 def test_draws_change_nothing_without_discount():
     curriculum = UCBCurriculum(["a", "b"])
     curriculum.observe("a", [1.0])

@@ -12,7 +12,7 @@ from metatune.rewards import VERIFIERS, RewardModelReward, correctness_reward
 from metatune.rewards.guarded_reward import VerifierError
 from metatune.trainers import DUMPTrainer
 
-from .dump_setup import config, digits, make, rows, tiny_model, training_log
+from .dump_setup import DISTRIBUTIONS, config, digits, make, rows, tiny_model, training_log
 
 
 def test_a_completion_without_a_score_is_left_out_of_what_the_curriculum_learns(tmp_path):
@@ -45,16 +45,25 @@ def test_a_log_line_has_the_mean_of_all_batches_since_the_last(tmp_path):
 
 
 @pytest.mark.parametrize("curriculum", ["dump", "dump_plus"])
-def test_a_group_of_one_score_is_no_evidence(tmp_path, curriculum):
+def test_a_group_of_one_score_counts_as_worth_0(tmp_path, curriculum):
     """Alone it has no advantage and no variance, whatever its distribution has to teach."""
 
     def failing(completions, **kwargs):
         return [None] * 3 + [float(row % 2) for row in range(3, len(completions))]
 
     trainer = make(tmp_path, reward=failing, curriculum=curriculum, max_steps=1)
+    values = []
+    for name in ("observe", "observe_unscorable"):
+        method = getattr(trainer.curriculum, name)
+        setattr(
+            trainer.curriculum,
+            name,
+            lambda arm, *args, name=name, then=method: values.append(name) or then(arm, *args),
+        )
     trainer.train()
+    assert values == ["observe_unscorable", "observe", "observe", "observe"]
     metrics = trainer.curriculum.metrics()
-    assert sum(metrics[f"count/{arm}"] for arm in trainer.curriculum.arms) == 3
+    assert sum(metrics[f"count/{arm}"] for arm in trainer.curriculum.arms) == 4
 
 
 def test_what_a_reward_model_cannot_score_has_no_reward_at_all(tmp_path):
@@ -190,6 +199,22 @@ def test_the_curriculum_can_see_gold_alone(tmp_path):
         assert same, "what trains the policy is the total"
     for one, other in zip(seen["alone"], seen["beside"], strict=True):
         assert one[0] == pytest.approx(other[0], abs=1e-6) and one[1:] == other[1:]
+
+
+@pytest.mark.parametrize("curriculum", ["dump", "pools"])
+def test_a_distribution_that_cannot_be_scored_counts_as_drawn_and_loses_its_share(tmp_path, curriculum):
+    def no_gamma(completions, distribution, **kwargs):
+        """Half of each group is right, but of `gamma` nothing is known."""
+        return [None if name == "gamma" else float(row % 2) for row, name in enumerate(distribution)]
+
+    trainer = make(tmp_path, reward=no_gamma, curriculum=curriculum, max_steps=8)
+    drawn, draw = [], trainer.curriculum.draw
+    trainer.curriculum.draw = lambda number: drawn.extend(arms := draw(number)) or arms
+    trainer.train()
+    last = training_log(trainer)[-1]
+    assert [last[f"curriculum/count/{name}"] for name in DISTRIBUTIONS] == [drawn.count(arm) for arm in range(3)]
+    assert last["curriculum/learnability/gamma"] == 0
+    assert last["curriculum/probability/gamma"] < 0.2 < last["curriculum/probability/alpha"]
 
 
 def noise(completions, **kwargs):

@@ -179,19 +179,19 @@ def test_a_distribution_without_gold_is_paid_by_the_judge(tmp_path, form):
 
 
 @pytest.mark.parametrize(
-    ("weights", "sees", "forgets"),
+    ("weights", "sees", "discounts"),
     [([1.0, 1.0], "total", True), ([1.0, 0.0], "total", False), ([1.0, 1.0], "gold", False)],
 )
-def test_a_curriculum_forgets_what_another_rubric_said_and_nothing_else(tmp_path, weights, sees, forgets):
+def test_a_curriculum_discounts_what_another_rubric_said_and_nothing_else(tmp_path, weights, sees, discounts):
     with FakeJudgeServer(judge_or_revise([BETTER])) as server:
         options = {"meta_every": 2, "meta_cases": 6, "gate_cases": 8, "gate": False, "curriculum_reward": sees}
         trainer = judged(tmp_path, server.url, FIRST, weights, **options)
-        forgotten = []
-        forget = trainer.curriculum.forget
-        trainer.curriculum.forget = lambda: forgotten.append(trainer.state.global_step) or forget()
+        discounted = []
+        discount = trainer.curriculum.discount_past
+        trainer.curriculum.discount_past = lambda: discounted.append(trainer.state.global_step) or discount()
         trainer.train()
     assert [row["rubric/version"] for row in trainer.state.log_history if "loss" in row] == [0, 0, 1]
-    assert bool(forgotten) == forgets
+    assert bool(discounted) == discounts
 
 
 def test_a_rubric_is_tried_against_gold_also_where_another_reward_has_failed(tmp_path):
