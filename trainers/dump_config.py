@@ -40,7 +40,8 @@ class DUMPConfig(GRPOConfig):
             Sort the rows of each optimizer step by length before they are split into micro-batches, and cut the
             padding that a micro-batch has in every row. The same gradient up to rounding, in less time; it helps
             where `gradient_accumulation_steps` is above 1. Refused where the gradient would be another (`bnpo`,
-            entropy terms), and for images.
+            entropy terms, the auxiliary loss of a mixture of experts, models without rotary position embeddings or
+            with ones that depend on the batch's width), and for images.
         num_generations_eval (`int`, *optional*, defaults to `1`):
             Completions of each held-out prompt in an evaluation during training. TRL's default is `num_generations`,
             which multiplies the cost for the same problems.

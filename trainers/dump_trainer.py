@@ -56,7 +56,7 @@ from .distribution_rows import rows_by_distribution
 from .dump_config import DUMPConfig
 from .finite_training import FiniteTraining
 from .generation import sample_completions
-from .length_grouping import group_by_length
+from .length_grouping import group_by_length, obstacle_in_model
 from .model_card import Method, NamedModelCard
 from .rollout_checkpoint import ExactResume
 from .throughput import Throughput
@@ -138,6 +138,8 @@ class DUMPTrainer(NamedModelCard, ExactResume, FiniteTraining, GRPOTrainer):
         # With an environment, TRL has created a placeholder dataset by now.
         self._set_up_curriculum(args, rows_by_arm or rows_by_distribution(self.train_dataset, args))
         self._set_up_measurements(args)
+        if args.length_grouping and (obstacle := obstacle_in_model(self.model, self.aux_loss_enabled)):
+            raise ValueError(obstacle)
         self._set_up_method(args)
 
     def _set_up_curriculum(self, args: DUMPConfig, rows_by_arm: dict[str, list[int]]) -> None:

@@ -4,6 +4,10 @@ TRL pads a whole generation batch to its longest prompt and completion and shuff
 every micro-batch carries the widest padding of all. Sorting the rows of one optimizer step by length before they are
 split, and cutting the columns that are padding in every row of a micro-batch, leaves the step's gradient unchanged up
 to rounding (a step sums over its rows whatever their order) and saves most of the forward and backward time.
+
+This holds only if a row's log-probabilities depend neither on its left padding nor on the other rows. TRL passes no
+position ids, so a model with absolute positions counts the padding; some rotary embeddings change their frequencies
+with the width of the batch. `obstacle_in_model` finds such models.
 """
 
 from collections.abc import Sequence
@@ -12,6 +16,39 @@ from typing import Any
 import torch
 
 Batch = dict[str, Any]
+
+
+def obstacle_in_model(model: torch.nn.Module, aux_loss_enabled: bool) -> str | None:
+    """Return why other micro-batches would change the gradient of a model, and the fix; `None` if they would not.
+
+    Of the ways to encode positions, only rotary embeddings are accepted. Others may be independent of padding too
+    (ALiBi, OPT's), but nothing in a model identifies them.
+
+    Args:
+        model (`torch.nn.Module`): a transformers model, with or without an adapter.
+        aux_loss_enabled (`bool`): whether the loss balances the load of a mixture of experts.
+    """
+    if aux_loss_enabled:
+        return (
+            "length_grouping would change the auxiliary loss of the mixture of experts, which balances the load of "
+            "each micro-batch: set router_aux_loss_coef to 0, or length_grouping to false"
+        )
+    types: set[str] = set()  # of the model's rotary embeddings, which may differ by layer
+    for module in model.modules():
+        found = getattr(module, "rope_type", None)
+        types.update(found.values() if isinstance(found, dict) else [found] if found else [])
+    if not types:
+        return (
+            "length_grouping cuts padding on the left, which a model without rotary position embeddings may count as "
+            "positions: set length_grouping to false"
+        )
+    by_width = sorted(kind for kind in types if "dynamic" in kind or kind == "longrope")
+    if by_width:
+        return (
+            f"length_grouping changes the width of micro-batches, on which rotary embeddings of type {by_width[0]!r} "
+            "depend: set length_grouping to false"
+        )
+    return None
 
 
 def group_by_length(batches: Sequence[Batch], micro_batches_per_step: int) -> list[Batch]:

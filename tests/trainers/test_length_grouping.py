@@ -1,9 +1,17 @@
+from contextlib import nullcontext
+
 import pytest
 import torch
+import transformers
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from metatune.trainers.length_grouping import group_by_length, trim_padding
+from metatune.curricula import build_tokenizer
+from metatune.trainers import DUMPTrainer
+from metatune.trainers.length_grouping import group_by_length, obstacle_in_model, trim_padding
+
+from . import dump_setup
 
 PROMPT_WIDTH, COMPLETION_WIDTH = 7, 9
 
@@ -203,3 +211,118 @@ def test_the_loss_and_the_gradient_of_a_step_are_unchanged(model, micro_batches_
         assert max(gradient.abs().max() for gradient in gradients) > 0.01
         for mine, theirs in zip(grouped_gradients, gradients, strict=True):
             torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
+
+
+# ---- which models it is for ----
+
+SIZES = {
+    "vocab_size": 50,
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 12,  # below the width of a batch with all of its padding
+    "pad_token_id": 0,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+GPT2 = {"vocab_size": 50, "n_embd": 64, "n_layer": 2, "n_head": 2, "n_positions": 64, "pad_token_id": 0}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+DYNAMIC = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4}
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 1e4,
+    "short_factor": [1.0] * 16,
+    "long_factor": [3.0] * 16,
+}
+LINEAR = {"layer_types": ["linear_attention", "full_attention"], "shared_expert_intermediate_size": 32} | {
+    f"linear_{name}": size
+    for name, size in {"num_value_heads": 2, "num_key_heads": 2, "key_head_dim": 32, "value_head_dim": 32}.items()
+}
+
+
+def random_model(kind: str, **options) -> PreTrainedModel:
+    """A random model with wide weights, so that what it depends on shows."""
+    torch.manual_seed(0)
+    sizes = GPT2 if kind in ("GPT2", "CTRL") else SIZES
+    model_config = getattr(transformers, f"{kind}Config")(**{**sizes, **options})
+    model = AutoModelForCausalLM.from_config(model_config, dtype=torch.float32).eval()
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.2)
+    return model
+
+
+@torch.no_grad()
+def logps_of_rows(model: PreTrainedModel, batches: list[dict]) -> dict[int, torch.Tensor]:
+    """Return the log-probabilities of each row's completion, by the row's number, computed as TRL does."""
+    found = {}
+    for batch in batches:
+        ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
+        mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
+        width = batch["completion_ids"].shape[1]
+        logps = model(input_ids=ids, attention_mask=mask).logits[:, -width - 1 : -1].log_softmax(-1)
+        logps = logps.gather(-1, batch["completion_ids"][..., None]).squeeze(-1)
+        for row, number in enumerate(batch["advantages"].tolist()):
+            found[number] = logps[row, batch["completion_mask"][row].bool()]
+    return found
+
+
+def largest_change(model: PreTrainedModel) -> float:
+    """Return the largest change of a log-probability that regrouping causes."""
+    before = logps_of_rows(model, make_batches(LENGTHS))
+    after = logps_of_rows(model, group_by_length(make_batches(LENGTHS), 2))
+    return max((before[row] - after[row]).abs().max().item() for row in before)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("Llama", {}),
+        ("Mistral", {"sliding_window": 4}),
+        ("Gemma3Text", {"head_dim": 32, "sliding_window": 4}),  # two kinds of rotary embeddings
+        ("Mixtral", {"num_local_experts": 4}),
+        ("Qwen3Moe", {"head_dim": 32, **EXPERTS}),
+        ("Qwen3Next", {"head_dim": 32, **EXPERTS, **LINEAR}),  # recurrent layers
+    ],
+)
+def test_rotary_models_have_the_same_logprobs_after_grouping(kind, options):
+    model = random_model(kind, **options)
+    assert obstacle_in_model(model, aux_loss_enabled=False) is None
+    assert largest_change(model) < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        ("GPT2", {}, "without rotary position embeddings"),
+        ("CTRL", {"dff": 64}, "without rotary position embeddings"),  # sinusoids: no table of positions
+        ("Llama", {"rope_parameters": DYNAMIC}, "rotary embeddings of type 'dynamic'"),
+        (
+            "Phi3",
+            {"rope_parameters": LONGROPE, "original_max_position_embeddings": 12},
+            "rotary embeddings of type 'longrope'",
+        ),
+    ],
+)
+def test_models_whose_logprobs_grouping_would_change_are_refused(kind, options, message):
+    model = random_model(kind, **options)
+    assert largest_change(model) > 0.1
+    assert message in str(obstacle_in_model(model, aux_loss_enabled=False))
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        ("GPT2", {}, "set length_grouping to false"),
+        ("Mixtral", {}, "set router_aux_loss_coef to 0, or length_grouping to false"),
+        ("Mixtral", {"router_aux_loss_coef": 0.0}, None),
+    ],
+)
+def test_the_trainer_refuses_them_when_it_is_constructed(tmp_path, kind, options, message):
+    tokenizer = build_tokenizer()
+    model = random_model(kind, vocab_size=len(tokenizer))
+    arguments = {"reward_funcs": dump_setup.digits, "train_dataset": dump_setup.rows(), "processing_class": tokenizer}
+    with pytest.raises(ValueError, match=message) if message else nullcontext():
+        DUMPTrainer(model, args=dump_setup.config(tmp_path, length_grouping=True, **options), **arguments)
