@@ -1,48 +1,66 @@
 """Detect forced answers that are never right although whole traces are: then the suffix does not fit the grader."""
 
-import math
 from collections import defaultdict, deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-WINDOW = 10  # batches
+MIN_BATCHES = 10
+MIN_FORCED = 300  # prefixes: at a chance of success of 1 %, none of them is right in 5 % of the cases
 MIN_OUTCOME = 0.1
 MAX_FORCED = 0.01
 
 
-def never_right(outcomes: Sequence[float], forced: Sequence[float]) -> bool:
+@dataclass(frozen=True)
+class Batch:
+    """What a batch shows of one verifier's rows.
+
+    Args:
+        outcomes (`tuple[float, ...]`): known outcomes of the traces.
+        forced (`tuple[float, ...]`): known chances of success at their prefixes.
+    """
+
+    outcomes: tuple[float, ...]
+    forced: tuple[float, ...]
+
+
+def is_enough(batches: Sequence[Batch]) -> bool:
+    """Return whether the batches have enough prefixes to judge by."""
+    return len(batches) >= MIN_BATCHES and sum(len(batch.forced) for batch in batches) >= MIN_FORCED
+
+
+def never_right(batches: Sequence[Batch]) -> bool:
     """Return whether traces succeed in at least `MIN_OUTCOME` and forced answers in at most `MAX_FORCED` of the cases.
 
     Args:
-        outcomes (`Sequence[float]`): mean outcome of each batch's traces.
-        forced (`Sequence[float]`): mean success of the forced answers at their prefixes, of the same batches.
-
-    Returns:
-        `bool`: `False` without batches.
+        batches (`Sequence[Batch]`): with at least one outcome and one prefix.
     """
-    if not outcomes:
-        return False
+    outcomes = [outcome for batch in batches for outcome in batch.outcomes]
+    forced = [success for batch in batches for success in batch.forced]
     return sum(outcomes) / len(outcomes) >= MIN_OUTCOME and sum(forced) / len(forced) <= MAX_FORCED
 
 
 class ForcedWatch:
-    """Watches the last `WINDOW` batches of each verifier that had both outcomes and forced answers."""
+    """Watches the last batches of each verifier, as few as are enough."""
 
     def __init__(self) -> None:
-        self._batches: dict[str | None, deque[tuple[float, float]]] = defaultdict(lambda: deque(maxlen=WINDOW))
+        self._batches: dict[str | None, deque[Batch]] = defaultdict(deque)
         self._reported: set[str | None] = set()
 
-    def observe(self, verifier: str | None, outcome: float, forced: float) -> bool:
-        """Add a batch's means, NaN if unknown; return `True` once per verifier whose forced answers are never right.
+    def observe(self, verifier: str | None, batch: Batch) -> int:
+        """Add a batch. Return the number of batches if their forced answers are never right, else 0.
+
+        A verifier is reported once.
 
         Args:
             verifier (`str`, *optional*): the name of the rows' verifier.
-            outcome (`float`): mean outcome of the traces.
-            forced (`float`): mean success at their prefixes.
+            batch (`Batch`): one without outcomes or prefixes is left out.
         """
         batches = self._batches[verifier]
-        if not math.isnan(outcome) and not math.isnan(forced):
-            batches.append((outcome, forced))
-        if verifier in self._reported or len(batches) < WINDOW or not never_right(*zip(*batches, strict=True)):
-            return False
+        if batch.outcomes and batch.forced:
+            batches.append(batch)
+        while is_enough(list(batches)[1:]):
+            batches.popleft()
+        if verifier in self._reported or not is_enough(batches) or not never_right(batches):
+            return 0
         self._reported.add(verifier)
-        return True
+        return len(batches)

@@ -11,7 +11,7 @@ from trl.data_utils import is_conversational
 
 from ..rewards import Forcing, correctness_reward
 from ..rewards.forcing_check import ROWS_PER_DISTRIBUTION, check_forcing, column_of, forced_text, rows_by_verifier
-from .forced_watch import WINDOW, ForcedWatch
+from .forced_watch import Batch, ForcedWatch
 from .mrt_config import MRTConfig
 
 logger = get_logger(__name__)
@@ -97,17 +97,22 @@ class ForcingChecks:
             "that opens an answer as the function reads it"
         )
 
-    def _watch_forced(self, values: torch.Tensor, outcome_at: torch.Tensor) -> None:
-        """Warn once for a verifier if this process's traces often succeed and their forced answers never do."""
+    def _watch_forced(self, outcomes: torch.Tensor, forced: torch.Tensor) -> None:
+        """Warn once for a verifier if this process's traces often succeed and their forced answers never do.
+
+        Args:
+            outcomes (`torch.Tensor` of shape (B, …)): outcomes of this process's rows, NaN where there is none.
+            forced (`torch.Tensor` of shape (B, …)): chances of success of forced answers, NaN where there is none.
+        """
         by_verifier: dict[str | None, list[int]] = defaultdict(list)
         for row, drawn in enumerate(self._drawn):
             by_verifier[verifier_of(drawn)].append(row)
         for verifier, rows in by_verifier.items():
-            outcomes, forced = values[rows][outcome_at[rows]], values[rows][~outcome_at[rows]]
-            if self._forced_watch.observe(verifier, outcomes.nanmean().item(), forced.nanmean().item()):
+            number = self._forced_watch.observe(verifier, Batch(_known(outcomes[rows]), _known(forced[rows])))
+            if number:
                 where = f"verifier {verifier!r}, " if verifier else ""
                 logger.warning(
-                    f"in the last {WINDOW} batches, forced answers are almost never right and whole traces often are "
+                    f"in the last {number} batches, forced answers are almost never right and whole traces often are "
                     f"({where}forcing suffix {self._forcing.suffix_for(verifier)!r}), so progress is not measured; "
                     "set forcing_suffix to a text after which the model answers in a form that is graded, or raise "
                     "forced_answer_tokens"
@@ -123,3 +128,7 @@ def verifier_of(row: Mapping[str, Any]) -> str | None:
     """Return the name of a row's verifier, `None` if it has none."""
     name = row.get("verifier")
     return name if isinstance(name, str) and name else None
+
+
+def _known(values: torch.Tensor) -> tuple[float, ...]:
+    return tuple(values[~values.isnan()].tolist())

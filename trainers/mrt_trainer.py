@@ -197,6 +197,9 @@ class MRTTrainer(SuccessAtPrefixes, DUMPTrainer):
             others = total - weight * outcome.nan_to_num(0.0)
         terminating = self._terminating_rows(len(total))
         self._log_prefixes(outcome, terminating)
+        if self.args.terminating_generations:
+            continuing = outcome.masked_fill(terminating, torch.nan)
+            self._watch_forced(self._local(continuing), self._local(outcome.masked_fill(~terminating, torch.nan)))
         return prefix_advantages(
             outcome,
             others,
@@ -266,7 +269,8 @@ class MRTTrainer(SuccessAtPrefixes, DUMPTrainer):
             first = values[:, 0].view(-1, self.num_generations).nanmean(1)
             values[:, 0] = first.repeat_interleave(self.num_generations)
         self._log_values(values, outcome_at)
-        self._watch_forced(self._local(values), self._local(outcome_at))
+        outcomes, forced = values.masked_fill(~outcome_at, torch.nan), values.masked_fill(outcome_at, torch.nan)
+        self._watch_forced(self._local(outcomes), self._local(forced))
         return values, outcome_at
 
     # ---- rollouts from stale prefixes ----

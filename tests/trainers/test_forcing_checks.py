@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metatune.rewards import correctness_reward
-from metatune.trainers import MRTTrainer, success
-from metatune.trainers.forced_watch import WINDOW, ForcedWatch, never_right
+from metatune.trainers import MRTTrainer, forced_watch, success
+from metatune.trainers.forced_watch import MIN_BATCHES, Batch, ForcedWatch, never_right
 
 from .dump_setup import rows
 from .mrt_setup import LIKELIHOOD, make
@@ -49,9 +49,9 @@ class Asked(MRTTrainer):
         self.forced = list(zip(inputs, contents, strict=True))
         return super()._score(inputs, contents, ids)
 
-    def _watch_forced(self, values, outcome_at):
-        self.values = values
-        super()._watch_forced(values, outcome_at)
+    def _watch_forced(self, outcomes, forced):
+        self.values = forced
+        super()._watch_forced(outcomes, forced)
 
 
 @pytest.mark.parametrize("estimator", ["rollouts", "likelihood"])
@@ -116,34 +116,33 @@ def test_a_reward_function_of_ones_own_is_tried_on_a_reference(tmp_path, caplog)
 
 
 @pytest.mark.parametrize(
-    ("outcomes", "forced", "verdict"),
+    ("batches", "verdict"),
     [
-        ([], [], False),
-        ([0.5], [0.0], True),
-        ([0.5], [0.02], False),
-        ([0.05], [0.0], False),  # nothing is right as yet
-        ([0.0, 0.4], [0.0, 0.01], True),  # means over the batches: 0.2 and 0.005
+        ([Batch((0.0, 1.0), (0.0, 0.0))], True),
+        ([Batch((0.0, 1.0), (0.0, 0.04))], False),  # a mean of 0.02
+        ([Batch((0.0, 0.1), (0.0, 0.0))], False),  # hardly anything is right as yet
+        ([Batch((0.0,), (0.0, 0.0, 0.0)), Batch((0.2,), (0.04,))], True),  # means over all: 0.1 and 0.01
     ],
 )
-def test_forced_answers_are_never_right_where_traces_often_are(outcomes, forced, verdict):
-    assert never_right(outcomes, forced) is verdict
+def test_forced_answers_are_never_right_where_traces_often_are(batches, verdict):
+    assert never_right(batches) is verdict
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
 def test_forced_answers_as_good_as_the_traces_are_no_cause_for_a_warning(outcomes):
-    assert not never_right(outcomes, outcomes)
+    assert not never_right([Batch(tuple(outcomes), tuple(outcomes))])
 
 
-def test_a_verifier_is_reported_once_after_a_window_of_known_batches():
+def test_a_verifier_is_reported_once_when_there_are_enough_batches_and_prefixes():
+    never, always, unknown = (Batch((1.0,), forced) for forced in ((0.0,) * 20, (1.0,) * 20, ()))
     watch = ForcedWatch()
-    assert not any(watch.observe("math", 1.0, math.nan) for _ in range(WINDOW))
-    assert not any(watch.observe("exact", 1.0, 1.0) for _ in range(WINDOW))
-    assert [watch.observe("math", 1.0, 0.0) for _ in range(WINDOW + 2)] == [False] * (WINDOW - 1) + [
-        True,
-        False,
-        False,
-    ]
-    assert not any(watch.observe("exact", 1.0, 0.0) for _ in range(WINDOW - 1)), "the last batches count"
+    assert not any(watch.observe("math", unknown) for _ in range(50))
+    assert not any(watch.observe("exact", always) for _ in range(50))
+    assert [watch.observe("math", never) for _ in range(17)] == [0] * 14 + [15, 0, 0], "15 batches have 300 prefixes"
+    assert not any(watch.observe("exact", never) for _ in range(14)), "the last batches count"
+    assert watch.observe("exact", never) == 15
+    large = Batch((1.0,), (0.0,) * 1000)
+    assert [watch.observe(None, large) for _ in range(11)] == [0] * 9 + [10, 0], "and at least ten batches"
 
 
 def rollouts_alone(completions, **kwargs):
@@ -151,7 +150,12 @@ def rollouts_alone(completions, **kwargs):
     return [float("answer" not in completion[-1]["content"]) for completion in completions]
 
 
-def test_a_run_warns_where_forced_answers_are_never_right(tmp_path, caplog):
-    make(tmp_path, "episode", rollouts_alone, max_steps=WINDOW, learning_rate=0.0).train()
+@pytest.mark.parametrize(
+    ("progress", "options"),
+    [("episode", {}), ("prefix", {"num_generations": 16, "terminating_generations": 8, "forced_answer_tokens": 1})],
+)
+def test_a_run_warns_where_forced_answers_are_never_right(tmp_path, caplog, monkeypatch, progress, options):
+    monkeypatch.setattr(forced_watch, "MIN_FORCED", 60)
+    make(tmp_path, progress, rollouts_alone, max_steps=MIN_BATCHES, learning_rate=0.0, **options).train()
     text = "forced answers are almost never right and whole traces often are (forcing suffix '\\nanswer ')"
     assert caplog.text.count(text) == 1
