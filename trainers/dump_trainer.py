@@ -19,8 +19,9 @@ What deviates from the paper or its released code, and why:
   the loss masks (`mask_truncated_completions`). A group of which fewer than two remain counts as drawn and worth 0:
   n_d counts drawn prompts, as in the paper. Of several reward functions TRL adds a missing one as 0; here a group is
   compared by the same functions, and the others have no reward.
-- Where gold pays beside a judge or a reward model, all advantages are divided by gold's deviation, with a floor. TRL
-  divides by the total's, which cancels the others' weights wherever gold is constant (`advantages.py`).
+- Where gold pays beside a [`JudgeReward`] or a [`RewardModelReward`], all advantages are divided by gold's deviation,
+  with a floor. TRL divides by the total's, which cancels the others' weights wherever gold is constant
+  (`advantages.py`).
 - Beside a judge or a reward model the bandit can see the advantages of the gold reward alone (`curriculum_reward`).
 - The bandit, the item cycles and rollouts not yet trained on are part of the checkpoint.
 """
@@ -238,9 +239,16 @@ class DUMPTrainer(NamedModelCard, ExactResume, FiniteTraining, GRPOTrainer):
         rows = {index: self.train_dataset[index] for index in set(local)}  # reading a row takes longer than copying it
         return [dict(rows[index]) for index in local]
 
+    def _generate(self, prompts):
+        generated = super()._generate(prompts)
+        completion_ids, tool_mask = generated[1], generated[2]
+        # Lengths are taken here, because the masks of truncated completions may be cleared later. Tokens of a tool or
+        # an environment are not the policy's.
+        lengths = map(sum, tool_mask) if tool_mask is not None else map(len, completion_ids)
+        self._lengths = torch.tensor(list(lengths), device=self.accelerator.device)
+        return generated
+
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
-        # Lengths are taken here: where truncated completions are masked out, the mask no longer tells them.
-        self._lengths = torch.tensor([len(ids) for ids in completion_ids_list], device=self.accelerator.device)
         with self._throughput.phase("score"):
             inputs = self._with_thinking(inputs)
             rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
@@ -299,9 +307,12 @@ class DUMPTrainer(NamedModelCard, ExactResume, FiniteTraining, GRPOTrainer):
         return 0.0 if self._gold_index is None else self.reward_weights[self._gold_index].item()
 
     def _divides_by_gold(self) -> bool:
-        """Return whether gold's deviation divides the advantages, and not the total reward's as in TRL."""
+        """Return whether gold's deviation divides the advantages, and not the total reward's as in TRL.
+
+        A script for TRL has neither a [`JudgeReward`] nor a [`RewardModelReward`], so its numbers stay.
+        """
         judged = any(
-            weight != 0 and isinstance(function, OPINIONS)
+            weight != 0 and isinstance(function, JudgeReward | RewardModelReward)
             for function, weight in zip(self.reward_funcs, self.reward_weights.tolist(), strict=True)
         )
         one_sum = self.multi_objective_aggregation == "sum_then_normalize"

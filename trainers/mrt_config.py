@@ -52,7 +52,7 @@ class MRTConfig(DUMPConfig):
             the probability of all accepted answers, without noise, where the task can list them (at `temperature`,
             without `top_p`, `top_k` and `min_p`).
         num_forced_answers (`int`, *optional*, defaults to `4`):
-            Forced answers sampled at each prefix (K).
+            Forced answers sampled at each prefix (K); at least 2 for `episode`, which estimates their noise.
         forced_answer_tokens (`int`, *optional*, defaults to `32`):
             Largest number of tokens of a forced answer.
         forcing_suffix (`str`, *optional*):
@@ -132,9 +132,8 @@ class MRTConfig(DUMPConfig):
             self._settle_budgets()
         if self.progress == "prefix":
             self._settle_terminating()
-        measured = self.progress in ("episode", "anytime")
-        if measured and self.success_estimator == "likelihood" and not self.ds3_gather_for_generation:
-            raise ValueError("success_estimator: likelihood needs ds3_gather_for_generation: true")
+        if self.progress in ("episode", "anytime"):
+            self._check_measured()
         if self.progress != "none" and self.multi_objective_aggregation != "sum_then_normalize":
             raise ValueError(
                 f"progress: {self.progress} needs one outcome: set multi_objective_aggregation to sum_then_normalize"
@@ -151,6 +150,25 @@ class MRTConfig(DUMPConfig):
         if self.progress == "prefix" and self.terminating_generations == 0:
             unused |= dict.fromkeys(BONUS_AT_PREFIX, "terminating_generations: 0")
         return unused
+
+    def _check_measured(self) -> None:
+        """Raise for what does not go with the chance of success at prefixes, or with an advantage of each token."""
+        if self.success_estimator == "likelihood" and not self.ds3_gather_for_generation:
+            raise ValueError("success_estimator: likelihood needs ds3_gather_for_generation: true")
+        if self.progress == "episode" and self.success_estimator == "rollouts" and self.num_forced_answers < 2:
+            raise ValueError(
+                "num_forced_answers must be at least 2 for progress: episode, got 1: one answer does not show its own "
+                "noise. Raise it, or set success_estimator: likelihood"
+            )
+        for name, given in (
+            ("off_policy_mask_threshold", self.off_policy_mask_threshold is not None),
+            ("loss_type: vespo", self.loss_type == "vespo"),
+        ):
+            if given:
+                raise ValueError(
+                    f"{name} treats a completion by the sign of its advantage, and progress: {self.progress} gives "
+                    "each token its own: remove it, or set progress: none"
+                )
 
     def _settle_budgets(self) -> None:
         longest = self.max_completion_length

@@ -17,8 +17,10 @@ What deviates from the paper or its released code, and why:
   continuing rollouts only.
 - The paper draws prefixes once from the base model. Here a row's prefix is cut from the trace that was sampled when
   the row was last drawn; at its first visit one is sampled beforehand.
-- J by 4 answers has a standard error of up to 0.25: the progress is shrunk by the share of noise in its variance.
-  Where a task can list its accepted answers, their summed likelihood replaces sampling.
+- J by 4 answers has a standard error of up to 0.25: the progress of each episode is shrunk by the share of noise in
+  its variance. The first and the last episode have half the noise: J_0 is the same for the group, and the outcome is
+  exact. A value that no forced answer could be scored for is bridged. Where a task can list its accepted answers,
+  their summed likelihood replaces sampling.
 - The paper gives no normalization. Progress is multiplied by gold's weight and divided as the outcome's advantage is,
   by gold's deviation with a floor (`advantages.py`): alpha is then the same on easy and on hard prompts.
   `length_penalty` (arXiv 2502.04463) has the same divisor, because its own deviation would cancel its weight where all
@@ -89,10 +91,7 @@ class MRTTrainer(SuccessAtPrefixes, DUMPTrainer):
     def _set_up_method(self, args: MRTConfig) -> None:
         super()._set_up_method(args)
         self._check_gold()
-        if args.progress == "prefix" and (self.tools or self.rollout_func is not None):
-            raise ValueError(
-                "progress: prefix appends to prompts: remove the tools, the environment or the rollout_func"
-            )
+        self._check_rollouts()
         if args.progress == "prefix" and not self._cycles:
             raise ValueError("progress: prefix keeps a trace of every row: load the training set without streaming")
         options: Any = args.episodes  # transformers has read a text as JSON
@@ -114,6 +113,29 @@ class MRTTrainer(SuccessAtPrefixes, DUMPTrainer):
         if not self.reward_weights[self._gold_index]:
             name = self.reward_func_names[self._gold_index]
             raise ValueError(f"{told}, and {name!r} has the weight 0: give it one, or name another by gold_reward")
+
+    def _check_rollouts(self) -> None:
+        """Raise if something besides the policy writes a part of the prompts or completions."""
+        form, others = self.args.progress, bool(self.tools) or self.environment_factories is not None
+        if form == "prefix" and (others or self.rollout_func is not None):
+            raise ValueError(
+                "progress: prefix appends to prompts: remove the tools, the environment or the rollout_func"
+            )
+        if form in ("episode", "anytime") and others:
+            raise ValueError(
+                f"progress: {form} stops a completion at a prefix and forces an answer there, which tools and an "
+                "environment do not see: remove them, or set progress: none"
+            )
+
+    def _check_outcome(self, outcome: torch.Tensor) -> None:
+        """Raise unless the gold rewards of a batch, shape (B,), can be chances of success."""
+        outside = outcome[(outcome < 0) | (outcome > 1)]
+        if outside.numel():
+            name = self.reward_func_names[self._gold_index or 0]
+            raise ValueError(
+                f"progress: {self.args.progress} takes the gold reward for a chance of success, between 0 and 1: "
+                f"{name!r} returned {outside[0].item():g}. Return 0 to 1, or name another function with gold_reward"
+            )
 
     # ---- one batch: TRL generates and scores, then the advantages are replaced ----
 
@@ -167,6 +189,7 @@ class MRTTrainer(SuccessAtPrefixes, DUMPTrainer):
             return self._local(self._prefix_advantages(total))
         ends, weight = self._ends(), self._paid_weight_of_gold()
         outcome = self._gold.masked_fill(total.isnan(), torch.nan)
+        self._check_outcome(outcome)
         values, outcome_at = self._values(outputs, ends, outcome)
         if args.progress == "anytime":
             paid = weight * progress.anytime_advantages(values, self.num_generations)
@@ -212,14 +235,19 @@ class MRTTrainer(SuccessAtPrefixes, DUMPTrainer):
         )
 
     def _episode_advantages(self, values: torch.Tensor, outcome_at: torch.Tensor) -> torch.Tensor:
+        """Return the episodes' advantages of all ranks' completions, in units of J, shape (B, E)."""
         exists = (outcome_at.cumsum(1) - outcome_at.long() == 0)[:, 1:]  # the outcome is what the last one ends with
-        return progress.episode_advantages(
-            values,
-            self.num_generations,
-            decay=self.args.progress_decay,
-            factor=self._shrinkage(values, outcome_at, exists),
-            exists=exists,
-        )
+        bridged, decay = progress.bridged(values), self.args.progress_decay
+        factor: float | torch.Tensor = 1.0
+        sampled = ~outcome_at & ~values.isnan()
+        sampled[:, 0] = False
+        if self.args.success_estimator == "rollouts" and sampled.any():
+            variance = progress.binomial_variance(values[sampled], self.args.num_forced_answers).mean()
+            noise = progress.progress_noise(bridged, ~outcome_at, variance, decay)
+            paid = progress.progress_to_go(progress.progress_of(bridged), decay)
+            factor = progress.precision_weights(paid, noise, self.num_generations, exists)
+            self._log("shrinkage", factor[~paid.isnan()].mean().item())
+        return progress.episode_advantages(bridged, self.num_generations, decay=decay, factor=factor, exists=exists)
 
     def _divides_by_gold(self) -> bool:
         """Return `True` also beside a plain function, whose weight must count as much as a judge's."""
@@ -244,6 +272,11 @@ class MRTTrainer(SuccessAtPrefixes, DUMPTrainer):
         anytime = self.args.progress == "anytime"
         if "num_images" in outputs:
             raise ValueError(f"progress: {self.args.progress} is for text only: a prompt of this batch has images")
+        if "tool_mask" in outputs:
+            raise ValueError(
+                f"progress: {self.args.progress} is for completions that the policy alone writes: the rollout_func "
+                "returns an env_mask. Remove it, or set progress: none"
+            )
         masks = outputs["prompt_mask"].bool()
         prompts = [ids[mask].tolist() for ids, mask in zip(outputs["prompt_ids"], masks, strict=True)]
         lengths = [len(ids) for ids in self._completion_ids]
@@ -364,16 +397,6 @@ class MRTTrainer(SuccessAtPrefixes, DUMPTrainer):
         )
 
     # ---- logs ----
-
-    def _shrinkage(self, values: torch.Tensor, outcome_at: torch.Tensor, exists: torch.Tensor) -> float:
-        if self.args.success_estimator == "likelihood":
-            return 1.0
-        decay = self.args.progress_decay
-        noise = progress.progress_noise(values, self.args.num_forced_answers, outcome_at, decay)
-        paid = progress.progress_to_go(progress.progress_of(values), decay)
-        factor = progress.shrinkage(paid, noise, self.num_generations, exists)
-        self._log("shrinkage", factor)
-        return factor
 
     def _log_values(self, values: torch.Tensor, outcome_at: torch.Tensor) -> None:
         sampled = ~outcome_at & ~values.isnan()

@@ -18,7 +18,8 @@ first, and NaN after a trace's last episode.
 Deviations: the paper gives neither alpha's value nor a normalization; progress is divided as the outcome's advantages
 are ([`progress_divisor`]). A trace that has ended makes no more progress, so it counts as 0 in the baseline of later
 episodes; without that, the only trace with a fourth episode would be its own baseline. What could not be scored counts
-in no baseline. Noise of sampled J is shrunk away where it would drown the signal ([`shrinkage`]).
+in no baseline; an unknown value inside a trace is bridged ([`bridged`]). Progress by sampled J is shrunk by the share
+of noise in it ([`precision_weights`]).
 """
 
 from collections.abc import Sequence
@@ -42,13 +43,33 @@ def progress_of(values: torch.Tensor) -> torch.Tensor:
     return values[:, 1:] - values[:, :-1]
 
 
-def shrinkage(
-    progress: torch.Tensor, noise_variance: torch.Tensor, group_size: int, exists: torch.Tensor | None = None
-) -> float:
-    """Return the share of the progress' variance that is no sampling noise, in [0, 1].
+def bridged(values: torch.Tensor) -> torch.Tensor:
+    """Fill each unknown value between two known ones of its trace, on the line between them.
 
-    The best linear estimate of a noisy quantity is its mean plus this share of the deviation (James and Stein's, with
-    the variances pooled over the batch). 1 for an estimator without noise.
+    The episodes about an unknown value then share, in equal parts, the rise from the last known value to the next one,
+    and a trace's progress still telescopes. What is unknown before the first or after the last known value stays so.
+
+    Args:
+        values (`torch.Tensor` of shape (B, E + 1)): J_0 to J_n of each trace, NaN where unknown and after its last.
+    """
+    last = values.shape[1] - 1
+    at = torch.arange(last + 1, device=values.device).expand_as(values)
+    known = ~values.isnan()
+    before = at.masked_fill(~known, -1).cummax(1).values
+    after = at.masked_fill(~known, last + 1).flip(1).cummin(1).values.flip(1)
+    between = ~known & (before >= 0) & (after <= last)
+    before, after = before.clamp(min=0), after.clamp(max=last)
+    share = (at - before) / (after - before).clamp(min=1)
+    return torch.where(between, values.gather(1, before).lerp(values.gather(1, after), share.to(values)), values)
+
+
+def precision_weights(
+    progress: torch.Tensor, noise_variance: torch.Tensor, group_size: int, exists: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Return the share of each episode's variance that is not sampling noise, in [0, 1].
+
+    The best linear estimate of a noisy deviation from the group's mean is this share of it: signal / (signal + noise),
+    with the signal's variance estimated from all episodes of the batch (empirical Bayes).
 
     Args:
         progress (`torch.Tensor` of shape (B, E)): estimates, NaN where there is no episode.
@@ -57,16 +78,15 @@ def shrinkage(
         exists (`torch.Tensor` of shape (B, E), bool, *optional*): as for [`episode_advantages`].
 
     Returns:
-        `float`: 1 without noise or without episodes, 0 where noise explains all of the variance.
+        `torch.Tensor` of shape (B, E): 1 without noise, 0 where noise explains all of the batch's variance.
     """
     known = ~progress.isnan()
     if not known.any():
-        return 1.0
-    noise = noise_variance[known].mean().item() * (1 - 1 / group_size)  # the group's mean takes its part of it away
-    observed = _relative(progress, group_size, exists)[known].square().mean().item()
-    if noise <= 0:
-        return 1.0
-    return max(0.0, 1.0 - noise / observed) if observed > 0 else 0.0
+        return torch.ones_like(progress)
+    # The group's mean takes 1/G of an independent deviation's variance away, of signal and noise alike.
+    observed = _relative(progress, group_size, exists)[known].square().mean() / (1 - 1 / group_size)
+    signal = (observed - noise_variance[known].mean()).clamp(min=0.0)
+    return torch.where(noise_variance > 0, signal / (signal + noise_variance), 1.0)
 
 
 def binomial_variance(values: torch.Tensor, num_answers: int) -> torch.Tensor:
@@ -97,29 +117,31 @@ def progress_to_go(progress: torch.Tensor, decay: float) -> torch.Tensor:
 
 
 def progress_noise(
-    values: torch.Tensor, num_answers: int, ends_with_outcome: torch.Tensor, decay: float = 0.0
+    values: torch.Tensor, sampled: torch.Tensor, variance: float | torch.Tensor, decay: float = 0.0
 ) -> torch.Tensor:
     """Return the sampling variance of what every episode is paid for.
 
     Args:
-        values (`torch.Tensor` of shape (B, E + 1)): J estimated by `num_answers` sampled answers each. J_0 is one
-            estimate for a whole group, so its noise falls out of the group's mean and counts as none.
-        num_answers (`int`): K.
-        ends_with_outcome (`torch.Tensor` of shape (B, E + 1), bool): the values that are the outcome, without noise.
+        values (`torch.Tensor` of shape (B, E + 1)): J_0 to J_n of each trace, NaN after its last.
+        sampled (`torch.Tensor` of shape (B, E + 1), bool): the values that are estimates; the others are exact. J_0 is
+            one estimate for a whole group, so its noise falls out of the group's mean and counts as none.
+        variance (`float`): of one estimate, the mean over the batch. Of a single one it would be a poor guide: four
+            answers that agree seem to have no noise.
         decay (`float`, *optional*, defaults to `0.0`): as for [`progress_to_go`].
 
     Returns:
         `torch.Tensor` of shape (B, E). With V_j the variance of J_j, that of -J_(j-1) + (1 - decay) J_j + decay
-        (1 - decay) J_(j+1) + ... + decay^(n-j) J_n; for decay 0 the variances of two neighbours.
+        (1 - decay) J_(j+1) + ... + decay^(n-j) J_n; for decay 0 the variances of two neighbors. The first and the last
+        episode have half the noise of the others.
     """
-    variance = binomial_variance(values, num_answers).masked_fill(ends_with_outcome, 0.0)
-    variance[:, 0] = 0.0
-    after = variance[:, 1:].clone()  # of what stands after -J_(j-1)
+    variances = torch.where(sampled, variance, 0.0 * values)  # NaN where there is no value
+    variances[:, 0] = 0.0
+    after = variances[:, 1:].clone()  # of what stands after -J_(j-1)
     for episode in range(after.shape[1] - 2, -1, -1):
         later = after[:, episode + 1]
         goes_on = (1 - decay) ** 2 * after[:, episode] + decay**2 * later
         after[:, episode] = torch.where(later.isnan(), after[:, episode], goes_on)
-    return after + variance[:, :-1]
+    return after + variances[:, :-1]
 
 
 def episode_advantages(
@@ -127,7 +149,7 @@ def episode_advantages(
     group_size: int,
     *,
     decay: float = 0.0,
-    factor: float = 1.0,
+    factor: float | torch.Tensor = 1.0,
     exists: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Return every episode's advantage: what it is paid for less the group's mean at the same episode.
@@ -137,7 +159,7 @@ def episode_advantages(
             up to its last value (an unscorable outcome) keeps what is known.
         group_size (`int`): completions of a prompt, G; B is a multiple of it.
         decay (`float`, *optional*, defaults to `0.0`): as for [`progress_to_go`].
-        factor (`float`, *optional*, defaults to `1.0`): what [`shrinkage`] returned.
+        factor (`torch.Tensor` of shape (B, E), *optional*, defaults to `1.0`): what [`precision_weights`] returned.
         exists (`torch.Tensor` of shape (B, E), bool, *optional*): which episodes there are. One that is there and
             whose progress is not known counts in no baseline. By default there are those whose progress is known.
 

@@ -1,8 +1,10 @@
 """A small, fast GRPO set-up for the trainer tests, importable by the processes that the tests launch."""
 
 import random
+from importlib.resources import files
 from pathlib import Path
 
+import pytest
 import torch
 from datasets import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -31,6 +33,14 @@ def tiny_model(seed: int = 0, tied: bool = True) -> LlamaForCausalLM:
         bos_token_id=None,
     )
     return LlamaForCausalLM(config)
+
+
+def tokenizer_with_tools():
+    """The tokenizer with a chat template that can render and parse tool calls."""
+    pytest.importorskip("jmespath")
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = (files("trl") / "chat_templates" / "qwen3.jinja").read_text()
+    return tokenizer
 
 
 def rows(num_items: int = 12, distributions: tuple[str, ...] = DISTRIBUTIONS, first: int = 0) -> Dataset:

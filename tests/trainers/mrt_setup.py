@@ -18,15 +18,20 @@ LIKELIHOOD = {"success_estimator": "likelihood", "num_forced_answers": None, "fo
 NO_BONUS = {"terminating_generations": 0, "forcing_suffix": None, "forced_answer_tokens": None}
 
 
-def make(output_dir, progress="episode", reward=digits, train_dataset=None, model=None, **options) -> MRTTrainer:
-    """A trainer of the tiny model; what the form of progress needs is set. An option that is `None` is left out."""
+def make(
+    output_dir, progress="episode", reward=digits, train_dataset=None, model=None, parts=None, **options
+) -> MRTTrainer:
+    """A trainer of the tiny model; what the form of progress needs is set.
+
+    `parts` are arguments of the trainer. An option that is `None` is left out.
+    """
     options = {"progress": progress, **VARIANTS.get(progress, {}), **options}
     return MRTTrainer(
         tiny_model() if model is None else model,
         reward_funcs=reward,
         args=config(output_dir, MRTConfig, **{name: each for name, each in options.items() if each is not None}),
         train_dataset=rows() if train_dataset is None else train_dataset,
-        processing_class=build_tokenizer(),
+        **{"processing_class": build_tokenizer(), **(parts or {})},
     )
 
 

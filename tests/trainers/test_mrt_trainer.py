@@ -1,4 +1,5 @@
 import json
+import math
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from metatune.trainers.advantages import group_advantages
 from metatune.trainers.answer_likelihood import AcceptedAnswers, Tree, success_probabilities
 from metatune.trainers.progress import length_penalised
 
-from .dump_setup import config, digits, rows, tiny_model
+from .dump_setup import config, digits, rows, tiny_model, tokenizer_with_tools
 from .mrt_setup import LIKELIHOOD, VARIANTS, Recording, last, make
 
 KEYS = ("loss", "grad_norm", "reward")
@@ -109,6 +110,27 @@ def test_the_bonus_is_made_of_the_estimated_values(tmp_path, monkeypatch):
             if episode < len(ends[row]):
                 expected = 3.0 * (progress[row] - sum(progress) / 4)  # gold's weight
                 assert bonus[row, ends[row][episode] - 1].item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_episodes_about_an_unknown_chance_share_the_rise(tmp_path, monkeypatch):
+    """J is 0 at the start and unknown after every episode but the last, whose outcome is 1 or 0 in turn."""
+    trainer = make(
+        tmp_path,
+        "episode",
+        max_steps=1,
+        scale_rewards="none",
+        reward=lambda completions, **kwargs: [1.0, 0.0] * (len(completions) // 2),
+        **LIKELIHOOD,
+    )
+    trainer.__class__ = Recording
+    monkeypatch.setattr(
+        trainer, "_by_likelihood", lambda prompts, places: [math.nan if cut else 0.0 for _, cut in places]
+    )
+    trainer.train()
+    bonus = trainer.result - trainer.outcome[:, None]
+    first, second = bonus[0], bonus[1]  # three episodes of four tokens each
+    torch.testing.assert_close(first[:12], torch.full((12,), 1 / 3 - 1 / 6))
+    torch.testing.assert_close(second[:12], torch.full((12,), -1 / 6))
 
 
 def test_the_bonus_is_divided_as_the_outcome_on_easy_and_hard_prompts(tmp_path, monkeypatch):
@@ -217,6 +239,52 @@ def test_nothing_is_asked_where_no_trace_reaches_the_first_budget(tmp_path, esti
 # ---- what else must hold ----
 
 
+@pytest.mark.parametrize("progress", ["episode", "anytime"])
+@pytest.mark.parametrize("reward", [2.0, -1.0])
+def test_gold_that_is_no_chance_of_success_is_refused(tmp_path, progress, reward):
+    trainer = make(tmp_path, progress, reward=lambda completions, **kwargs: [reward] * len(completions), max_steps=1)
+    with pytest.raises(ValueError, match=f"between 0 and 1: '<lambda>' returned {reward:g}. Return 0 to 1, or name"):
+        trainer.train()
+
+
+class Room:
+    """An environment without tools."""
+
+    def reset(self, **kwargs) -> None:
+        pass
+
+
+@pytest.mark.parametrize("progress", ["episode", "anytime", "prefix"])
+def test_an_environment_that_would_not_see_a_forced_answer_is_refused(tmp_path, progress):
+    with pytest.raises(ValueError, match=f"progress: {progress} .*remove"):
+        make(tmp_path, progress, parts={"environment_factory": Room, "processing_class": tokenizer_with_tools()})
+
+
+def with_tool_results(prompts, trainer):
+    """A rollout of six tokens of which two come from a tool, and of nine of which five do, in turn."""
+    masks = [[1, 1, 0, 0, 1, 1], [1, 1, 0, 0, 0, 0, 0, 1, 1]] * (len(prompts) // 2)
+    ids = [[5] * (len(mask) - 1) + [trainer.eos_token_ids[0]] for mask in masks]
+    return {"prompt_ids": [[5, 6]] * len(ids), "completion_ids": ids, "logprobs": None, "env_mask": masks}
+
+
+def test_a_length_penalty_counts_only_what_the_policy_wrote(tmp_path):
+    """Both kinds of rollouts have four tokens of their own, so none is long."""
+    reward = {"reward": lambda completions, **kwargs: [1.0] * len(completions)}
+    trainer = make(tmp_path, "length_penalty", max_steps=1, parts={"rollout_func": with_tool_results}, **reward)
+    trainer.__class__ = Recording
+    trainer.train()
+    assert trainer._lengths.tolist() == [4] * 16
+    assert not trainer.result.any()
+    assert last(trainer, "rollout_tokens") == 4 * 16
+
+
+@pytest.mark.parametrize("progress", ["episode", "anytime"])
+def test_tokens_of_a_tool_are_refused_where_completions_are_cut(tmp_path, progress):
+    trainer = make(tmp_path, progress, max_steps=1, parts={"rollout_func": with_tool_results})
+    with pytest.raises(ValueError, match=f"progress: {progress} is for completions that the policy alone writes"):
+        trainer.train()
+
+
 def test_images_that_a_forced_answer_would_not_see_are_refused(tmp_path):
     trainer = make(tmp_path, "episode")
     with pytest.raises(ValueError, match="progress: episode is for text only"):
@@ -304,6 +372,12 @@ def test_traces_are_kept_for_the_page(tmp_path):
             {"progress": "episode", "success_estimator": "likelihood", "ds3_gather_for_generation": False},
             "likelihood needs ds3_gather_for_generation: true",
         ),
+        ({"progress": "episode", "num_forced_answers": 1}, "at least 2 for progress: episode"),
+        (
+            {"progress": "episode", "off_policy_mask_threshold": 0.5},
+            "off_policy_mask_threshold treats a completion by",
+        ),
+        ({"progress": "anytime", "loss_type": "vespo"}, "loss_type: vespo treats a completion by the sign"),
         (
             {"progress": "episode", "multi_objective_aggregation": "normalize_then_sum"},
             "set multi_objective_aggregation to sum_then_normalize",

@@ -11,13 +11,14 @@ from metatune.trainers.advantages import group_advantages, outcome_divisor
 from metatune.trainers.progress import (
     anytime_advantages,
     binomial_variance,
+    bridged,
     episode_advantages,
     length_penalised,
+    precision_weights,
     progress_divisor,
     progress_noise,
     progress_of,
     progress_to_go,
-    shrinkage,
     spread,
 )
 
@@ -90,7 +91,8 @@ def test_progress_that_is_not_known_is_no_progress_of_0():
     # A trace that had ended would have made none: 1/3.
     advantages = episode_advantages(values, 3)
     torch.testing.assert_close(advantages, torch.tensor([[1 / 6], [1 / 6], [NAN]]), equal_nan=True)
-    assert shrinkage(progress_of(values), torch.full((3, 1), 0.1), 3, exists) == 0.0, "what is known is all alike"
+    weights = precision_weights(progress_of(values), torch.full((3, 1), 0.1), 3, exists)
+    assert not weights[:2].any(), "what is known is all alike"
 
 
 @given(groups_of_values())
@@ -98,6 +100,30 @@ def test_progress_telescopes(case):
     values, _ = case
     total = progress_of(values).nansum(1)
     torch.testing.assert_close(total, outcomes(values) - values[:, 0], atol=1e-6, rtol=0)
+
+
+def test_an_unknown_chance_inside_a_trace_is_bridged():
+    """From 0.2 to 1 a trace rises by 0.8, whatever is unknown between; its two episodes about it share 0.5."""
+    values = torch.tensor([[0.2, NAN, 0.7, 1.0]])
+    progress = progress_of(bridged(values))
+    torch.testing.assert_close(progress, torch.tensor([[0.25, 0.25, 0.3]]))
+    assert progress.sum().item() == pytest.approx(0.8)
+    # nothing is made up before the first known value, after the last one, or after a trace's end
+    ends = torch.tensor([[NAN, 0.4, NAN, NAN, 1.0], [0.2, 0.4, NAN, NAN, NAN]])
+    expected = torch.tensor([[NAN, 0.4, 0.6, 0.8, 1.0], [0.2, 0.4, NAN, NAN, NAN]])
+    torch.testing.assert_close(bridged(ends), expected, equal_nan=True)
+
+
+@given(groups_of_values(), st.integers(0, 2**30))
+def test_progress_telescopes_over_unknown_values(case, seed):
+    values, _ = case
+    inside = ~values.isnan()
+    inside[:, 0] = False
+    inside[torch.arange(len(values)), (~values.isnan()).sum(1) - 1] = False  # the outcome
+    unknown = inside & (torch.rand(values.shape, generator=torch.Generator().manual_seed(seed)) < 0.5)
+    filled = bridged(values.masked_fill(unknown, NAN))
+    torch.testing.assert_close(progress_of(filled).nansum(1), outcomes(values) - values[:, 0], atol=1e-6, rtol=0)
+    assert torch.equal(filled.isnan(), values.isnan())
 
 
 @given(groups_of_values(), st.floats(0.1, 5))
@@ -225,40 +251,81 @@ def test_binomial_variance_is_unbiased():
     assert binomial_variance(torch.tensor([0.0, 1.0]), 1).tolist() == [0.25, 0.25]
 
 
-def test_neighbours_variances_add_up_and_the_outcome_has_none():
-    values = torch.tensor([[0.5, 0.5, 0.5, 1.0]])
-    noise = progress_noise(values, 5, torch.tensor([[False, False, False, True]]))
-    torch.testing.assert_close(noise, torch.tensor([[0.0625, 0.125, 0.0625]]))  # J_0 is one draw for the group
+def test_the_first_and_the_last_episode_have_half_the_noise():
+    values = torch.tensor([[0.5, 0.5, 0.5, 1.0], [0.5, 0.0, NAN, NAN]])
+    sampled = torch.tensor([[True, True, True, False], [True, False, False, False]])
+    noise = progress_noise(values, sampled, 0.0625)
+    # J_0 is one draw for the group and the outcomes are exact, so a trace of one episode has no noise
+    torch.testing.assert_close(noise, torch.tensor([[0.0625, 0.125, 0.0625], [0.0, NAN, NAN]]), equal_nan=True)
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.5, 1.0])
 def test_the_noise_of_progress_to_go_is_that_of_a_simulation(decay):
     generator = torch.Generator().manual_seed(0)
-    truth, answers, draws = torch.tensor([0.5, 0.3, 0.6, 0.8]), 6, 40_000
-    values = (torch.rand(draws, 4, answers, generator=generator) < truth[:, None]).float().mean(-1)
-    values[:, 0], values[:, 3] = 0.5, 1.0  # J_0 is shared, and the outcome is no estimate
-    outcome_at = torch.tensor([False, False, False, True]).expand(draws, 4)
-    found = progress_noise(values, answers, outcome_at, decay).mean(0)
+    truth, answers, draws = torch.tensor([0.5, 0.3, 0.7, 0.3, 0.8]), 6, 40_000
+    values = (torch.rand(draws, 5, answers, generator=generator) < truth[:, None]).float().mean(-1)
+    values[:, 0], values[:, 4] = 0.5, 1.0  # J_0 is shared, and the outcome is no estimate
+    sampled = torch.tensor([True, True, True, True, False]).expand(draws, 5)
+    found = progress_noise(values, sampled, 0.3 * 0.7 / answers, decay).mean(0)
     paid = progress_to_go(progress_of(values), decay)
     torch.testing.assert_close(found, paid.var(0), rtol=0.05, atol=1e-4)
 
 
 def test_pure_noise_is_shrunk_to_nothing_and_signal_is_kept():
     generator = torch.Generator().manual_seed(0)
-    answers, outcome = 4, torch.zeros(4096, 2, dtype=torch.bool)
+    answers = 4
 
-    def factor(truth: torch.Tensor) -> float:
+    def weight(truth: torch.Tensor) -> float:
         drawn = (torch.rand(*truth.shape, answers, generator=generator) < truth[..., None]).float().mean(-1)
         drawn[:, 0] = truth[:, 0]
-        return shrinkage(progress_of(drawn), progress_noise(drawn, answers, outcome), 4)
+        variance = binomial_variance(drawn[:, 1], answers).mean()
+        noise = progress_noise(drawn, torch.ones_like(drawn, dtype=torch.bool), variance)
+        return precision_weights(progress_of(drawn), noise, 4).mean().item()
 
-    assert factor(torch.full((4096, 2), 0.5)) < 0.05
+    assert weight(torch.full((4096, 2), 0.5)) < 0.05
     # true progress is 0 or 1, so nothing of it is noise
     sure = torch.stack([torch.zeros(4096), (torch.arange(4096) % 2).float()], dim=1)
-    assert factor(sure) == pytest.approx(1.0)
+    assert weight(sure) == pytest.approx(1.0)
     # J_1 is 0.25 or 0.75 at random, J_0 is 0.5: signal 1/16, noise 0.25 * 0.75 / 4 = 3/64
     mixed = torch.stack([torch.full((4096,), 0.5), 0.25 + 0.5 * (torch.rand(4096, generator=generator) < 0.5)], dim=1)
-    assert factor(mixed) == pytest.approx((1 / 16) / (1 / 16 + 3 / 64), abs=0.05)
+    assert weight(mixed) == pytest.approx((1 / 16) / (1 / 16 + 3 / 64), abs=0.05)
+
+
+@given(st.integers(0, 1000), st.floats(0, 0.2), st.floats(0.001, 0.2))
+def test_the_noisier_an_episode_the_less_it_is_paid(seed, least, step):
+    progress = torch.randn(8, 3, generator=torch.Generator().manual_seed(seed))
+    noise = (least + step * torch.arange(3.0)).expand(8, 3)
+    weights = precision_weights(progress, noise, 4)
+    assert ((weights >= 0) & (weights <= 1)).all()
+    assert (weights.diff(dim=1) <= 0).all()
+    assert (precision_weights(progress, torch.zeros(8, 3), 4) == 1).all()
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5])
+def test_weights_by_episode_come_closer_to_true_progress_than_one_for_all(decay):
+    """4 answers at each of four prefixes of 256 traces, whose chances move at random and decide their outcomes."""
+    generator = torch.Generator().manual_seed(0)
+    steps = torch.randn(256, 3, generator=generator)
+    start = torch.randn(64, 1, generator=generator).repeat_interleave(4, 0)  # easy and hard prompts
+    chance = torch.sigmoid(torch.cat([start, start + steps.cumsum(1)], dim=1))
+    outcome = (torch.rand(256, 1, generator=generator) < chance[:, -1:]).float()
+    drawn = (torch.rand(256, 4, 4, generator=generator) < chance[..., None]).float().mean(-1)
+    drawn[:, 0] = drawn[::4, 0].repeat_interleave(4)  # J_0 is one estimate for a group
+    truth, values = torch.cat([chance, outcome], dim=1), torch.cat([drawn, outcome], dim=1)
+
+    sampled = torch.tensor([True] * 4 + [False]).expand(256, 5)
+    noise = progress_noise(values, sampled, binomial_variance(drawn[:, 1:], 4).mean(), decay)
+    weights = precision_weights(progress_to_go(progress_of(values), decay), noise, 4)
+    one_for_all = precision_weights(
+        progress_to_go(progress_of(values), decay), noise.mean().expand_as(noise).contiguous(), 4
+    )
+    true = episode_advantages(truth, 4, decay=decay)
+
+    def error(factor: torch.Tensor | float) -> float:
+        return (episode_advantages(values, 4, decay=decay, factor=factor) - true).square().mean().item()
+
+    assert error(weights) < 0.98 * error(one_for_all)
+    assert error(one_for_all) < 0.95 * error(1.0)
 
 
 def test_no_progress_at_all_is_no_error():
@@ -266,8 +333,8 @@ def test_no_progress_at_all_is_no_error():
     assert not episode_advantages(values, 4).any()
     divisor = progress_divisor(torch.zeros(4, 2), "batch", torch.ones(4))
     assert divisor[0] > 0.3, "rounding errors of no progress are not blown up"
-    assert shrinkage(progress_of(values), torch.zeros(4, 2), 4) == 1.0
-    assert shrinkage(torch.full((4, 2), NAN), torch.zeros(4, 2), 4) == 1.0
+    assert (precision_weights(progress_of(values), torch.zeros(4, 2), 4) == 1).all()
+    assert (precision_weights(torch.full((4, 2), NAN), torch.zeros(4, 2), 4) == 1).all()
 
 
 # ---- tokens ----

@@ -1,7 +1,6 @@
 """A TRL user's script trains the same, number for number, when only the name of its trainer class changes."""
 
 import inspect
-from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -26,7 +25,7 @@ from metatune.trainers import (
 )
 from metatune.trainers.sft_trainer import SFTTrainer
 
-from .dump_setup import config, rows, tiny_model
+from .dump_setup import config, rows, tiny_model, tokenizer_with_tools
 from .mpo_setup import FIRST
 from .test_meta_reward_trainer import config as options_without_rollouts
 from .test_meta_reward_trainer import pairs
@@ -210,13 +209,6 @@ def tools(trainer_class, folders, tmp_path):
         processing_class=tokenizer_with_tools(),
         tools=[Counter().count],
     )
-
-
-def tokenizer_with_tools():
-    pytest.importorskip("jmespath")
-    tokenizer = build_tokenizer()
-    tokenizer.chat_template = (files("trl") / "chat_templates" / "qwen3.jinja").read_text()
-    return tokenizer
 
 
 SCRIPTS = {
