@@ -4,6 +4,11 @@ Two dropout views of the same texts give two features of every item. SimCSE (Inf
 alike and those of different items apart; SwAV wants a view's soft assignment to K prototypes predicted by the other
 view. An item is a response, or the difference of a pair's responses, in both directions.
 
+A micro-batch of two pairs has four items, too few to compare and fewer than there are prototypes. So items are also
+compared with features that get no gradient: those of the other processes, and those of past items in a queue, as in
+SwAV (section 3.1 there). The queue is filled from the first step on; SwAV waits until features change slowly. Its
+features are those of one view alone, since two dropout views of a text are drawn alike.
+
 The paper does not state SimCSE's temperature; 0.05 is that of SimCSE's own paper (arXiv 2104.08821). SwAV's
 temperature 0.1, epsilon 0.05 and 3 Sinkhorn iterations are those of its paper (arXiv 2006.09882).
 """
@@ -32,19 +37,23 @@ def items_of(features_chosen: torch.Tensor, features_rejected: torch.Tensor, on:
     return torch.cat([difference, -difference])
 
 
-def simcse_loss(view: torch.Tensor, other: torch.Tensor, temperature: float = 0.05) -> torch.Tensor:
+def simcse_loss(
+    view: torch.Tensor, other: torch.Tensor, temperature: float = 0.05, negatives: torch.Tensor | None = None
+) -> torch.Tensor:
     """Return InfoNCE of cosine similarities: every item's own other view against those of all items.
 
     Args:
         view (`torch.Tensor` of shape (N, D)): features.
         other (`torch.Tensor` of shape (N, D)): of the same items under another dropout.
         temperature (`float`, *optional*, defaults to `0.05`): tau.
+        negatives (`torch.Tensor` of shape (M, D), *optional*): features of other items.
 
     Returns:
-        `torch.Tensor` of shape (): the mean over items; log N where all features are equal.
+        `torch.Tensor` of shape (): the mean over items; log(N + M) where all features are equal.
     """
-    similarity_NN = normalize(view, dim=-1) @ normalize(other, dim=-1).T / temperature
-    return cross_entropy(similarity_NN, torch.arange(len(view), device=view.device))
+    candidates = other if negatives is None else torch.cat([other, negatives])
+    similarity = normalize(view, dim=-1) @ normalize(candidates, dim=-1).T / temperature
+    return cross_entropy(similarity, torch.arange(len(view), device=view.device))
 
 
 @torch.no_grad()
@@ -66,20 +75,65 @@ def balanced_assignment(scores: torch.Tensor, epsilon: float = 0.05, iterations:
     return logits.exp()
 
 
-def swav_loss(scores: torch.Tensor, other: torch.Tensor, temperature: float = 0.1) -> torch.Tensor:
+def swav_loss(
+    scores: torch.Tensor, other: torch.Tensor, temperature: float = 0.1, more: torch.Tensor | None = None
+) -> torch.Tensor:
     """Return the swapped prediction loss of two views' similarities to the prototypes.
 
     Args:
         scores (`torch.Tensor` of shape (N, K)): cosines of one view's features with the prototypes.
         other (`torch.Tensor` of shape (N, K)): those of the other view.
         temperature (`float`, *optional*, defaults to `0.1`): of the predictions.
+        more (`torch.Tensor` of shape (M, K), *optional*): those of other items, which the assignments are balanced
+            over as well.
 
     Returns:
         `torch.Tensor` of shape (): each view's assignment as the other's label, the mean of both.
     """
-    one = cross_entropy(other / temperature, balanced_assignment(scores).to(other.dtype))
-    two = cross_entropy(scores / temperature, balanced_assignment(other).to(scores.dtype))
+
+    def assignment(own: torch.Tensor) -> torch.Tensor:
+        together = own if more is None else torch.cat([own, more])
+        return balanced_assignment(together)[: len(own)].to(own.dtype)
+
+    one = cross_entropy(other / temperature, assignment(scores))
+    two = cross_entropy(scores / temperature, assignment(other))
     return (one + two) / 2
+
+
+class FeatureQueue:
+    """Features of past items, the newest first; equal on every process, since every process adds those of all.
+
+    Args:
+        size (`int`): features that it holds at most.
+        dimension (`int`): D of the features.
+    """
+
+    def __init__(self, size: int, dimension: int):
+        self._size = size
+        self.features = torch.empty(0, dimension)
+
+    def context(self, gathered: torch.Tensor, process: int, num_processes: int) -> torch.Tensor:
+        """Return the features that a process compares its own with: those of the other processes, and the past ones.
+
+        Args:
+            gathered (`torch.Tensor` of shape (P N, D)): N features from each process, in the processes' order.
+            process (`int`): the process's number.
+            num_processes (`int`): P.
+
+        Returns:
+            `torch.Tensor` of shape ((P - 1) N + M, D).
+        """
+        parts = list(gathered.chunk(num_processes))
+        del parts[process]
+        return torch.cat([*parts, self.features.to(gathered)])
+
+    def push(self, features: torch.Tensor) -> None:
+        """Add features of shape (N, D), and drop the oldest beyond the size."""
+        self.features = torch.cat([features.detach(), self.features.to(features)])[: self._size]
+
+    def load(self, features: torch.Tensor) -> None:
+        """Take the features of a saved queue, the newest ones if it was larger."""
+        self.features = features[: self._size]
 
 
 class Prototypes(nn.Module):

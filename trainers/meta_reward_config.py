@@ -49,6 +49,9 @@ class MetaRewardConfig(RewardConfig):
         contrastive_dropout (`float`, *optional*, defaults to `0.05`):
             Dropout on the input embeddings that makes two views of a text. The model's own dropout adds to it with
             `disable_dropout: false`.
+        contrastive_queue_size (`int`, *optional*, defaults to `256`):
+            Features of past items that the term compares a micro-batch with, beside those of the other processes; 0
+            for none.
         num_prototypes (`int`, *optional*):
             Of SwAV; by default 50 on pairs and 20 on differences.
         meta_step (`str`, *optional*, defaults to `"none"`):
@@ -80,6 +83,9 @@ class MetaRewardConfig(RewardConfig):
     contrastive_temperature: float | None = field(default=None, metadata={"help": "Temperature of the term."})
     contrastive_dropout: float = field(
         default=0.05, metadata={"help": "Dropout on the input embeddings that makes the two views."}
+    )
+    contrastive_queue_size: int = field(
+        default=256, metadata={"help": "Features of past items that the term compares a micro-batch with."}
     )
     num_prototypes: int | None = field(default=None, metadata={"help": "Prototypes of swav."})
     meta_step: str = field(default="none", metadata={"help": "MetaRM's step: none, plain or normalised."})
@@ -133,6 +139,8 @@ class MetaRewardConfig(RewardConfig):
             self.contrastive_temperature = DEFAULT_TEMPERATURE[self.contrastive]
         if self.contrastive_temperature <= 0:
             raise ValueError(f"contrastive_temperature must be positive, got {self.contrastive_temperature}")
+        if self.contrastive_queue_size < 0:
+            raise ValueError(f"contrastive_queue_size must not be negative, got {self.contrastive_queue_size}")
         if self.contrastive == "swav":
             if self.num_prototypes is None:
                 self.num_prototypes = DEFAULT_PROTOTYPES[self.contrastive_on]

@@ -18,7 +18,8 @@ What deviates from the papers, and why:
   at the moved weights.
 - The moved weights are float32, under DeepSpeed with `bf16: true` too (`weight_precision.py`): in bfloat16 most of the
   move is rounded away. The move made is measured, and a first one that rounding has spoiled is an error.
-- Contrastive terms compare what one process has in a micro-batch.
+- Contrastive terms compare the items of a micro-batch also with those of the other processes and with past ones, which
+  get no gradient (`contrastive_queue_size`).
 - J rewards any spread, labels have no part in it: the logs say how much of the spread is length.
 
 The mathematics is in `reward_losses.py`, `contrastive.py` and `rewards/preference_strength.py`, the move in
@@ -45,7 +46,7 @@ from trl.trainer.reward_trainer import DataCollatorForPreference
 from ..rewards.preference_strength import pair_targets, stack_votes
 from . import rollout_checkpoint  # noqa: F401 (lets torch load an optimizer onto a process's `cpu:0`)
 from .config_conversion import config_for
-from .contrastive import Prototypes, items_of, simcse_loss, swav_loss
+from .contrastive import FeatureQueue, Prototypes, items_of, simcse_loss, swav_loss
 from .finite_training import FiniteTraining
 from .meta_reward_config import MetaRewardConfig
 from .meta_set import MetaSet
@@ -59,6 +60,7 @@ logger = get_logger(__name__)
 
 MIN_COSINE = 0.9  # of the move made and the intended one
 PROTOTYPES = "prototypes.safetensors"
+QUEUE = "contrastive_queue.safetensors"
 # Columns beside TRL's `margin`, under names that no data set has for another purpose, and what the loss calls them.
 TREATMENTS = {"pair_target": "target", "pair_weight": "weight"}
 TREATMENT_OPTIONS = ("flip", "soft_labels", "adaptive_margin", "posterior_labels", "label_smoothing", "pair_weights")
@@ -183,8 +185,10 @@ class MetaRewardTrainer(NamedModelCard, CountedTokens, FiniteTraining, RewardTra
                 max_length=args.max_length,
             )
             self.meta_set.check(self.accelerator.num_processes)
-        if args.num_prototypes is not None:  # swav's
+        if args.contrastive != "none":
             hidden_size = self.model.config.get_text_config().hidden_size
+            self._queue = FeatureQueue(args.contrastive_queue_size, hidden_size)
+        if args.num_prototypes is not None:  # swav's
             prototypes = Prototypes(hidden_size, args.num_prototypes, args.seed)  # the same on every process
             self.model.swav_prototypes = prototypes.to(self.model.device)
 
@@ -260,14 +264,20 @@ class MetaRewardTrainer(NamedModelCard, CountedTokens, FiniteTraining, RewardTra
 
     def _contrastive_term(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         last_B = attention_mask.sum(1) - 1  # padded on the right
-        features_BD = hidden_states[torch.arange(len(hidden_states), device=hidden_states.device), last_B]
+        features_BD = hidden_states[torch.arange(len(hidden_states), device=hidden_states.device), last_B].float()
         chosen, chosen_other, rejected, rejected_other = features_BD.chunk(4)
         view = items_of(chosen, rejected, self.args.contrastive_on)
         other = items_of(chosen_other, rejected_other, self.args.contrastive_on)
+        gathered = self.accelerator.gather(other.detach())
+        context = self._queue.context(gathered, self.accelerator.process_index, self.accelerator.num_processes)
+        self._queue.push(gathered)
         if self.args.contrastive == "simcse":
-            return simcse_loss(view, other, self.args.contrastive_temperature)
+            return simcse_loss(view, other, self.args.contrastive_temperature, context)
         prototypes = self.accelerator.unwrap_model(self.model).swav_prototypes
-        return swav_loss(prototypes(view), prototypes(other), self.args.contrastive_temperature)
+        scores, scores_other, more = prototypes(torch.cat([view, other, context])).split(
+            [len(view), len(other), len(context)]
+        )
+        return swav_loss(scores, scores_other, self.args.contrastive_temperature, more)
 
     # ---- MetaRM's step ----
 
@@ -350,7 +360,29 @@ class MetaRewardTrainer(NamedModelCard, CountedTokens, FiniteTraining, RewardTra
             methods.append(Method("MetaRM", self._paper))
         return methods
 
-    # ---- prototypes are trained with the model, and are no part of it ----
+    # ---- what a checkpoint holds beside the model: past features, and prototypes, which are trained with it ----
+
+    @property
+    def _keeps_features(self) -> bool:
+        return self.args.contrastive != "none" and self.args.contrastive_queue_size > 0
+
+    def _save_beside(self, folder):
+        super()._save_beside(folder)
+        if self._keeps_features and self.args.should_save:
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file({"features": self._queue.features.contiguous()}, folder / QUEUE)
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None or not self._keeps_features:
+            return
+        file = Path(checkpoint) / QUEUE
+        if not file.is_file():
+            raise ValueError(
+                f"{checkpoint} has no {QUEUE}: it was written by a run without a queue of past features. Set "
+                "contrastive_queue_size: 0 to resume it, or start a new run from its weights with model_name_or_path"
+            )
+        self._queue.load(load_file(file)["features"])
 
     def _save(self, output_dir=None, state_dict=None):
         if self.args.contrastive != "swav":

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from .launches import (
     REWARD,
@@ -109,6 +110,8 @@ def test_prototypes_are_trained_by_every_engine(tmp_path):
             for key in ("loss", "contrastive", "grad_norm"):
                 assert row[key] == pytest.approx(other[key], abs=1e-4), (config, key, row["step"])
         assert (tmp_path / config / "prototypes.safetensors").is_file()
+        past = load_file(tmp_path / config / "checkpoint-3" / "contrastive_queue.safetensors")["features"]
+        assert len(past.unique(dim=0)) == 3 * 2 * 4, "every process's four items of every step"
         assert difference(weights(tmp_path / config, True), weights(tmp_path / "ddp", True)) < 1e-5
 
 

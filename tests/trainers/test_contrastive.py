@@ -7,7 +7,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metatune.trainers.contrastive import Prototypes, balanced_assignment, items_of, simcse_loss, swav_loss
+from metatune.trainers.contrastive import (
+    FeatureQueue,
+    Prototypes,
+    balanced_assignment,
+    items_of,
+    simcse_loss,
+    swav_loss,
+)
 
 
 def features(seed: int, rows: int = 4, columns: int = 3) -> torch.Tensor:
@@ -33,6 +40,13 @@ def test_simcse_at_its_limits():
     assert simcse_loss(same, same).item() == pytest.approx(math.log(5))
     apart = torch.eye(4)
     assert simcse_loss(apart, apart).item() == pytest.approx(math.log(1 + 3 * math.exp(-20)), abs=1e-6)
+
+
+def test_simcse_with_negatives_by_hand():
+    """The other view is equal, of two negatives one is orthogonal and one opposite: log(1 + e^(-1/t) + e^(-2/t))."""
+    view, negatives = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 3.0], [-2.0, 0.0]])
+    loss = simcse_loss(view, view, 0.5, negatives)
+    assert loss.item() == pytest.approx(math.log(1 + math.exp(-2) + math.exp(-4)))
 
 
 def test_items_are_responses_or_differences_in_both_directions():
@@ -80,3 +94,85 @@ def test_prototypes_give_cosines():
         prototypes.weight.copy_(torch.tensor([[2.0, 0.0, 0.0], [0.0, 3.0, 4.0]]))
     found = prototypes(torch.tensor([[5.0, 0.0, 0.0], [0.0, 6.0, 0.0]]))
     torch.testing.assert_close(found, torch.tensor([[1.0, 0.0], [0.0, 0.6]]))
+
+
+# ---- past features ----
+
+
+def rows(*values: float) -> torch.Tensor:
+    return torch.tensor([[value, 1.0] for value in values])
+
+
+def test_a_queue_holds_the_newest_features_without_their_graph():
+    queue = FeatureQueue(3, 2)
+    queue.push(rows(1, 2).requires_grad_())
+    queue.push(rows(3, 4))
+    assert queue.features.tolist() == rows(3, 4, 1).tolist() and not queue.features.requires_grad
+    queue.push(rows(5, 6, 7, 8))
+    assert queue.features.tolist() == rows(5, 6, 7).tolist()
+    queue.load(rows(1, 2, 3, 4))  # of a larger queue
+    assert queue.features.tolist() == rows(1, 2, 3).tolist()
+    none = FeatureQueue(0, 2)
+    none.push(rows(1))
+    assert none.features.shape == (0, 2)
+
+
+def test_the_context_is_the_other_processes_features_and_the_past_ones():
+    queue = FeatureQueue(4, 2)
+    gathered = rows(1, 2, 3, 4, 5, 6)  # of three processes
+    assert queue.context(gathered, 1, 3).tolist() == rows(1, 2, 5, 6).tolist()
+    assert queue.context(gathered[:2], 0, 1).shape == (0, 2)
+    queue.push(rows(7, 8))
+    assert queue.context(gathered, 0, 3).tolist() == rows(3, 4, 5, 6, 7, 8).tolist()
+
+
+@given(st.integers(0, 10_000), st.integers(1, 4), st.integers(1, 3))
+@settings(deadline=None)
+def test_items_in_micro_batches_have_the_losses_of_one_batch(seed, size, number):
+    """With unchanged weights, the last of several micro-batches is compared with every item of the batch."""
+    view, other = features(seed, size * number), features(seed + 1, size * number)
+    prototypes = Prototypes(3, 5).double()
+    queue = FeatureQueue(64, 3)
+    for part in other.split(size):
+        context = queue.context(part, 0, 1)
+        queue.push(part)
+    one, two = view[-size:], other[-size:]
+    whole = [cosine(a, b) / 0.1 for a in one.tolist() for b in other.tolist()]
+    own = torch.tensor(whole, dtype=torch.float64).view(size, -1)
+    expected = (own.logsumexp(1) - own.diagonal(offset=size * (number - 1))).mean()
+    assert simcse_loss(one, two, 0.1, context).item() == pytest.approx(expected.item(), rel=1e-5)
+    labels = balanced_assignment(prototypes(torch.cat([one, other[:-size]])))[:size]
+    labels_other = balanced_assignment(prototypes(torch.cat([two, other[:-size]])))[:size]
+    predicted = -(labels * (prototypes(two) / 0.1).log_softmax(1)).sum(1).mean()
+    predicted_other = -(labels_other * (prototypes(one) / 0.1).log_softmax(1)).sum(1).mean()
+    found = swav_loss(prototypes(one), prototypes(two), more=prototypes(context))
+    assert found.item() == pytest.approx(((predicted + predicted_other) / 2).item(), rel=1e-4)
+
+
+def test_past_features_make_assignments_meaningful():
+    """Four items alone are spread over 50 prototypes whatever they are; among 256 others they keep their own."""
+    items, prototypes = features(4, 4, 16), features(5, 50, 16)
+    scores = torch.nn.functional.normalize(items, dim=1) @ torch.nn.functional.normalize(prototypes, dim=1).T
+    others = torch.nn.functional.normalize(features(6, 256, 16), dim=1)
+    others = others @ torch.nn.functional.normalize(prototypes, dim=1).T
+    alone = balanced_assignment(scores)
+    among = balanced_assignment(torch.cat([scores, others]))[:4]
+    nearest = scores.argmax(1)
+    share = [q[torch.arange(4), nearest].mean().item() for q in (alone, among)]
+    assert share[0] < 0.1 < share[1], share
+
+
+def test_the_gradient_passes_through_own_features_alone():
+    view, other = features(0).requires_grad_(), features(1).requires_grad_()
+    past = features(2).requires_grad_()
+    queue = FeatureQueue(8, 3)
+    queue.push(past)
+    context = queue.context(other.detach(), 0, 1)
+    simcse_loss(view, other, 0.1, context).backward()
+    assert view.grad.any() and other.grad.any() and past.grad is None
+    prototypes = Prototypes(3, 5).double()
+    swav_loss(prototypes(view), prototypes(other), more=prototypes(context)).backward()
+    only_own = prototypes.weight.grad.clone()
+    prototypes.weight.grad = None
+    swav_loss(prototypes(view), prototypes(other), more=prototypes(context).detach()).backward()
+    torch.testing.assert_close(prototypes.weight.grad, only_own)

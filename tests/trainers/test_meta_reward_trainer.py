@@ -7,6 +7,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
+from safetensors.torch import load_file
 from torch.nn.functional import softplus
 from transformers import LlamaConfig, LlamaForSequenceClassification, TrainerCallback
 from trl import RewardConfig, RewardTrainer
@@ -209,6 +210,30 @@ def test_two_views_differ_and_the_term_falls(tmp_path, tokenizer, on):
     assert len(terms) == 12 and terms[0] > 0.01 and min(terms[-3:]) < terms[0]
 
 
+@pytest.mark.parametrize("term", ["simcse", "swav"])
+def test_a_micro_batch_is_compared_with_past_ones_across_accumulation(tmp_path, tokenizer, term):
+    """Eight micro-batches of two pairs, four steps: the queue holds the last 24 of the 32 items, not the last four."""
+    options = {"contrastive": term, "contrastive_queue_size": 24, "per_device_train_batch_size": 2, "max_steps": 4}
+    trainer = make(tmp_path, tokenizer, gradient_accumulation_steps=2, **options)
+    seen = []
+    context = trainer._queue.context
+    trainer._queue.context = lambda *args: seen.append(context(*args)) or seen[-1]
+    trainer.train()
+    assert [len(each) for each in seen] == [0, 4, 8, 12, 16, 20, 24, 24]
+    assert torch.equal(seen[-1][4:], seen[-2][:20]) and not seen[-1].requires_grad
+
+
+def test_a_checkpoint_without_past_features_is_refused(tmp_path, tokenizer):
+    options = {"contrastive": "simcse", "save_strategy": "steps", "save_steps": 2}
+    make(tmp_path, tokenizer, **options).train()
+    checkpoint = tmp_path / "checkpoint-2"
+    assert load_file(checkpoint / "contrastive_queue.safetensors")["features"].shape == (2 * 8, 32)
+    (checkpoint / "contrastive_queue.safetensors").unlink()  # as versions before it wrote none
+    with pytest.raises(ValueError, match=r"has no contrastive_queue.*Set contrastive_queue_size: 0 to resume it"):
+        make(tmp_path, tokenizer, **options).train(resume_from_checkpoint=str(checkpoint))
+    make(tmp_path, tokenizer, **options, contrastive_queue_size=0).train(resume_from_checkpoint=str(checkpoint))
+
+
 def test_swavs_prototypes_are_trained_saved_apart_and_loaded(tmp_path, tokenizer):
     options = {"contrastive": "swav", "num_prototypes": 6, "save_strategy": "steps", "save_steps": 2}
     whole = make(tmp_path / "whole", tokenizer, **options)
@@ -403,6 +428,7 @@ def test_a_meta_step_and_a_meta_set_belong_together(tmp_path, tokenizer, options
     ("options", "message"),
     [
         ({"contrastive": "moco"}, "contrastive is one of none, simcse, swav"),
+        ({"contrastive": "simcse", "contrastive_queue_size": -1}, "must not be negative, got -1"),
         ({"contrastive": "simcse", "contrastive_dropout": 0.0}, "between 0 and 1, not 0.0"),
         ({"meta_step": "sam"}, "meta_step is one of"),
         ({"meta_step": "plain", "fp16": True}, "meta_step does not work with fp16"),

@@ -88,6 +88,7 @@ PROGRESS_ROWS += [
         (MetaRewardConfig, {"contrastive_weight": 1.0}, "contrastive_weight has no effect with contrastive: none"),
         (MetaRewardConfig, {"contrastive_on": "differences"}, "contrastive_on has no effect with contrastive: none"),
         (MetaRewardConfig, {"contrastive_dropout": 0.1}, "contrastive_dropout has no effect with contrastive: none"),
+        (MetaRewardConfig, {"contrastive_queue_size": 9}, "contrastive_queue_size has no effect"),
         (MetaRewardConfig, {"num_prototypes": 3}, "num_prototypes has no effect with contrastive: none"),
         (
             MetaRewardConfig,
