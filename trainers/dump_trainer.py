@@ -61,6 +61,7 @@ from .length_grouping import group_by_length, obstacle_in_model
 from .model_card import Method, NamedModelCard
 from .rollout_checkpoint import ExactResume
 from .throughput import Throughput
+from .weight_precision import check_mixing
 
 Model: TypeAlias = str | torch.nn.Module  # a folder or hub name, or a model that is loaded, with an adapter or without
 RewardFuncs: TypeAlias = RewardFunc | list[RewardFunc] | None
@@ -136,6 +137,8 @@ class DUMPTrainer(NamedModelCard, ExactResume, FiniteTraining, GRPOTrainer):
                 rollout_func,
                 environment_factory,
             )
+        if args.sync_ref_model:
+            check_mixing(self.ref_model, args)
         # With an environment, TRL has created a placeholder dataset by now.
         self._set_up_curriculum(args, rows_by_arm or rows_by_distribution(self.train_dataset, args))
         self._set_up_measurements(args)

@@ -199,7 +199,7 @@ class MetaRewardTrainer(NamedModelCard, CountedTokens, FiniteTraining, RewardTra
                 "meta_step does not work with FSDP, which shards the weights that it moves: use DDP or DeepSpeed "
                 "(accelerate_config: ddp, zero1, zero2 or zero3)"
             )
-        if (dtype := low_precision_type(self.model.parameters())) is not None:
+        if (dtype := low_precision_type(p for p in self.model.parameters() if p.requires_grad)) is not None:
             raise ValueError(
                 f"meta_step moves the weights by less than {dtype} resolves: load them in float32 (dtype: float32; "
                 "bf16: true still computes in bfloat16)"

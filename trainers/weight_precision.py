@@ -13,6 +13,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 from transformers import TrainingArguments
+from trl import GRPOConfig
 
 LOW_PRECISION = (torch.bfloat16, torch.float16)
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
@@ -54,5 +55,19 @@ def autocast_of(model: nn.Module) -> AbstractContextManager:
 
 
 def low_precision_type(parameters: Iterable[nn.Parameter]) -> torch.dtype | None:
-    """Return the first type of less than 32 bits among trainable parameters, or `None`."""
-    return next((p.dtype for p in parameters if p.requires_grad and p.dtype in LOW_PRECISION), None)
+    """Return the first type of less than 32 bits among parameters, or `None`."""
+    return next((parameter.dtype for parameter in parameters if parameter.dtype in LOW_PRECISION), None)
+
+
+def check_mixing(reference: nn.Module, args: GRPOConfig) -> None:
+    """Raise `ValueError` if `sync_ref_model` would mix weights that are too coarse for it.
+
+    TRL mixes in the reference model's own type, so differences below its resolution never reach the reference.
+    """
+    dtype = low_precision_type(reference.parameters())
+    if dtype is not None and args.ref_model_mixup_alpha < 1:
+        raise ValueError(
+            f"sync_ref_model with ref_model_mixup_alpha: {args.ref_model_mixup_alpha} makes changes that the "
+            f"reference model's {dtype} rounds away: set ref_model_mixup_alpha: 1.0, which copies the weights, or use "
+            "float32 weights (dtype: float32, under DeepSpeed also bf16: false)"
+        )

@@ -283,6 +283,21 @@ def test_a_moving_reference_model_that_no_checkpoint_holds_is_not_resumed(tmp_pa
         trainer(2).train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
 
 
+def test_a_reference_model_of_low_precision_is_not_mixed(tmp_path):
+    """TRL mixes in the weights' own type: at 1, bfloat16 rounds 0.3 of its spacing away, at every synchronization."""
+    tiny_model().save_pretrained(tmp_path / "model")
+
+    def trainer(dtype, alpha):
+        options = {"sync_ref_model": True, "beta": 0.1, "ref_model_mixup_alpha": alpha}
+        args = config(tmp_path, model_init_kwargs={"dtype": dtype}, **options)
+        return DUMPTrainer(str(tmp_path / "model"), digits, args, rows(), processing_class=build_tokenizer())
+
+    with pytest.raises(ValueError, match=r"torch.bfloat16 rounds away: set ref_model_mixup_alpha: 1.0"):
+        trainer("bfloat16", 0.3)
+    trainer("bfloat16", 1.0)
+    trainer("float32", 0.3)
+
+
 def test_the_entropy_controller_is_in_the_run_state(tmp_path):
     """TRL writes its own file after the mark of a whole checkpoint, so a kill may leave it out."""
     options = {"use_adaptive_entropy": True, "entropy_target": 10.0, "save_strategy": "steps", "save_steps": 2}
