@@ -4,7 +4,8 @@
     metatune merge --model runs/lora/checkpoint-200 --output_dir merged --dtype bfloat16
 
 An adapter of a language model becomes a language model, one of `metatune reward` a reward model. The weights are
-merged in float32 and rounded once, at the end. The folder gets the model (safetensors), the tokenizer with its chat
+merged in float32 and rounded once, at the end. If the base is in the precision of the result, rounding may undo what a
+small adapter changes; a line says so. The folder gets the model (safetensors), the tokenizer with its chat
 template, and the generation configuration.
 """
 
@@ -15,6 +16,8 @@ from typing import Any
 
 from metatune.recipes.adapters import base_of
 from metatune.recipes.config import ConfigError, StrictParser, run
+
+MIN_SHARE = 0.95  # of what an adapter changes
 
 
 @dataclass
@@ -67,10 +70,36 @@ def merge(adapter: str, dtype: str = "auto"):
         raise ConfigError(f"{adapter}: its base model {base.name} cannot be loaded: {reason}") from error
     own_tokenizer = (Path(adapter) / "tokenizer_config.json").is_file()
     tokenizer = AutoTokenizer.from_pretrained(adapter if own_tokenizer else base.name)
+    target = (config.dtype or torch.float32) if dtype == "auto" else getattr(torch, dtype)
+    before = {}
+    if config.dtype == target != torch.float32:  # a base of higher precision loses nothing on average
+        before = {name: parameter.detach().to(target) for name, parameter in model.named_parameters()}
     merged = merge_weights(model, adapter)
+    if before and (share := share_after_rounding(before, merged)) < MIN_SHARE:
+        rounded = f"Rounding to {str(target).removeprefix('torch.')} keeps {share:.0%} of what the adapter changes"
+        print(f"{rounded}. Merge with --dtype float32 to keep all of it")
     if merged.config.pad_token_id is None:  # a reward model finds the end of a text by it
         merged.config.pad_token_id = tokenizer.pad_token_id
-    return merged.to((config.dtype or torch.float32) if dtype == "auto" else getattr(torch, dtype)), tokenizer
+    return merged.to(target), tokenizer
+
+
+def share_after_rounding(before: dict[str, Any], merged: Any) -> float:
+    """Return how much of a change of weights is left, along its own direction, once they are rounded.
+
+    Args:
+        before (`dict[str, torch.Tensor]`): the weights before the change, in the type that is rounded to.
+        merged ([`~transformers.PreTrainedModel`]): the model after it, in float32.
+    """
+    kept = intended = 0.0
+    for name, parameter in merged.named_parameters():
+        # an embedding that the merge unties is not in `before`, and a reward model's head is not the base's
+        if name in before and not name.startswith("score."):
+            weight = before[name]
+            change = parameter.detach() - weight.float()
+            rounded = parameter.detach().to(weight.dtype).float() - weight.float()
+            kept += (rounded * change).sum().item()
+            intended += change.square().sum().item()
+    return kept / intended if intended else 1.0
 
 
 def merge_weights(model: Any, adapter: str) -> Any:

@@ -26,6 +26,7 @@ SMALL = {
     *("generation_batch_size", "num_iterations", "per_device_eval_batch_size", "num_generations_eval", "max_length"),
     *("dataset_num_proc", "dataloader_num_workers", "pad_to_multiple_of", "lora_r", "num_prototypes"),
     *("per_device_meta_batch_size", "num_processes", "max_tool_calling_iterations", "dataloader_prefetch_factor"),
+    "contrastive_queue_size",
 }
 TOGETHER = {  # options that act on one another: half of all changes are made here
     "grpo": """num_generations steps_per_generation num_iterations beta per_device_train_batch_size curriculum

@@ -114,6 +114,21 @@ def test_another_dtype_is_rounded_once(adapter, tmp_path):
         assert torch.equal(mine, theirs.to(torch.bfloat16))
 
 
+@pytest.mark.parametrize(("std", "message"), [(2e-4, True), (0.05, False)])
+def test_an_adapter_that_rounding_undoes_is_reported(tmp_path, capsys, std, message):
+    """A bfloat16 base is on the grid that the merged weights are rounded to, so a change below half of it vanishes."""
+    base = AutoModelForCausalLM.from_pretrained(STARTER, dtype=torch.bfloat16)
+    base.save_pretrained(tmp_path / "base")
+    save_adapter(tmp_path / "lora", std=std)
+    path = tmp_path / "lora" / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": str(tmp_path / "base")}))
+    merge.merge(str(tmp_path / "lora"))
+    printed = capsys.readouterr().out
+    assert ("of what the adapter changes. Merge with --dtype float32" in printed) == message, printed
+    merge.merge(str(tmp_path / "lora"), "float32")
+    assert "Rounding" not in capsys.readouterr().out
+
+
 def test_a_run_that_was_moved_still_finds_the_starter(adapter, tmp_path, monkeypatch):
     folder, model = adapter
     assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == "starter"
