@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 from accelerate.logging import get_logger
 from trl import GRPOConfig
 
+from ..curricula import CURRICULA
+from .unused_options import reject_unused
+
 logger = get_logger(__name__)
 
 
@@ -23,7 +26,8 @@ class DUMPConfig(GRPOConfig):
         curriculum_reward (`str`, *optional*, defaults to `"total"`):
             Whose advantages the curriculum sees: those of the `"total"` reward, which train the policy, or those of
             the `"gold"` reward alone. A judge's or a reward model's scores differ within almost every group, so
-            beside them the total says of every distribution that there is something to learn.
+            beside them the total says of every distribution that there is something to learn. Without effect, and
+            refused, with `"uniform"` and `"easy_to_hard"`, which choose by no reward.
         gold_reward (`str`, *optional*):
             Name of the reward function that tells right (1) from wrong: accuracies and pass rates are its, progress
             is made towards it, a judge's rubric is tried against it. By default `correctness_reward` if it is among
@@ -125,6 +129,9 @@ class DUMPConfig(GRPOConfig):
             raise ValueError(f"max_verifier_failures is between 0 and 1, not {self.max_verifier_failures}")
         if self.curriculum_reward not in ("total", "gold"):
             raise ValueError(f"curriculum_reward is total or gold, not {self.curriculum_reward!r}")
+        curriculum = CURRICULA.get(self.curriculum)  # an unknown name is refused with the nearest one later
+        if curriculum is not None and not curriculum.adaptive:
+            reject_unused(self, {"curriculum_reward": f"curriculum: {self.curriculum}"})
         if self.sync_ref_model and self.save_strategy != "no":
             logger.warning(
                 "sync_ref_model: no checkpoint holds the reference model, so a run that is stopped cannot be resumed"

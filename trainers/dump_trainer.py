@@ -220,7 +220,7 @@ class DUMPTrainer(NamedModelCard, ExactResume, FiniteTraining, GRPOTrainer):
         outputs = super()._generate_and_score_completions(inputs)
         if training:
             if self._divides_by_gold():
-                outputs["advantages"] = self._local(self._advantages_over_gold(self._total_rewards()))
+                self._set_advantages(outputs, self._local(self._advantages_over_gold(self._total_rewards())))
             self._observe(outputs)
         else:
             self._record_evaluation(inputs)
@@ -332,6 +332,23 @@ class DUMPTrainer(NamedModelCard, ExactResume, FiniteTraining, GRPOTrainer):
         relative = relative_to_group(rewards, self.num_generations)
         return (relative / self._outcome_divisor(rewards)).nan_to_num(0.0)
 
+    def _set_advantages(self, outputs: dict[str, Any], advantages: torch.Tensor) -> None:
+        """Replace the advantages that TRL trains on and writes into the table of completions.
+
+        Args:
+            outputs (`dict`): this rank's batch, of which `advantages` is replaced.
+            advantages (`torch.Tensor` of shape (B,) or (B, T)): this rank's. The table has one number per completion:
+                of advantages per token their mean over the completion's tokens.
+        """
+        outputs["advantages"] = advantages
+        if advantages.dim() == 2:
+            tokens = torch.arange(advantages.shape[1], device=advantages.device) < self._lengths[:, None]
+            advantages = (advantages * tokens).sum(dim=1) / self._lengths.clamp(min=1)
+        table, trained_on = self._logs["advantages"], self.accelerator.gather(advantages.float()).tolist()
+        for _ in trained_on:
+            table.pop()
+        table.extend(trained_on)
+
     def _local(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return this rank's rows of a tensor over all ranks' completions."""
         number = len(tensor) // self.accelerator.num_processes
@@ -419,6 +436,14 @@ class DUMPTrainer(NamedModelCard, ExactResume, FiniteTraining, GRPOTrainer):
         # An evaluation would overwrite the step's file of training completions with its own last batch.
         self.log_completions = self.args.log_completions and self.model.training
         super().log(logs, start_time)
+
+    def get_eval_dataloader(self, eval_dataset=None):
+        # Every held-out row counts once: `dataloader_drop_last` is for training.
+        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.args.dataloader_drop_last = drop_last
 
     def _record_evaluation(self, inputs: list[dict[str, Any]]) -> None:
         """Keep the held-out accuracy per distribution in TRL's evaluation metrics. The curriculum never sees it."""

@@ -144,7 +144,7 @@ class MRTTrainer(SuccessAtPrefixes, DUMPTrainer):
         outputs = super()._generate_and_score_completions(inputs)
         if training and self.args.progress != "none":
             with torch.no_grad():
-                outputs["advantages"] = self._advantages(outputs)
+                self._set_advantages(outputs, self._advantages(outputs))
         self._prefixes = []
         return outputs
 

@@ -13,6 +13,7 @@ from metatune.curricula import build_tokenizer
 from metatune.trainers import DUMPConfig, DUMPTrainer
 
 from .dump_setup import DISTRIBUTIONS, config, digits, make, rows, tiny_model, training_log
+from .evaluation_program import first_alone
 
 KEYS = ("loss", "grad_norm", "reward")
 
@@ -101,6 +102,15 @@ def test_evaluation_measures_each_distribution_and_never_feeds_the_curriculum(tm
         assert len(table) == 16
         assert {prompt[0]["content"] for prompt in table["prompt"]} <= trained_on
     assert len(tables) == 6
+
+
+def test_every_held_out_row_counts_once_where_training_drops_its_last_batch(tmp_path):
+    """Three rows in batches of two, of which the first row alone is right."""
+    options = {"per_device_eval_batch_size": 2, "num_generations_eval": 1, "dataloader_drop_last": True}
+    trainer = make(tmp_path, reward=first_alone, **options)
+    held_out = rows(num_items=3, distributions=("alpha",), first=100)
+    assert trainer.evaluate(held_out)["eval_accuracy"] == pytest.approx(1 / 3)
+    assert trainer.args.dataloader_drop_last
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 import json
 import math
 
+import pandas as pd
 import pytest
 import torch
 from peft import LoraConfig
@@ -48,6 +49,38 @@ def test_without_progress_it_is_stock_grpo_bit_for_bit(tmp_path):
     stock.train()
     assert len(curve(stock)) == 6
     assert curve(ours) == curve(stock)
+
+
+@pytest.mark.parametrize("progress", ["episode", "length_penalty"])
+def test_the_table_of_completions_has_the_advantages_that_are_trained_on(tmp_path, progress):
+    def parity(completions, **kwargs):
+        return [float(len(completion[0]["content"]) % 2) for completion in completions]
+
+    trainer = Recording(
+        tiny_model(),
+        reward_funcs=parity,
+        args=config(
+            tmp_path,
+            MRTConfig,
+            progress=progress,
+            max_steps=1,
+            max_completion_length=40,
+            log_completions=True,
+            num_completions_to_print=0,
+            **VARIANTS[progress],
+        ),
+        train_dataset=rows(),
+        processing_class=build_tokenizer(),
+    )
+    trainer.train()
+    trained_on = trainer.result
+    if progress == "episode":
+        mask = trainer.seen["completion_mask"]
+        trained_on = (trained_on * mask).sum(1) / mask.sum(1)
+        assert mask.sum(1).min() < mask.sum(1).max()
+    assert not torch.allclose(trained_on, trainer.outcome)
+    table = pd.read_parquet(tmp_path / "completions" / "completions_00001.parquet")
+    assert table["advantage"].tolist() == pytest.approx(trained_on.tolist())
 
 
 def test_a_bonus_of_weight_zero_trains_as_no_bonus(tmp_path):

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from metatune.trainers import MetaRewardConfig, MRTConfig
+from metatune.trainers import DUMPConfig, MetaConfig, MetaRewardConfig, MRTConfig
 from metatune.trainers.unused_options import reject_unused
 
 from .dump_setup import config
@@ -101,6 +101,14 @@ PROGRESS_ROWS += [
             {"per_device_meta_batch_size": 4},
             "per_device_meta_batch_size has no effect with meta_step: none",
         ),
+        *[
+            (
+                kind,
+                {"curriculum": curriculum, "curriculum_reward": "gold"},
+                f"curriculum_reward has no effect with curriculum: {curriculum}. Remove it",
+            )
+            for kind, curriculum in ((DUMPConfig, "uniform"), (DUMPConfig, "easy_to_hard"), (MetaConfig, "uniform"))
+        ],
         *PROGRESS_ROWS,
     ],
 )
