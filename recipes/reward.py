@@ -121,6 +121,11 @@ def check(script_args: RewardScriptArguments, training_args: MetaRewardConfig, m
         raise ConfigError("dataset_streaming: pairs are checked before training, so set it to false")
     if (training_args.meta_step == "none") != (script_args.meta_dataset_name is None):
         raise ConfigError("meta_step and meta_dataset_name go together: give both or neither")
+    if training_args.meta_step != "none" and model_args.dtype in ("bfloat16", "float16"):
+        raise ConfigError(
+            f"dtype: {model_args.dtype} is too coarse for the small moves of meta_step: set dtype: float32 "
+            "(bf16: true still computes in bfloat16)"
+        )
     metric = training_args.metric_for_best_model
     if metric is not None and f"eval_{metric.removeprefix('eval_')}" not in METRICS:
         raise ConfigError(f"metric_for_best_model: '{metric}' is none of {', '.join(METRICS)}")

@@ -1,0 +1,57 @@
+"""bf16 under DeepSpeed without casting the weights; tests/recipes/test_resume_matrix.py trains with it."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from metatune.trainers.weight_precision import autocast_of, low_precision_type, with_float32_weights
+
+
+class Plugin:
+    """Stands for accelerate's DeepSpeedPlugin."""
+
+    def __init__(self):
+        self.deepspeed_config = {"bf16": {"enabled": True}, "zero_optimization": {"stage": 3}}
+        self.published: dict = {}
+
+    def set_deepspeed_weakref(self):
+        self.published = dict(self.deepspeed_config)
+
+
+def arguments(**options):
+    return SimpleNamespace(
+        **{"deepspeed_plugin": None, "deepspeed": None, "bf16": True, "mixed_precision": "bf16"} | options
+    )
+
+
+def test_deepspeed_autocasts_in_place_of_casting_the_weights():
+    plugin = Plugin()
+    given = arguments(deepspeed_plugin=plugin)
+    args = with_float32_weights(given)
+    expected = {"bf16": {"enabled": False}, "torch_autocast": {"enabled": True, "dtype": "bfloat16"}}
+    assert plugin.deepspeed_config == {**expected, "zero_optimization": {"stage": 3}}
+    assert plugin.published == plugin.deepspeed_config, "transformers loads a model for ZeRO-3 by it"
+    assert (args.bf16, args.mixed_precision) == (False, "no")
+    assert given.bf16 and args.deepspeed_plugin is plugin, "the given arguments are as they were"
+
+
+@pytest.mark.parametrize("options", [{}, {"deepspeed_plugin": Plugin(), "bf16": False, "mixed_precision": "no"}])
+def test_without_deepspeed_or_bf16_nothing_changes(options):
+    args = arguments(**options)
+    assert with_float32_weights(args) is args
+
+
+def test_a_deepspeed_configuration_in_the_arguments_is_refused():
+    args = arguments(deepspeed_plugin=Plugin(), deepspeed={"bf16": {"enabled": True}})
+    with pytest.raises(ValueError, match="remove the option deepspeed"):
+        with_float32_weights(args)
+
+
+def test_the_type_of_parameters():
+    model = nn.ModuleList([nn.Linear(1, 1), nn.Linear(1, 1).half()])
+    assert low_precision_type(model.parameters()) == torch.float16
+    assert low_precision_type(model[0].double().parameters()) is None
+    with autocast_of(model):  # no engine of DeepSpeed's
+        assert not torch.is_autocast_enabled("cpu")
