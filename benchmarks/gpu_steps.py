@@ -267,7 +267,6 @@ def take_turns(report: Report, folder: Path) -> tuple[dict, dict, dict]:
             forcing_suffix="\nanswer ",
             curriculum="dump",
             meta_every=0,
-            rollback_window=0,
         )
     )
     model = random_model("0.5B", tokenizer, on_gpu, ends=len(tokenizer) // 50)

@@ -130,7 +130,7 @@ def train_policy(name, folder, half, on_gpu, options, judges, scored_by) -> str:
                 "num_completions_to_print": 0,
                 "reward_weights": weights,
                 "model_init_kwargs": {"dtype": "float32"},
-                **({} if judges else {"meta_every": 0, "rollback_window": 0}),
+                **({} if judges else {"meta_every": 0}),
                 **options,
             },
         )
@@ -256,7 +256,7 @@ def record(trainer_class, folder: Path, half: bool, on_gpu: bool) -> tuple[list,
     from metatune.trainers import MetaConfig
 
     stock = trainer_class is GRPOTrainer
-    off = {} if stock else {"curriculum": "uniform", "meta_every": 0, "rollback_window": 0}
+    off = {} if stock else {"curriculum": "uniform", "meta_every": 0}
     options = training_options(folder / "stock", half, on_gpu, max_steps=4, learning_rate=1e-3)
     options |= {"num_generations": 4, "max_completion_length": TOKENS, "model_init_kwargs": {"dtype": "float32"}}
     trainer = trainer_class(

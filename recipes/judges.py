@@ -22,7 +22,7 @@ from metatune.rewards import Judge, JudgeClient, JudgeError, JudgeReward, MetaJu
 from metatune.rewards.judge import MODES
 from metatune.rewards.prompt_templates import PromptTemplates
 from metatune.trainers import MPOConfig
-from metatune.trainers.dump_config import DUMPConfig
+from metatune.trainers.mpo_config import HELD_OUT, OWN_OPTIONS
 
 LIMITS = ("max_prompt_characters", "max_completion_characters")  # of what a judge is shown
 BOUNDS = ("max_items", "max_points", "max_criterion_characters")  # of a rubric; its task is given, and stays
@@ -236,12 +236,15 @@ def check_judges(script_args: Any, training_args: MPOConfig) -> None:
         ConfigError: options of a rubric that would do nothing, or a rubric or templates that cannot be used.
         MissingHereError: only a key is not set here.
     """
+    defaults = {option.name: option.default for option in fields(MPOConfig)}
     if script_args.judge is None:
-        for option in fields(MPOConfig):
-            inherited = option.name in DUMPConfig.__dataclass_fields__
-            if not inherited and getattr(training_args, option.name) != option.default:
-                raise ConfigError(f"`{option.name}` is of a judge's rubric: give a `judge`, or leave it out")
+        for name in OWN_OPTIONS:
+            if getattr(training_args, name) != defaults[name]:
+                raise ConfigError(f"`{name}` is of a judge's rubric: give a `judge`, or leave it out")
         return
+    for name in HELD_OUT if script_args.held_out_judge is None else ():
+        if getattr(training_args, name) != defaults[name]:
+            raise ConfigError(f"`{name}` is of a held-out judge: give a `held_out_judge`, or leave it out")
     if training_args.meta_every and script_args.meta_judge is None:
         raise ConfigError("give a `meta_judge` that rewrites the judge's rubric, or keep it by `meta_every: 0`")
     entries = given_judges(script_args)

@@ -22,6 +22,8 @@ from typing import Any
 import numpy as np
 
 PARTS = ("contradiction", "inflated", "stratum")
+PER_PROMPT = 4  # completions of a prompt that a rubric is tried on
+MOST_HELD_OUT = 3 / 4  # of the prompts; the others are shown to the meta judge
 
 
 @dataclass(frozen=True)
@@ -162,3 +164,51 @@ def split_by_prompt(
         kept.add(prompts[index])
         count += sizes[prompts[index]]
     return [case for case in cases if case.prompt not in kept], [case for case in cases if case.prompt in kept]
+
+
+def split_for_trial(
+    cases: Sequence[JudgedCase], number: int, measurements: int, seed: int
+) -> tuple[list[JudgedCase], list[list[JudgedCase]]]:
+    """Split cases into those that a meta judge may be shown and those that a new rubric is tried on.
+
+    Args:
+        cases (`Sequence[JudgedCase]`): all of them.
+        number (`int`): completions of a measurement; its last prompt may add up to 3.
+        measurements (`int`): at the most; each is of other prompts.
+        seed (`int`): of the draws.
+
+    Returns:
+        `tuple`: the cases to be shown, and the measurements. No prompt is in both. A prompt is tried on only if two of
+        its completions differ in gold, or, where no case has gold, if it has two completions. At most three quarters
+        of the prompts are held out.
+    """
+    groups = defaultdict(list)
+    for case in cases:
+        groups[case.prompt].append(case)
+    against_gold = any(case.gold is not None for case in cases)
+    rng = np.random.default_rng(seed)
+    held_out: dict[str, list[JudgedCase]] = {}
+    rounds: list[list[JudgedCase]] = [[]]
+    for prompt in rng.permutation(np.array([*groups], dtype=object)):
+        if len(held_out) + 1 > MOST_HELD_OUT * len(groups):
+            break
+        if len(rounds[-1]) >= number:
+            if len(rounds) == measurements:
+                break
+            rounds.append([])
+        if chosen := _spread_over_gold(groups[prompt], against_gold, rng):
+            held_out[prompt] = chosen
+            rounds[-1] += chosen
+    shown = [case for case in cases if case.prompt not in held_out]
+    return shown, [cases_of_round for cases_of_round in rounds if cases_of_round]
+
+
+def _spread_over_gold(group: Sequence[JudgedCase], against_gold: bool, rng: np.random.Generator) -> list[JudgedCase]:
+    """Return `PER_PROMPT` of a prompt's cases from the lowest to the highest gold; none if they cannot be compared."""
+    known = [case for case in group if case.gold is not None or not against_gold]
+    if len(known) < 2 or (against_gold and len({case.gold for case in known}) < 2):
+        return []
+    known = [known[index] for index in rng.permutation(len(known))]
+    known.sort(key=lambda case: case.gold or 0.0)
+    places = np.linspace(0, len(known) - 1, min(PER_PROMPT, len(known))).round().astype(int)
+    return [known[place] for place in places]

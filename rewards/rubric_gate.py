@@ -1,30 +1,51 @@
-"""Whether a new rubric may take the place of the old: both judge the same held-out completions, some of them again.
+"""Whether a new rubric may take the place of the old: both judge the same held-out completions.
 
 The paper takes every rubric that the meta judge writes (MPO, arXiv 2504.20157); one that is worse then stays. Here it
 must rank at least as well as the old:
 
 - where there is gold, by *rank accuracy*: over all pairs of completions of one prompt whose gold differs, how often
-  the better one gets the higher total, a tie counting half. All pairs of a prompt weigh 1 together. That is blind to
-  what a policy does in all of its completions alike, and exploitation ends there. So it can be averaged with *drift
-  accuracy*, the same over pairs of a completion from the run's beginning and one of now, of any prompts: does the
-  judge say that the policy has become better where gold says that it has become worse? The gate itself does without
-  (`docs/log.md`: it refuses no better, at twice the price); the running check, which asks just that, uses it;
+  the better one gets the higher total, a tie counting half. All pairs of a prompt weigh 1 together;
 - else by *reliability*: the share of the variance of totals within a prompt that lies between completions and not
   between repeated judgements of one, the intraclass correlation ICC(1) (Shrout and Fleiss, Psychological Bulletin 86,
-  1979). A rubric that gives everything the same total tells nothing and has none, so the *spread*, the standard
-  deviation between completions of a prompt, must be kept too: noise and saturation are refused by the same test.
+  1979). A rubric that gives everything the same total has none, so the *spread*, the standard deviation between
+  completions of a prompt, must be kept too: noise and saturation are refused by the same test.
 
-Both rubrics are tried on the same completions in the same minute, so that a policy that has moved is no excuse.
+A few dozen judgements cannot tell rubrics apart that differ by less than about 0.1 of rank accuracy, so [`decide`]
+takes chance into account, in a sequential test:
+
+- The difference between the rubrics has a bootstrap interval over prompts (Efron and Tibshirani, An Introduction to
+  the Bootstrap, 1993, chapter 13). Both rubrics are measured on the same completions, so what a prompt's difficulty
+  adds to both cancels.
+- A rubric is accepted if the 5 % quantile of the difference is at least minus the tolerance, and refused at once if
+  the 70 % quantile is below that. In between it is measured again, on further prompts.
+- After the last measurement the 12 % quantile decides: several looks at 12 % would accept more than every fifth rubric
+  that is no better, and a single one at 5 % too few that are.
+
+`judged_cases.split_for_trial` takes four completions of each prompt, spread evenly over the ranks of gold. That tells
+rubrics apart as well as twice as many completions at random, and better where rubrics suit some prompts more than
+others.
+`tests/rewards/test_rubric_gate.py` simulates how often the rule accepts what; `docs/methods/mpo.md` has the table.
+
+Rank accuracy is blind to what a policy does in all of its completions alike, and exploitation ends there. The running
+check ([`compare`]) therefore averages it with *drift accuracy*, the same over pairs of a completion from the run's
+beginning and one of now, of any prompts: does the judge say that the policy has become better where gold says that it
+has become worse? The gate itself does without (`docs/log.md`: it refuses no better, at twice the price).
 """
 
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
+ACCEPT_EARLY, ACCEPT_LAST = 0.05, 0.12  # quantiles of the difference that must be at least minus the tolerance
+REFUSE = 0.7  # the quantile that must be below it for a refusal before the last measurement
+RESAMPLES = 2000
+ROUNDING = 1e-9
 MIN_SPREAD = 0.5  # of the old rubric's, that a new one must keep
+MIN_JUDGED = 0.8  # share of the judgements of a rubric that must not have failed
 
 
 @dataclass(frozen=True)
@@ -50,16 +71,52 @@ class RubricQuality:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the gate decided, by which measure, in a sentence, with the qualities of both rubrics."""
+    """A decision about a new rubric.
+
+    Args:
+        accepted (`bool`): whether it may take the place of the old one.
+        measure (`str`): what decided: `rank_accuracy`, `reliability`, `spread`, `judged`, or `none`.
+        reason (`str`): the same in a sentence.
+        old (`RubricQuality`): of the rubric in force.
+        new (`RubricQuality`): of the new one.
+        decided (`bool`): `False` if further completions could change the decision.
+        interval (`tuple[float, float]`, *optional*): the quantiles of the difference that decide.
+    """
 
     accepted: bool
     measure: str
     reason: str
     old: RubricQuality
     new: RubricQuality
+    decided: bool = True
+    interval: tuple[float, float] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """The totals that two rubrics gave the same N completions.
+
+    Args:
+        old (`np.ndarray` of shape (N, R)): by the rubric in force, R judgements each; NaN where the judge failed.
+        new (`np.ndarray` of shape (N, S)): by the new one, S judgements each.
+        prompts (`Sequence[str]`): N prompts.
+        golds (`Sequence[float | None]`): N gold scores.
+    """
+
+    old: np.ndarray
+    new: np.ndarray
+    prompts: Sequence[str]
+    golds: Sequence[float | None]
+
+    @classmethod
+    def joined(cls, trials: Sequence["Trial"]) -> "Trial":
+        """Return several trials as one."""
+        old, new = (np.concatenate([getattr(trial, name) for trial in trials]) for name in ("old", "new"))
+        prompts, golds = ([value for t in trials for value in getattr(t, name)] for name in ("prompts", "golds"))
+        return cls(old, new, prompts, golds)
 
 
 def rubric_quality(
@@ -79,15 +136,12 @@ def rubric_quality(
     """
     if totals.ndim != 2 or not totals.size or not len(totals) == len(prompts) == len(golds):
         raise ValueError(f"totals of shape {totals.shape} do not go with {len(prompts)} prompts, {len(golds)} golds")
-    groups = defaultdict(list)
-    for row in range(num_early, len(totals)):
-        if np.isfinite(totals[row]).any():
-            groups[prompts[row]].append(row)
+    groups = [[num_early + row for row in rows] for rows in _rows_of_prompts(prompts[num_early:])]
     gold_N = np.array([np.nan if gold is None else gold for gold in golds], dtype=float)
-    means_N = np.array([np.nanmean(row) if np.isfinite(row).any() else np.nan for row in totals])
-    shares = [pair_accuracies(means_N[rows], gold_N[rows]) for rows in groups.values()]
+    means_N = _means(totals)
+    shares = [pair_accuracies(means_N[rows], gold_N[rows]) for rows in groups]
     shares = [pairs for pairs in shares if len(pairs)]
-    reliability, spread = intraclass_correlation([totals[rows] for rows in groups.values()])
+    reliability, spread = intraclass_correlation([totals[rows] for rows in groups])
     return RubricQuality(
         rank_accuracy=float(np.mean([pairs.mean() for pairs in shares])) if shares else None,
         reliability=reliability,
@@ -125,64 +179,167 @@ def intraclass_correlation(groups: Sequence[np.ndarray]) -> tuple[float | None, 
         `tuple`: reliability (`None` unless some completion has two judgements and some prompt two completions; 0 where
         nothing varies) and spread (`None` without two completions of a prompt; without repetition that of the totals).
     """
-    between = within = 0.0
-    free_between = free_within = 0
-    judgements = completions = 0
-    for totals in groups:
-        rows = [row[np.isfinite(row)] for row in totals]
-        rows = [row for row in rows if len(row)]
-        if len(rows) < 2:
-            continue
-        centre = np.concatenate(rows).mean()
-        between += sum(len(row) * (row.mean() - centre) ** 2 for row in rows)
-        within += sum(((row - row.mean()) ** 2).sum() for row in rows)
-        free_between += len(rows) - 1
-        free_within += sum(len(row) - 1 for row in rows)
-        judgements += sum(map(len, rows))
-        completions += len(rows)
-    if not free_between:
-        return None, None
-    mean_between, repeats = between / free_between, judgements / completions
-    if not free_within:
-        return None, float(np.sqrt(mean_between))
-    mean_within = within / free_within
-    variance = max(0.0, (mean_between - mean_within) / repeats)
-    total = variance + mean_within
-    return (float(variance / total) if total > 0 else 0.0), float(np.sqrt(variance))
+    sums = np.sum([_sums_of_squares(totals) for totals in groups], axis=0) if len(groups) else np.zeros(6)
+    reliability, spread = (None if np.isnan(value) else float(value) for value in _reliability(sums))
+    return reliability, spread
 
 
-def decide(old: RubricQuality, new: RubricQuality, tolerance: float = 0.0, min_judged: float = 0.8) -> Verdict:
-    """Accept a new rubric if it ranks at least as well as the old, less `tolerance`.
+def _sums_of_squares(totals: np.ndarray) -> np.ndarray:
+    """Return what a prompt adds to the ICC.
+
+    These are the sums of squares between and within completions, their degrees of freedom, and the numbers of
+    judgements and completions; 0 for a prompt of a single completion.
+    """
+    rows = [row[np.isfinite(row)] for row in totals]
+    rows = [row for row in rows if len(row)]
+    if len(rows) < 2:
+        return np.zeros(6)
+    center = np.concatenate(rows).mean()
+    between = sum(len(row) * (row.mean() - center) ** 2 for row in rows)
+    within = sum(((row - row.mean()) ** 2).sum() for row in rows)
+    judgements = sum(map(len, rows))
+    return np.array([between, within, len(rows) - 1, judgements - len(rows), judgements, len(rows)])
+
+
+def _reliability(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return reliability and spread of sums of [`_sums_of_squares`], shape (..., 6); NaN where unknown."""
+    between, within, free_between, free_within, judgements, completions = np.moveaxis(sums, -1, 0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean_between, mean_within = between / free_between, within / free_within
+        repeated = np.maximum(0.0, mean_between - np.nan_to_num(mean_within)) / (judgements / completions)
+        variance = np.where(free_within > 0, repeated, mean_between)
+        total = variance + mean_within
+        reliability = np.where(total == 0, 0.0, variance / total)
+    return reliability, np.sqrt(variance)
+
+
+def decide(trial: Trial, tolerance: float = 0.0, is_last: bool = True) -> Verdict:
+    """Decide about a new rubric by what it and the old one made of the same completions.
+
+    Args:
+        trial (`Trial`): all measurements so far.
+        tolerance (`float`, *optional*, defaults to 0.0): by how much the new rubric may fall behind.
+        is_last (`bool`, *optional*, defaults to `True`): whether no further measurement follows. An undecided rubric
+            is then refused.
+    """
+    old, new = (rubric_quality(totals, trial.prompts, trial.golds) for totals in (trial.old, trial.new))
+    if failed := _failures(old, new):
+        return Verdict(False, "judged", failed, old, new)
+    measure = "rank_accuracy" if any(gold is not None for gold in trial.golds) else "reliability"
+    if measure == "rank_accuracy":
+        differences = _accuracy_differences(trial)
+        if len(differences) < 2:
+            return Verdict(False, "none", "gold differs within fewer than two held-out prompts", old, new, is_last)
+        resampled = resampled_means(differences)
+        reason = _compare_with_gold(old, new)
+    else:
+        if refused := _refused_by_spread(old, new):
+            return Verdict(False, *refused, old, new)
+        resampled = _resampled_reliabilities(trial)
+        reason = _compare_reliability(old, new)
+    accepted, interval = judge_difference(resampled, tolerance, is_last)
+    confidence = 1 - (ACCEPT_LAST if is_last else ACCEPT_EARLY)
+    reason += f"; with a confidence of {confidence:.0%} the difference is at least {interval[0]:+.3f}"
+    return Verdict(bool(accepted), measure, reason, old, new, accepted is not None, interval)
+
+
+def judge_difference(
+    resampled: np.ndarray, tolerance: float, is_last: bool
+) -> tuple[bool | None, tuple[float, float]]:
+    """Return whether a difference is accepted (`None`: undecided), and the quantiles of it that decide."""
+    low, high = (float(each) for each in np.quantile(resampled, (ACCEPT_LAST if is_last else ACCEPT_EARLY, REFUSE)))
+    if low >= -tolerance - ROUNDING:
+        return True, (low, high)
+    return (False if is_last or high < -tolerance - ROUNDING else None), (low, high)
+
+
+def resampled_means(values: np.ndarray) -> np.ndarray:
+    """Return the means of bootstrap samples of P values, one per prompt; shape (`RESAMPLES`,)."""
+    return _resampling_counts(len(values)) @ values / len(values)
+
+
+@lru_cache(maxsize=128)
+def _resampling_counts(number: int) -> np.ndarray:
+    """Return how often each of P prompts is in each bootstrap sample; shape (`RESAMPLES`, P), always the same."""
+    rng = np.random.default_rng(0)
+    return rng.multinomial(number, np.full(number, 1 / number), size=RESAMPLES).astype(float)
+
+
+def _accuracy_differences(trial: Trial) -> np.ndarray:
+    """Return the new rubric's rank accuracy less the old one's, for each prompt on which both have one."""
+    gold_N = np.array([np.nan if gold is None else gold for gold in trial.golds], dtype=float)
+    differences = []
+    for rows in _rows_of_prompts(trial.prompts):
+        shares = [pair_accuracies(_means(totals[rows]), gold_N[rows]) for totals in (trial.new, trial.old)]
+        if all(map(len, shares)):
+            differences.append(shares[0].mean() - shares[1].mean())
+    return np.array(differences)
+
+
+def _resampled_reliabilities(trial: Trial) -> np.ndarray:
+    """Return the difference of the rubrics' reliabilities in bootstrap samples of prompts."""
+    groups = _rows_of_prompts(trial.prompts)
+    counts = _resampling_counts(len(groups))
+    old, new = (
+        _reliability(counts @ np.array([_sums_of_squares(totals[rows]) for rows in groups]))[0]
+        for totals in (trial.old, trial.new)
+    )
+    return np.nan_to_num(new - old)
+
+
+def _rows_of_prompts(prompts: Sequence[str]) -> list[list[int]]:
+    groups = defaultdict(list)
+    for row, prompt in enumerate(prompts):
+        groups[prompt].append(row)
+    return [*groups.values()]
+
+
+def _means(totals: np.ndarray) -> np.ndarray:
+    """Return the mean total of each of N completions, NaN where no judgement succeeded."""
+    return np.array([row[np.isfinite(row)].mean() if np.isfinite(row).any() else np.nan for row in totals])
+
+
+def compare(old: RubricQuality, new: RubricQuality) -> Verdict:
+    """Prefer the rubric that ranks better, without regard to chance.
+
+    This is for the running check, which has seen before that the old rubric has become worse.
 
     Args:
         old (`RubricQuality`): of the current rubric, on the same completions.
-        new (`RubricQuality`): of the candidate.
-        tolerance (`float`, *optional*, defaults to 0.0): by how much it may fall behind.
-        min_judged (`float`, *optional*, defaults to 0.8): share of either's judgements that must not have failed.
+        new (`RubricQuality`): of the one that may take its place.
     """
-
-    def verdict(accepted: bool, measure: str, reason: str) -> Verdict:
-        return Verdict(accepted, measure, reason, old, new)
-
-    for which, quality in (("it", new), ("the rubric in force", old)):
-        if quality.judged < min_judged:
-            failed = f"the judge could use {which} on {quality.judged:.0%} of the held-out completions only"
-            return verdict(False, "judged", failed)
+    if failed := _failures(old, new):
+        return Verdict(False, "judged", failed, old, new)
     accuracies = gold_accuracies(old, new)
     if accuracies is not None:
-        accepted = accuracies[1] >= accuracies[0] - tolerance
-        return verdict(accepted, "rank_accuracy", _compare_with_gold(old, new))
+        return Verdict(accuracies[1] > accuracies[0], "rank_accuracy", _compare_with_gold(old, new), old, new)
+    if refused := _refused_by_spread(old, new):
+        return Verdict(False, *refused, old, new)
+    better = (new.reliability or 0.0) > (old.reliability or 0.0)
+    return Verdict(better, "reliability", _compare_reliability(old, new), old, new)
+
+
+def _failures(old: RubricQuality, new: RubricQuality) -> str | None:
+    """Return what is wrong if the judge has failed too often with a rubric."""
+    for which, quality in (("it", new), ("the rubric in force", old)):
+        if quality.judged < MIN_JUDGED:
+            return f"the judge could use {which} on {quality.judged:.0%} of the held-out completions only"
+    return None
+
+
+def _refused_by_spread(old: RubricQuality, new: RubricQuality) -> tuple[str, str] | None:
+    """Return measure and reason if reliabilities cannot be compared, or if the new rubric has lost its spread."""
     if new.spread is None or old.spread is None:
-        return verdict(False, "none", "no two held-out completions of one prompt could be compared")
+        return "none", "no two held-out completions of one prompt could be compared"
     if new.spread < MIN_SPREAD * old.spread or new.spread == 0:
-        return verdict(
-            False, "spread", f"completions differ by {new.spread:.3f} in the total, {old.spread:.3f} before"
-        )
+        return "spread", f"completions differ by {new.spread:.3f} in the total, {old.spread:.3f} before"
     if old.reliability is None or new.reliability is None:
-        return verdict(False, "none", "there is no gold, and nothing was judged twice: judge held-out cases again")
-    accepted = new.reliability >= old.reliability - tolerance
-    what = f"repeated judgements have a reliability of {new.reliability:.3f}, {old.reliability:.3f} before"
-    return verdict(accepted, "reliability", what)
+        return "none", "there is no gold, and nothing was judged twice: judge held-out cases again"
+    return None
+
+
+def _compare_reliability(old: RubricQuality, new: RubricQuality) -> str:
+    return f"repeated judgements have a reliability of {new.reliability:.3f}, {old.reliability:.3f} before"
 
 
 def gold_accuracies(old: RubricQuality, new: RubricQuality) -> tuple[float, float] | None:

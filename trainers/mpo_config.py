@@ -1,8 +1,13 @@
 """Options of [`MPOTrainer`]."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from .dump_config import DUMPConfig
+from .unused_options import reject_unused
+
+HELD_OUT = ("held_out_every", "held_out_cases", "alarm_window", "alarm_gap")  # options of the held-out judge
+GATE = ("gate_cases", "gate_measurements", "gate_repeats", "gate_temperature", "gate_tolerance")
+META = ("meta_cases", "meta_pool", "gate", *GATE, "rollback_window", "rollback_drop")  # options of a changing rubric
 
 
 @dataclass
@@ -15,18 +20,23 @@ class MPOConfig(DUMPConfig):
             Generation batches from one meta step to the next (the paper's k); 0 leaves the rubric as it is.
         meta_cases (`int`, *optional*, defaults to `20`):
             Judged completions that a meta step is shown (the paper's n).
-        meta_pool (`int`, *optional*, defaults to `256`):
+        meta_pool (`int`, *optional*, defaults to `512`):
             Judged completions that are kept to choose from, the newest; they are part of the checkpoint.
         gate (`bool`, *optional*, defaults to `True`):
-            Try a new rubric on held-out completions and refuse one that ranks them worse than the rubric in force.
-            Without it every rubric is taken, as in the paper.
-        gate_cases (`int`, *optional*, defaults to `32`):
-            Completions that a rubric is tried on, by whole prompts; none of them is shown to the meta judge.
-        gate_repeats (`int`, *optional*):
-            How often each is judged by each rubric. By default once where gold scores are known and else twice, which
-            it takes to tell a judge's noise.
+            Try a new rubric on held-out completions and refuse it unless it ranks them at least as well as the rubric
+            in force. Without it every rubric is taken, as in the paper.
+        gate_cases (`int`, *optional*, defaults to `64`):
+            Completions of one measurement of the gate, four of each prompt; half as many where there is no gold score.
+            None of their prompts is shown to the meta judge.
+        gate_measurements (`int`, *optional*, defaults to `3`):
+            Most measurements of a new rubric, each on further prompts; the second and third are made only while chance
+            could explain the difference. Fewer are made if fewer prompts are held out: at most three quarters of those
+            in `meta_pool`.
+        gate_repeats (`int`, *optional*, defaults to `2`):
+            How often each completion is judged by each rubric where there is no gold score, to measure a judge's
+            noise. Against gold the new rubric judges each once, and the scores by the rubric in force are known.
         gate_temperature (`float`, *optional*, defaults to `0.7`):
-            Of these judgements; at 0 a judge that is unsure repeats itself.
+            Of repeated judgements; at 0 a judge that is unsure repeats itself.
         gate_tolerance (`float`, *optional*, defaults to `0.0`):
             By how much a new rubric may rank worse than the one in force.
         rollback_window (`int`, *optional*, defaults to `8`):
@@ -46,11 +56,14 @@ class MPOConfig(DUMPConfig):
 
     meta_every: int = field(default=10, metadata={"help": "Generation batches between meta steps (k); 0 for none."})
     meta_cases: int = field(default=20, metadata={"help": "Judged completions shown to a meta step (n)."})
-    meta_pool: int = field(default=256, metadata={"help": "Judged completions kept to choose from."})
+    meta_pool: int = field(default=512, metadata={"help": "Judged completions kept to choose from."})
     gate: bool = field(default=True, metadata={"help": "Refuse a rubric that ranks held-out completions worse."})
-    gate_cases: int = field(default=32, metadata={"help": "Completions that a rubric is tried on."})
-    gate_repeats: int | None = field(default=None, metadata={"help": "How often each is judged by each rubric."})
-    gate_temperature: float = field(default=0.7, metadata={"help": "Temperature of these judgements."})
+    gate_cases: int = field(default=64, metadata={"help": "Completions of one measurement of a new rubric."})
+    gate_measurements: int = field(default=3, metadata={"help": "Most measurements, while the gate is undecided."})
+    gate_repeats: int = field(
+        default=2, metadata={"help": "How often each is judged by each rubric where there is no gold."}
+    )
+    gate_temperature: float = field(default=0.7, metadata={"help": "Temperature of repeated judgements."})
     gate_tolerance: float = field(default=0.0, metadata={"help": "By how much a new rubric may rank worse."})
     rollback_window: int = field(
         default=8, metadata={"help": "Batches after which a change is looked back on; 0: never."}
@@ -67,12 +80,13 @@ class MPOConfig(DUMPConfig):
         super().__post_init__()
         at_least = {"meta_every": 0, "rollback_window": 0}
         at_least |= dict.fromkeys(
-            ("meta_cases", "gate_cases", "gate_repeats", "held_out_every", "held_out_cases", "alarm_window"), 1
+            ("meta_cases", "gate_cases", "gate_measurements", "held_out_every", "held_out_cases", "alarm_window"), 1
         )
+        at_least["gate_repeats"] = 2
         for name, least in at_least.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        self._reject_unused()
         if self.meta_every and self.meta_pool < self.meta_cases + self.gate * self.gate_cases:
             raise ValueError(
                 f"meta_pool is {self.meta_pool}, and a meta step takes {self.meta_cases} meta_cases"
@@ -84,3 +98,19 @@ class MPOConfig(DUMPConfig):
         for name in ("rollback_drop", "alarm_gap"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+
+    def _reject_unused(self) -> None:
+        """Reject options of what is off; a trainer also rejects those of a judge that it does not have."""
+        if not self.meta_every:
+            return reject_unused(self, dict.fromkeys(META, "meta_every: 0"))
+        unused = {}
+        if not self.gate:
+            unused = dict.fromkeys(("gate_measurements", "gate_tolerance"), "gate: false")
+        if not self.rollback_window:
+            unused["rollback_drop"] = "rollback_window: 0"
+            if not self.gate:  # the running check also tries rubrics on completions
+                unused |= dict.fromkeys(("gate_cases", "gate_repeats"), "gate: false and rollback_window: 0")
+        reject_unused(self, unused)
+
+
+OWN_OPTIONS = [option.name for option in fields(MPOConfig) if option.name not in DUMPConfig.__dataclass_fields__]

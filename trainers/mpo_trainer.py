@@ -11,8 +11,8 @@ What deviates from the paper or its released code, and why:
 - Totals are normalised by what a rubric makes attainable: the raw sums of the code rose 25-fold without any learning.
 - Cases are chosen for what they say (`rewards/judged_cases.py`), not at random; the analyst sees reasons, gold and how
   all scores are spread.
-- A gate (`rewards/rubric_gate.py`) tries old and new rubric on completions that the meta judge has not seen, and
-  refuses one that ranks worse; a running check goes back to the parent if that has become the better one, on
+- A gate (`rewards/rubric_gate.py`) compares old and new rubric on completions that the meta judge has not seen, and
+  refuses one that may rank worse; a running check goes back to the parent if that has become the better one, on
   completions of now and of the run's beginning.
 - Only the main process talks to the meta model. All processes take up a rubric at the same point between two batches;
   with every batch they are told the version, so that no group is ever judged by two.
@@ -45,8 +45,9 @@ from ..rewards.rubric import Rubric
 from ..rewards.rubric_history import RubricHistory
 from .dump_trainer import DUMPTrainer, Model, RewardFuncs
 from .model_card import Method
-from .mpo_config import MPOConfig
+from .mpo_config import HELD_OUT, OWN_OPTIONS, MPOConfig
 from .rubric_evolution import RubricEvolution
+from .unused_options import reject_unused
 
 UNTOLD = -1  # the version in force, before the main process has said it
 
@@ -129,6 +130,11 @@ class MPOTrainer(DUMPTrainer):
             raise ValueError("pass a meta_judge, or set meta_every: 0 to keep the rubric unchanged")
         if not judges and (meta_judge is not None or held_out_judge is not None):
             raise ValueError("a meta_judge and a held_out_judge go with a JudgeReward among reward_funcs")
+        if not judges:
+            unused = [name for name in OWN_OPTIONS if name != "meta_every" or self.args.meta_every]  # 0 is true of it
+            reject_unused(self.args, dict.fromkeys(unused, "no JudgeReward among reward_funcs"))
+        elif held_out_judge is None:
+            reject_unused(self.args, dict.fromkeys(HELD_OUT, "no held_out_judge"))
         self._judge_reward: JudgeReward | None = judges[0] if judges else None
         self.rubric_version = 0
         self._cases: list[JudgedCase] = []  # of the batch, of all processes

@@ -16,10 +16,10 @@ from accelerate.logging import get_logger
 from ..rewards.judge import Judge
 from ..rewards.judge_client import JudgeError, is_servers_fault
 from ..rewards.judge_watch import JudgeAlarm, RubricWatch, batch_quality
-from ..rewards.judged_cases import JudgedCase, select_cases, split_by_prompt
+from ..rewards.judged_cases import JudgedCase, select_cases, split_by_prompt, split_for_trial
 from ..rewards.meta_judge import MetaJudge, describe_scores, describe_versions
 from ..rewards.rubric import Rubric
-from ..rewards.rubric_gate import RubricQuality, Verdict, decide, gold_accuracies, rubric_quality
+from ..rewards.rubric_gate import Trial, Verdict, compare, decide, rubric_quality
 from ..rewards.rubric_history import RubricHistory
 from .mpo_config import MPOConfig
 
@@ -55,6 +55,7 @@ class RubricEvolution:
         self._args, self._history, self._judge = args, history, judge
         self._meta_judge, self._held_out_judge = meta_judge, held_out_judge
         self._against_gold, self._log = against_gold, log
+        self._may_roll_back = args.meta_every > 0 and args.rollback_window > 0
         self._step = 0
         self._num_batches = 0
         self._judged: list[JudgedCase] = []  # judged by the rubric in force, the newest last
@@ -83,7 +84,7 @@ class RubricEvolution:
             self._log("mpo/rank_accuracy" if self._against_gold else "mpo/spread", quality)
         if self._held_out_judge is not None and self._num_batches % args.held_out_every == 0:
             self._look_on(self._held_out_judge, cases)
-        suspicion = self._watch.suspicion if args.rollback_window else None
+        suspicion = self._watch.suspicion if self._may_roll_back else None
         rolled_back = suspicion is not None and self._look_back(suspicion)
         due = args.meta_every and self._num_batches % args.meta_every == 0 and not rolled_back
         if due and self._meta_judge is not None:
@@ -92,29 +93,30 @@ class RubricEvolution:
             self._log("mpo/seconds", time.perf_counter() - started)
 
     def _keep_early(self, cases: list[JudgedCase]) -> list[JudgedCase]:
-        """Keep the first `gate_cases` with gold aside, by whole prompts; returns the others."""
-        if not self._args.rollback_window:
+        """Keep the first `gate_cases` with gold aside, every other prompt of a batch; returns the others."""
+        if not self._may_roll_back:
             return cases
-        prompts: set[str] = set()
-        for case in cases:
-            if case.gold is not None and (case.prompt in prompts or len(self._early) < self._args.gate_cases):
-                prompts.add(case.prompt)
-                self._early.append(case)
-        return [case for case in cases if case.prompt not in prompts]
+        with_gold = [case for case in cases if case.gold is not None]
+        kept: set[str] = set()
+        for prompt in list(dict.fromkeys(case.prompt for case in with_gold))[::2]:
+            if len(self._early) < self._args.gate_cases:
+                kept.add(prompt)
+                self._early += [case for case in with_gold if case.prompt == prompt]
+        return [case for case in cases if case.prompt not in kept]
 
     # ---- the rubric ----
 
     def _meta_step(self, meta_judge: MetaJudge) -> None:
         """Let the meta judge rewrite the rubric, and put it in force if the gate lets it through."""
         args, current = self._args, self._history.current
-        wanted = args.gate_cases if args.gate else 0
-        shown, held_out = split_by_prompt(self._judged, wanted, seed=args.seed + self._num_batches)
-        if not shown:
+        if not self._judged:
             return self._nothing_new("no completion has been judged since the last change")
-        if args.gate and not held_out:
+        shown, measurements = self._hold_out() if args.gate else (self._judged, [])
+        if args.gate and len({case.prompt for cases in measurements for case in cases}) < 2:
             return self._nothing_new(
-                "all completions since the last change are of one prompt alone, and none is left to try a new rubric "
-                "on: raise meta_every, or the prompts of a batch"
+                "too few prompts are left to try a new rubric on: it takes two whose completions differ in gold (or "
+                "without gold have two completions), and one more for the meta judge. Raise meta_every, or the "
+                "prompts of a batch"
             )
         if all(case.gold is None for case in shown):
             shown = self._judge_again(shown)
@@ -131,7 +133,7 @@ class RubricEvolution:
             return self._nothing_new(str(revision.failure))
         if revision.rubric == current.rubric:
             return self._nothing_new("the meta judge changes nothing")
-        verdict = self._try(current.rubric, revision.rubric, held_out) if args.gate else None
+        verdict = self._try(current.rubric, revision.rubric, measurements) if args.gate else None
         accepted = verdict is None or verdict.accepted
         self._history.propose(
             revision.rubric,
@@ -151,6 +153,7 @@ class RubricEvolution:
         highest = sorted(range(len(cases)), key=lambda index: -cases[index].total)[: self._args.meta_cases]
         columns = [[getattr(cases[index], name) for index in highest] for name in CASE_COLUMNS]
         again = self._judge.judge(*columns, temperature=self._args.gate_temperature)
+        self._log("mpo/second_judgments", len(again))
         agreements = {
             index: 1 - abs(each.total - cases[index].total)
             for index, each in zip(highest, again, strict=True)
@@ -158,19 +161,45 @@ class RubricEvolution:
         }
         return [replace(case, agreement=agreements.get(index)) for index, case in enumerate(cases)]
 
-    def _try(self, old: Rubric, new: Rubric, cases: list[JudgedCase], early: Sequence[JudgedCase] = ()) -> Verdict:
-        """Let the judge use both rubrics on the same completions."""
-        before, after = (self._measure(rubric, cases, early) for rubric in (old, new))
-        return decide(before, after, tolerance=self._args.gate_tolerance)
+    def _hold_out(self) -> tuple[list[JudgedCase], list[list[JudgedCase]]]:
+        """Split the judged cases into those that may be shown and the gate's measurements."""
+        args = self._args
+        # Without gold a measurement has half as many completions: each is judged several times by both rubrics.
+        number = args.gate_cases if self._has_gold(self._judged) else max(1, args.gate_cases // 2)
+        return split_for_trial(self._judged, number, args.gate_measurements, seed=args.seed + self._num_batches)
 
-    def _measure(self, rubric: Rubric, cases: list[JudgedCase], early: Sequence[JudgedCase]) -> RubricQuality:
-        cases = [*early, *cases]
-        repeats = self._args.gate_repeats or (1 if self._against_gold else 2)
+    def _try(self, old: Rubric, new: Rubric, measurements: Sequence[list[JudgedCase]]) -> Verdict:
+        """Let the judge use a new rubric on sets of held-out completions until the gate decides."""
+        trials: list[Trial] = []
+        while True:
+            trials.append(self._measure(old, new, measurements[len(trials)]))
+            is_last = len(trials) == len(measurements)
+            verdict = decide(Trial.joined(trials), self._args.gate_tolerance, is_last)
+            if verdict.decided:
+                break
+        known = self._has_gold(measurements[0])  # the old rubric's totals, which then cost nothing
+        self._log("mpo/gate_judgments", sum(trial.new.size + (0 if known else trial.old.size) for trial in trials))
+        self._log("mpo/gate_measurements", len(trials))
+        return verdict
+
+    def _measure(self, old: Rubric, new: Rubric, cases: list[JudgedCase]) -> Trial:
+        """Return both rubrics' totals; against gold the old one's are known, since it judged these cases before."""
+        totals = self._judge_by(new, cases)
+        before = np.array([[case.total] for case in cases]) if self._has_gold(cases) else self._judge_by(old, cases)
+        return Trial(before, totals, [case.prompt for case in cases], [case.gold for case in cases])
+
+    def _judge_by(self, rubric: Rubric, cases: Sequence[JudgedCase]) -> np.ndarray:
+        """Return the totals of N cases by a rubric: once each as in training, repeatedly where there is no gold."""
+        repeats = 1 if self._has_gold(cases) else self._args.gate_repeats
+        temperature = None if self._has_gold(cases) else self._args.gate_temperature
         columns = [[getattr(case, name) for case in cases for _ in range(repeats)] for name in CASE_COLUMNS]
-        judgements = self._judge.judge(*columns, rubric=rubric, temperature=self._args.gate_temperature)
+        judgements = self._judge.judge(*columns, rubric=rubric, temperature=temperature)
         totals = np.array([np.nan if each.total is None else each.total for each in judgements])
-        prompts, golds = [case.prompt for case in cases], [case.gold for case in cases]
-        return rubric_quality(totals.reshape(len(cases), repeats), prompts, golds, len(early))
+        return totals.reshape(len(cases), repeats)
+
+    @staticmethod
+    def _has_gold(cases: Sequence[JudgedCase]) -> bool:
+        return any(case.gold is not None for case in cases)
 
     def _look_back(self, suspicion: str) -> bool:
         """Go back to the rubric in force's parent if that ranks the newest completions better; tell if it did."""
@@ -185,17 +214,17 @@ class RubricEvolution:
                 break
             cases += (group := [case for case in self._judged if case.prompt == prompt])
             kept += len(group)
-        verdict = self._try(current.rubric, parent.rubric, cases, self._early)
-        before, after = gold_accuracies(verdict.old, verdict.new) or (None, None)
-        if before is None and verdict.measure == "reliability":
-            before, after = verdict.old.reliability, verdict.new.reliability
-        better = verdict.accepted and before is not None and after is not None and after > before
-        if better:
+        cases = [*self._early, *cases]
+        totals = [self._judge_by(rubric, cases) for rubric in (current.rubric, parent.rubric)]
+        self._log("mpo/rollback_judgments", sum(each.size for each in totals))
+        prompts, golds = [case.prompt for case in cases], [case.gold for case in cases]
+        verdict = compare(*(rubric_quality(each, prompts, golds, len(self._early)) for each in totals))
+        if verdict.accepted:
             reason = f"{suspicion}; with version {parent.number}: {verdict.reason}"
             self._history.roll_back(parent.number, self._step, reason)
             self._log("mpo/rolled_back", 1.0)
             self._rubric_changed()
-        return better
+        return verdict.accepted
 
     def _rubric_changed(self) -> None:
         self._judged = []  # their scores are of another rubric

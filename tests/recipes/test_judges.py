@@ -73,6 +73,7 @@ NOWHERE = "http://127.0.0.1:9/v1"
         ({"meta_judge": {"url": NOWHERE, "max_points": 1}}, "judge: {}/rubric.yaml: 'short' has 2 points, and 1 are"),
         ({"meta_judge": None}, "give a `meta_judge` that rewrites the judge's rubric, or keep it by `meta_every: 0`"),
         ({"judge": None}, "`meta_judge` goes with a `judge`"),
+        ({"alarm_gap": 0.3}, "`alarm_gap` is of a held-out judge: give a `held_out_judge`, or leave it out"),
         ({"judge": None, "meta_judge": None}, "`meta_every` is of a judge's rubric: give a `judge`, or leave it out"),
         ({"meta_pool": 5}, "meta_pool is 5, and a meta step takes 4 meta_cases and 4 gate_cases: raise it"),
         ({"progress": "episode"}, "progress: episode pays by what is right, which judge cannot tell: add a verif"),

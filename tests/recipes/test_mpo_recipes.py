@@ -134,7 +134,7 @@ def test_the_summary_recipe_runs_to_its_end(tmp_path):
     recipe["distributions"][0]["path"] = str(tmp_path)
     smaller = {key: value for key, value in GRPO.items() if key != "distributions"}
     smaller |= {"max_steps": 2, "steps_per_generation": 2, "max_completion_length": 16, "save_strategy": "no"}
-    smaller |= {"meta_every": 1, "meta_cases": 2, "gate_cases": 4, "gate": False, "held_out_every": 1}
+    smaller |= {"meta_every": 1, "meta_cases": 2, "gate": False, "held_out_every": 1}
     smaller |= {"use_vllm": False, "vllm_enable_sleep_mode": False, "num_processes": 1, "log_completions": False}
     recipe = {key: value for key, value in recipe.items() if key != "accelerate_config"} | smaller
     recipe["output_dir"] = str(tmp_path / "run")

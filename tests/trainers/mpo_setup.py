@@ -65,7 +65,11 @@ def make_mpo(
     """Four prompts of four completions a batch, judged; `digits` is the gold score, watched but not paid."""
     client = JudgeClient(url, retries=1)
     rewards = [JudgeReward(Judge(client, FIRST)), *([digits] if gold else [])]
-    defaults = {"meta_every": 2, "meta_cases": 6, "gate_cases": 8, "gate_repeats": 1, "rollback_window": 0}
+    defaults = {"meta_every": 2, "meta_cases": 6, "gate_cases": 8, "rollback_window": 0}
+    if options.get("meta_every") == 0:
+        defaults = {"meta_every": 0}
+    elif options.get("gate") is False and not options.get("rollback_window"):
+        del defaults["gate_cases"]
     defaults |= {"curriculum": "uniform", "reward_weights": [1.0, 0.0][: len(rewards)]}
     config_class = MPOConfig if trainer_class is MPOTrainer else MetaConfig
     return trainer_class(

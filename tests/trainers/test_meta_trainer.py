@@ -84,7 +84,7 @@ FORMS = {
 def judged(folder, url, rubric, weights, extra=(), **options):
     """A MetaTrainer on gold and a judge (and more); rewards are not scaled, so that a constant one is nothing."""
     client = JudgeClient(url, retries=1)
-    defaults = {"meta_every": 0, "rollback_window": 0, "scale_rewards": "none", "max_steps": 3, "curriculum": "dump"}
+    defaults = {"meta_every": 0, "scale_rewards": "none", "max_steps": 3, "curriculum": "dump"}
     return MetaTrainer(
         tiny_model(),
         reward_funcs=[digits, JudgeReward(Judge(client, rubric)), *extra],
@@ -184,7 +184,7 @@ def test_a_distribution_without_gold_is_paid_by_the_judge(tmp_path, form):
 )
 def test_a_curriculum_discounts_what_another_rubric_said_and_nothing_else(tmp_path, weights, sees, discounts):
     with FakeJudgeServer(judge_or_revise([BETTER])) as server:
-        options = {"meta_every": 2, "meta_cases": 6, "gate_cases": 8, "gate": False, "curriculum_reward": sees}
+        options = {"meta_every": 2, "meta_cases": 6, "gate": False, "rollback_window": 0, "curriculum_reward": sees}
         trainer = judged(tmp_path, server.url, FIRST, weights, **options)
         discounted = []
         discount = trainer.curriculum.discount_past

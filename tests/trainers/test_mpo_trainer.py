@@ -47,8 +47,10 @@ def test_a_rubric_that_ranks_as_well_is_in_force_from_the_next_batch_on(tmp_path
     assert version["verdict"]["measure"] == "rank_accuracy" and version["analyses"] == ["an analysis"]
     assert len(version["cases"]) == 6 and {"why", "prompt", "total", "gold", "rationales"} <= set(version["cases"][0])
     shown = {case["prompt"] for case in version["cases"]}
-    tried = [body for body in bodies if body["temperature"] == 0.7]
-    assert len(tried) == 2 * 8, "both rubrics on eight held-out completions"
+    after = [body for body in bodies[2 * 16 :] if not is_meta(body)]
+    tried = after[:8]
+    assert len(after) == 8 + 2 * 16, "the new rubric on eight held-out completions, whose old totals are known"
+    assert log(trainer)[1]["mpo/gate_judgments"] == 8 and log(trainer)[1]["mpo/gate_measurements"] == 1
     assert not any(prompt in body["messages"][1]["content"] for body in tried for prompt in shown)
 
 
@@ -70,11 +72,11 @@ def test_a_gate_without_a_prompt_to_hold_out_refuses_to_ask(tmp_path):
     _, bodies = run(tmp_path, BETTER, max_steps=1, meta_every=1, per_device_train_batch_size=4)
     assert events(tmp_path) == [("given", 0, 0), ("failed", None, 0)] and not any(map(is_meta, bodies))
     reason = RubricHistory.read(tmp_path / "rubrics").events[1]["reason"]
-    assert "one prompt alone" in reason and "meta_every" in reason
+    assert "too few prompts" in reason and "meta_every" in reason
 
 
 def test_without_gold_agreement_and_spread_decide(tmp_path):
-    trainer, _ = run(tmp_path, BETTER, max_steps=3, gold=False, gate_repeats=2)
+    trainer, _ = run(tmp_path, BETTER, max_steps=3, gold=False)
     verdict = json.loads((tmp_path / "rubrics" / "version-001.json").read_text())["verdict"]
     assert verdict["measure"] in ("reliability", "spread") and verdict["new"]["rank_accuracy"] is None
     assert "mpo/spread" in log(trainer)[0]
@@ -128,7 +130,7 @@ def test_a_rubric_that_turns_out_worse_is_rolled_back(tmp_path):
 
 def test_a_batch_that_says_nothing_asks_for_no_second_trial(tmp_path):
     """The watch suspects the rubric at the end of its window; batches whose gold is all alike add nothing to that."""
-    trainer, _ = run(tmp_path, max_steps=1, meta_every=0, rollback_window=1)
+    trainer, _ = run(tmp_path, max_steps=1, meta_every=9, rollback_window=1)
     evolution, trials = trainer._evolution, []
     evolution._look_back = trials.append
     evolution._watch.rubric_changed()
@@ -223,7 +225,8 @@ def test_the_quality_of_a_batch_by_hand():
     [
         ({"meta_every": -1}, "meta_every must be at least 0"),
         ({"meta_cases": 0}, "meta_cases must be at least 1"),
-        ({"meta_pool": 40}, "meta_pool is 40, and a meta step takes 20 meta_cases and 32 gate_cases"),
+        ({"meta_pool": 40}, "meta_pool is 40, and a meta step takes 20 meta_cases and 64 gate_cases"),
+        ({"gate_repeats": 1}, "gate_repeats must be at least 2, got 1"),
         ({"gate_temperature": -0.1}, "gate_temperature must be at least 0"),
         ({"alarm_gap": 0.0}, "alarm_gap must be above 0"),
     ],
@@ -245,6 +248,9 @@ def test_what_a_trainer_cannot_do_without(tmp_path):
         }
         with pytest.raises(ValueError, match="pass a meta_judge, or set meta_every: 0 to keep the rubric unchanged"):
             type(trainer)(trainer.model, trainer.reward_funcs, **arguments)
+        trainer.args.alarm_gap = 0.3
+        with pytest.raises(ValueError, match="alarm_gap has no effect with no held_out_judge"):
+            type(trainer)(trainer.model, trainer.reward_funcs, meta_judge=trainer._evolution._meta_judge, **arguments)
         trainer.args.reward_weights = None
         with pytest.raises(ValueError, match="needs one JudgeReward among reward_funcs, not 0"):
             type(trainer)(trainer.model, trainer.reward_funcs[1:], **arguments)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from metatune.trainers import DUMPConfig, MetaConfig, MetaRewardConfig, MRTConfig
+from metatune.trainers import DUMPConfig, MetaConfig, MetaRewardConfig, MPOConfig, MRTConfig
 from metatune.trainers.unused_options import reject_unused
 
 from .dump_setup import config
@@ -110,6 +110,26 @@ PROGRESS_ROWS += [
             for kind, curriculum in ((DUMPConfig, "uniform"), (DUMPConfig, "easy_to_hard"), (MetaConfig, "uniform"))
         ],
         *PROGRESS_ROWS,
+        (MPOConfig, {"meta_every": 0, "meta_cases": 4}, "meta_cases has no effect with meta_every: 0. Remove it"),
+        (MPOConfig, {"meta_every": 0, "meta_pool": 300}, "meta_pool has no effect with meta_every: 0"),
+        (MPOConfig, {"meta_every": 0, "gate": False}, "gate has no effect with meta_every: 0"),
+        (MPOConfig, {"meta_every": 0, "gate_cases": 8}, "gate_cases has no effect with meta_every: 0"),
+        (MPOConfig, {"meta_every": 0, "gate_repeats": 3}, "gate_repeats has no effect with meta_every: 0"),
+        (MPOConfig, {"meta_every": 0, "gate_temperature": 1.0}, "gate_temperature has no effect with meta_every: 0"),
+        (MPOConfig, {"meta_every": 0, "rollback_window": 4}, "rollback_window has no effect with meta_every: 0"),
+        (MetaConfig, {"meta_every": 0, "rollback_drop": 0.2}, "rollback_drop has no effect with meta_every: 0"),
+        (MPOConfig, {"gate": False, "gate_tolerance": 0.1}, "gate_tolerance has no effect with gate: false"),
+        (MPOConfig, {"gate": False, "gate_measurements": 1}, "gate_measurements has no effect with gate: false"),
+        (
+            MPOConfig,
+            {"gate": False, "rollback_window": 0, "gate_cases": 8},
+            "gate_cases has no effect with gate: false and rollback_window: 0",
+        ),
+        (
+            MPOConfig,
+            {"rollback_window": 0, "rollback_drop": 0.2},
+            "rollback_drop has no effect with rollback_window: 0",
+        ),
     ],
 )
 def test_the_options_of_a_trainer(tmp_path, kind, options, message) -> None:
@@ -126,3 +146,15 @@ def test_every_other_option_of_a_form_of_progress_is_accepted(tmp_path, progress
     assert {name: getattr(made, name) for name in used} == used
     again = config(tmp_path, MRTConfig, **{name: getattr(made, name) for name in ("progress", *OPTIONS)})
     assert again.terminating_generations == made.terminating_generations, "derived values are accepted too"
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (MPOConfig, {"gate": False, "gate_cases": 8}),  # the running check tries rubrics on as many
+        (MPOConfig, {"rollback_window": 0, "gate_cases": 8}),
+        (MPOConfig, {"meta_every": 0, "held_out_every": 1}),  # a held-out judge also observes a fixed rubric
+    ],
+)
+def test_options_that_have_an_effect(tmp_path, kind, options) -> None:
+    kind(output_dir=str(tmp_path), use_cpu=True, bf16=False, **options)
