@@ -12,7 +12,7 @@ pytestmark = [
     pytest.mark.needs("deepspeed"),
 ]
 
-MRT = {**GRPO, "episodes": {"by": "delimiter"}, "forced_answer_tokens": 8, "max_steps": 5}
+MRT = {**GRPO, "episodes": {"by": "delimiter"}, "max_steps": 5}
 
 
 def train(folder: Path, name: str, config: str, *more: str) -> list[dict]:
@@ -23,9 +23,11 @@ def train(folder: Path, name: str, config: str, *more: str) -> list[dict]:
     return log_rows(folder / name)
 
 
-@pytest.mark.parametrize("estimator", ["likelihood", "rollouts"])
+@pytest.mark.parametrize(
+    "estimator", [{"success_estimator": "likelihood"}, {"forced_answer_tokens": 8}], ids=["likelihood", "rollouts"]
+)
 def test_zero3_pays_the_progress_that_ddp_pays(tmp_path, estimator):
-    write_recipe(tmp_path / "recipe.yaml", MRT, progress="episode", success_estimator=estimator, max_steps=3)
+    write_recipe(tmp_path / "recipe.yaml", MRT, progress="episode", **estimator, max_steps=3)
     ddp, zero3 = train(tmp_path, "ddp", "ddp"), train(tmp_path, "zero3", "zero3")
     assert len(zero3) == len(ddp) == 3
     for mine, theirs in zip(zero3, ddp, strict=True):
