@@ -185,7 +185,8 @@ class Curriculum(ABC):
         """
         expected = self.state_dict()
         _check_same_keys("the state", expected, state)
-        _check_same("version", expected["version"], state["version"], "resume with the metatune release that wrote it")
+        how = "resume with the metatune release that wrote it, train on from its weights with model_name_or_path"
+        _check_same("version", expected["version"], state["version"], how)
         _check_same("name", expected["name"], state["name"], "resume with the curriculum of the checkpoint")
         _check_same("arms", expected["arms"], state["arms"], "list the checkpoint's arms in the same order")
         _check_same_keys("its options", expected["options"], state["options"])
