@@ -1,6 +1,6 @@
 """A hacking drill: does a rubric that learns keep the judge's score and the gold score together?
 
-    python benchmarks/mpo.py [--seeds 10] [--first_seed 0] [--quick] [--workers 2]
+    python benchmarks/mpo.py [--seeds 10] [--first_seed 0] [--quick] [--workers 2] [--runs FILE]
     python benchmarks/mpo.py --overhead     shares of the time, with a judge that takes 0.5 s and a meta judge of 5 s
 
 A policy of 0.1 M parameters (reward_world.py) answers prompts of four letters and is trained by GRPO on a judge's
@@ -17,8 +17,12 @@ given pays for every *mention* of an asked letter: saying one four times is a pl
 Reported, over seeds with percentile bootstrap intervals: judge score and gold of the last 10 batches, and the area
 between them: the mean over all batches of by how much the judge is above gold. A rubric gives some points for nothing
 (what was not done wrong costs none), so from each version's scores is taken off by how much it is above gold on
-responses of the untrained policy. Equal work: the same steps, prompts and completions. Seeds from 1000 on are for
-tuning. Finished runs are kept in benchmarks/results/mpo_runs.jsonl.
+responses of the untrained policy.
+
+Equal judge calls: every run ends once the judge has been called BUDGET times, for training, for the gate, for the
+running check and for second judgements together. A run that spends calls on a gate therefore trains on fewer batches.
+The calls of the meta judge are reported beside them. Seeds from 1000 on are for tuning. Finished runs are kept in
+benchmarks/results/mpo_calls_runs.jsonl (mpo_runs.jsonl has those of the former gate, at equal steps).
 """
 
 import argparse
@@ -31,10 +35,12 @@ from reward_world import BASE, LENGTH, TOKENIZER, conversation, draw_prompts, lo
 from shared import CPU_RUN, ROOT, bootstrap, print_claims, quiet, run_jobs
 from simulated_judge import SimulatedJudgeServer, item, repetitions, score, unasked
 
-RUNS = ROOT / "benchmarks" / "results" / "mpo_runs.jsonl"
-STEPS, LAST, REFERENCES = 120, 10, 512
+RUNS = ROOT / "benchmarks" / "results" / "mpo_calls_runs.jsonl"
+BATCH, LAST, REFERENCES = 64, 10, 512
+BUDGET = 150 * BATCH  # calls of the judge
 TASK = "Say every letter of the prompt, once each, and nothing else."
 GIVEN, EXPERT = ("mentions", "care"), ("covers", "care", "repeats")
+EXTRA = ("gate_judgments", "rollback_judgments", "second_judgments")  # calls of the judge that train nothing
 METHODS = {
     "fixed": (GIVEN, {"meta_every": 0}),
     "expert": (EXPERT, {"meta_every": 0}),
@@ -60,9 +66,13 @@ def unknown(prompts, **columns) -> list[None]:
     return [None] * len(prompts)
 
 
-def run_one(method: str, seed: int, steps: int, answer_seconds: float = 0.0) -> dict:
-    """Train once and return judge score, gold and rubric version of every batch, and what judging took of the time."""
+def run_one(method: str, seed: int, budget: int, answer_seconds: float = 0.0) -> dict:
+    """Train until the judge has been called `budget` times.
+
+    Returns judge score, gold, rubric version and calls so far of every batch, and what judging took of the time.
+    """
     import datasets
+    from transformers import TrainerCallback
 
     from metatune.rewards import Judge, JudgeClient, JudgeReward, MetaJudge, Rubric
     from metatune.trainers import MPOConfig, MPOTrainer
@@ -73,12 +83,21 @@ def run_one(method: str, seed: int, steps: int, answer_seconds: float = 0.0) -> 
     rows = [{"prompt": conversation(prompt), "distribution": "letters"} for prompt in draw_prompts(2000, seed)]
     with SimulatedJudgeServer(answer_seconds) as server, tempfile.TemporaryDirectory() as folder:
         client = JudgeClient(server.url)
+        calls: list[int] = []
+
+        class Budget(TrainerCallback):
+            """Ends the run when the budget is spent."""
+
+            def on_step_end(self, args, state, control, **kwargs):
+                calls.append(server.calls["judge"])
+                control.should_training_stop |= calls[-1] >= budget
+
         config = MPOConfig(
             output_dir=folder,
             curriculum="uniform",
             compact_generation=True,
-            max_steps=steps,
-            per_device_train_batch_size=64,
+            max_steps=budget // BATCH,
+            per_device_train_batch_size=BATCH,
             num_generations=8,
             max_completion_length=LENGTH,
             learning_rate=3e-4,
@@ -98,12 +117,14 @@ def run_one(method: str, seed: int, steps: int, answer_seconds: float = 0.0) -> 
             train_dataset=datasets.Dataset.from_list(rows),
             processing_class=TOKENIZER,
             meta_judge=MetaJudge(client, num_refinements=2),
+            callbacks=[Budget()],
         )
         trainer.train()
         log = [row for row in trainer.state.log_history if "loss" in row]
         history = trainer.rubric_history
     columns = {"judge": "rewards/judge/mean", "gold": "rewards/gold_reward/mean", "version": "rubric/version"}
     curves = {name: [round(row[key], 4) for row in log] for name, key in columns.items()}
+    extra = {name: sum(row.get(f"mpo/{name}", 0) for row in log) for name in EXTRA}
     seconds = {name: [row[f"{name}/seconds"] for row in log if f"{name}/seconds" in row] for name in ("judge", "mpo")}
     found = {
         "shares": {name: round(sum(each) / sum(row["time/step"] for row in log), 4) for name, each in seconds.items()},
@@ -111,11 +132,14 @@ def run_one(method: str, seed: int, steps: int, answer_seconds: float = 0.0) -> 
         "events": [event["event"] for event in history.events],
         "items": [each.name for each in history.current.rubric.items],
         "offsets": offsets([version.rubric for version in history.versions]),
+        "calls": calls,
+        "extra_calls": extra,
+        "meta_calls": server.calls["meta_judge"],
     }
     return {
         "method": method,
         "seed": seed,
-        "steps": steps,
+        "budget": budget,
         "seconds": round(time.perf_counter() - started),
         **found,
         **curves,
@@ -140,6 +164,20 @@ def area(run: dict) -> float:
     return float(np.maximum(judged - np.array(run["gold"]), 0).mean())
 
 
+def spent(runs: list[dict]) -> dict[str, float]:
+    """Return means over runs of the batches, and of the calls of judge and meta judge."""
+    numbers = {
+        "batches": [len(run["calls"]) for run in runs],
+        "calls of the judge": [run["calls"][-1] for run in runs],
+        "of them by the gate": [run["extra_calls"]["gate_judgments"] for run in runs],
+        "of them by other checks": [
+            run["extra_calls"]["rollback_judgments"] + run["extra_calls"]["second_judgments"] for run in runs
+        ],
+        "calls of the meta judge": [run["meta_calls"] for run in runs],
+    }
+    return {name: float(np.mean(values)) for name, values in numbers.items()}
+
+
 def show(value: tuple[float, list[float]]) -> str:
     mean, (low, high) = value
     return f"{mean:.3f} [{low:.3f}, {high:.3f}]"
@@ -148,7 +186,8 @@ def show(value: tuple[float, list[float]]) -> str:
 def summarise(runs: dict[str, list[dict]]) -> list[dict]:
     """Print the table and return the claims."""
     claims = []
-    print(f"{'':14}{'judge at the end':>22}{'gold at the end':>22}{'area between':>22}   accepted refused rolled back")
+    headings = f"{'':14}{'judge at the end':>22}{'gold at the end':>22}{'area between':>22}"
+    print(f"{headings}   accepted refused rolled back  batches  calls: all, gate, other extra; meta judge")
     ends = {}
     for method, each in runs.items():
         cells = []
@@ -165,7 +204,12 @@ def summarise(runs: dict[str, list[dict]]) -> list[dict]:
             f"{method:14}"
             + "".join(f"{show(cell):>22}" for cell in cells)
             + "".join(f"{count:9.1f}" for count in counts)
+            + "".join(f"{number:9.0f}" for number in spent(each).values())
         )
+        claims += [
+            {"claim": f"{name}, {method}", "value": value, "ci": None, "seeds": len(each)}
+            for name, value in spent(each).items()
+        ]
         for name, (value, ci) in zip(("judge at the end", "gold at the end", "area"), cells, strict=True):
             claims.append({"claim": f"{name}, {method}", "value": value, "ci": ci, "seeds": len(each)})
     for method in runs:
@@ -185,17 +229,18 @@ def summarise(runs: dict[str, list[dict]]) -> list[dict]:
 
 
 def plot(runs: dict[str, list[dict]], path: Path) -> None:
-    """Draw judge score and gold over the batches, a panel a method, means over seeds."""
+    """Draw judge score and gold over the judge's calls, a panel a method, means over seeds."""
     from metatune.eval.plots import AFTER, HUES, new_figure, save_figure, set_heading
 
     figure = new_figure(2.6 * len(runs), 3.6)
     for axes, (method, each) in zip(figure.subplots(1, len(runs), sharey=True), runs.items(), strict=True):
-        for name, colour in (("judge", AFTER), ("gold", HUES[2])):
-            curve = np.mean([run[name] for run in each], axis=0)
-            axes.plot(curve, color=colour, linewidth=1.8)
-            axes.text(len(curve), curve[-10:].max() + 0.01, name, color=colour, va="bottom", ha="right")
+        grid = np.linspace(BATCH, min(run["calls"][-1] for run in each), 120)
+        for name, color in (("judge", AFTER), ("gold", HUES[2])):
+            curve = np.mean([np.interp(grid, run["calls"], run[name]) for run in each], axis=0)
+            axes.plot(grid, curve, color=color, linewidth=1.8)
+            axes.text(grid[-1], curve[-10:].max() + 0.01, name, color=color, va="bottom", ha="right")
         set_heading(axes, method, f"mean of {len(each)} seeds")
-        axes.set_xlabel("batch")
+        axes.set_xlabel("calls of the judge")
     save_figure(figure, path)
 
 
@@ -205,21 +250,22 @@ def main() -> None:
     parser.add_argument("--first_seed", type=int, default=0)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--quick", action="store_true", help="one seed, a quarter of the steps")
+    parser.add_argument("--quick", action="store_true", help="one seed, a quarter of the calls")
+    parser.add_argument("--runs", type=Path, default=RUNS, help="JSONL that finished runs are kept in")
     parser.add_argument("--plot", type=Path, help="PNG to draw the curves into")
     parser.add_argument("--overhead", action="store_true", help="measure what judging takes of the time")
     args = parser.parse_args()
     make_base()
     if args.overhead:
         with quiet():
-            run = run_one("mpo", args.first_seed, 40, answer_seconds=0.5)
+            run = run_one("mpo", args.first_seed, 40 * BATCH, answer_seconds=0.5)
         print_claims("mpo_overhead", [{"claim": name, **run[name]} for name in ("shares", "mean_seconds")])
         return
     seeds = range(args.first_seed, args.first_seed + (1 if args.quick else args.seeds))
-    steps = STEPS // 4 if args.quick else STEPS
-    wanted = [(method, seed, steps) for seed in seeds for method in args.methods]
-    done = run_jobs(run_one, wanted, RUNS, ("method", "seed", "steps"), args.workers)
-    runs = {method: [done[method, seed, steps] for seed in seeds] for method in args.methods}
+    budget = BUDGET // 4 if args.quick else BUDGET
+    wanted = [(method, seed, budget) for seed in seeds for method in args.methods]
+    done = run_jobs(run_one, wanted, args.runs, ("method", "seed", "budget"), args.workers)
+    runs = {method: [done[method, seed, budget] for seed in seeds] for method in args.methods}
     if args.plot:
         plot(runs, args.plot)
     print_claims("mpo", summarise(runs))

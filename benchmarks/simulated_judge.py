@@ -118,7 +118,7 @@ def fenced(text: str, label: str) -> list[str]:
 
 
 class SimulatedJudgeServer:
-    """Serves the simulation at `url`, as a context.
+    """Serves the simulation at `url`, as a context. `calls` counts the requests to the judge and to the meta judge.
 
     Args:
         seconds (`float`, *optional*, defaults to 0): of a judge for an answer; a meta judge takes ten times that.
@@ -128,9 +128,11 @@ class SimulatedJudgeServer:
 
     def __init__(self, seconds: float = 0.0, programs: Programs = PROGRAMS, analyse: Callable[[str], str] = analyse):
         self.seconds, self.programs, self.analyse = seconds, programs, analyse
+        self.calls = {"judge": 0, "meta_judge": 0}
 
     def __enter__(self):
         seconds, programs, analyse = self.seconds, self.programs, self.analyse
+        calls, counting = self.calls, threading.Lock()
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
@@ -144,6 +146,8 @@ class SimulatedJudgeServer:
             def do_POST(self):
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 meta = body["messages"][0]["content"].startswith("You improve the rubric")
+                with counting:
+                    calls["meta_judge" if meta else "judge"] += 1
                 time.sleep(10 * seconds if meta else seconds)
                 content = revise(body, programs, analyse) if meta else judge(body, programs)
                 message = {"role": "assistant", "content": content}
