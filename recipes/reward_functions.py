@@ -121,7 +121,7 @@ def check_rewards(script_args: Any, training_args: Any) -> None:
         training_args ([`MetaConfig`]): weights, curriculum and progress.
     """
     weights, progress = training_args.reward_weights, training_args.progress
-    by_right = progress in ("episode", "anytime", "length_penalty")  # what these pay by
+    by_right = progress in ("episode", "anytime", "length_penalty") or bool(training_args.terminating_generations)
     scored = [name for name in ("reward_models", "judge") if getattr(script_args, name)]
     listed = " and ".join(scored)
     names = reward_names(script_args)
@@ -133,7 +133,7 @@ def check_rewards(script_args: Any, training_args: Any) -> None:
     if by_right and not names:
         raise ConfigError(
             f"progress: {progress} pays by what is right, which {listed} cannot tell: add a verifier to reward_funcs "
-            "(correctness), or take prefix or none"
+            "(correctness), or set progress: none"
         )
     if not names and training_args.curriculum_reward == "gold":
         raise ConfigError(f"curriculum_reward: gold needs a verifier in reward_funcs (correctness) beside {listed}")

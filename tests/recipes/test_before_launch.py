@@ -92,8 +92,16 @@ def refused(tmp_path, started, capsys):
         ({"curriculum_options": {"floor": 0.6}}, "curriculum_options", "floor 0.6 times 2 arms is more than 1"),
         ({"curriculum_options": {1: 2}}, "curriculum_options", "keywords must be strings"),
         ({"curriculum": "sec", "curriculum_options": {"window": 3}}, "curriculum_options", "option 'window' of"),
-        ({"episodes": {"by": "delimitr"}}, "episodes", "by is one of phrases, delimiter, regex, tokens"),
-        ({"episodes": {"dlimiter": "x"}}, "episodes", "unknown option 'dlimiter'; did you mean 'delimiter'?"),
+        (
+            {"progress": "episode", "episodes": {"by": "delimitr"}},
+            "episodes",
+            "by is one of phrases, delimiter, regex, tokens",
+        ),
+        (
+            {"progress": "episode", "episodes": {"dlimiter": "x"}},
+            "episodes",
+            "unknown option 'dlimiter'; did you mean 'delimiter'?",
+        ),
         ({"progress": "episodes"}, "progress", "progress is one of none, episode,"),
         ({"reward_funcs": ["corectness"]}, "reward_funcs", "unknown 'corectness'; did you mean 'correctness'?"),
         ({"reward_funcs": ["correctness", "x"]}, "reward_funcs", "unknown 'x'; there are correctness, accuracy_rew"),

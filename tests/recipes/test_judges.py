@@ -77,6 +77,7 @@ NOWHERE = "http://127.0.0.1:9/v1"
         ({"judge": None, "meta_judge": None}, "`meta_every` is of a judge's rubric: give a `judge`, or leave it out"),
         ({"meta_pool": 5}, "meta_pool is 5, and a meta step takes 4 meta_cases and 4 gate_cases: raise it"),
         ({"progress": "episode"}, "progress: episode pays by what is right, which judge cannot tell: add a verif"),
+        ({"progress": "prefix"}, "progress: prefix pays by what is right, which judge cannot tell: add a verif"),
         (
             {"curriculum_reward": "gold"},
             "curriculum_reward: gold needs a verifier in reward_funcs (correctness) beside",

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metatune.trainers.advantages import group_advantages
+from metatune.trainers.advantages import group_advantages, outcome_divisor, relative_to_group
 from metatune.trainers.prefix_advantages import prefix_advantages, prefix_rewards
 
 NAN = math.nan
@@ -47,6 +47,23 @@ def test_other_rewards_pay_continuing_rollouts_once():
     gold, judge = torch.tensor([1.0, 0.0, 1.0, 0.0]), torch.tensor([0.8, 0.4, 9.0, NAN])
     found = prefix_advantages(gold, judge, kinds(2, 2), 4, alpha=0.5, weight=2.0, scale="none")
     torch.testing.assert_close(found, torch.tensor([1.7, -1.7, 1.0, -1.0]))
+
+
+def test_where_all_are_right_another_reward_counts_by_its_weight():
+    """Gold's deviation divides, with the floor 1 / sqrt(4)."""
+    for weight in (0.01, 0.1):
+        judge = weight * torch.tensor([1.0, 0.0, 0.0, 0.0])
+        found = prefix_advantages(torch.ones(4), judge, kinds(2, 2), 4, alpha=1)
+        torch.testing.assert_close(found, torch.tensor([weight, -weight, 0.0, 0.0]), atol=0, rtol=1e-3)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_without_terminating_rollouts_other_rewards_are_paid_as_without_progress(scale):
+    gold, judge = torch.tensor([1.0, 0.0, 1.0, 1.0, NAN, NAN]), torch.tensor([0.2, 0.4, 0.6, NAN, 0.1, 0.3])
+    gold[3] = NAN
+    divisor = outcome_divisor(gold, 2, scale, total=gold.nan_to_num(0.0) + judge)
+    expected = (relative_to_group(gold.nan_to_num(0.0) + judge, 2) / divisor).nan_to_num(0.0)
+    torch.testing.assert_close(prefix_advantages(gold, judge, kinds(6, 0), 2, alpha=1, scale=scale), expected)
 
 
 def test_a_group_without_an_outcome_is_paid_by_the_others():
