@@ -144,6 +144,7 @@ class DUMPTrainer(NamedModelCard, ExactResume, FiniteTraining, GRPOTrainer):
         self._set_up_measurements(args)
         if args.length_grouping and (obstacle := obstacle_in_model(self.model, self.aux_loss_enabled)):
             raise ValueError(obstacle)
+        self._check_tools(args)
         self._set_up_method(args)
 
     def _set_up_curriculum(self, args: DUMPConfig, rows_by_arm: dict[str, list[int]]) -> None:
@@ -174,6 +175,19 @@ class DUMPTrainer(NamedModelCard, ExactResume, FiniteTraining, GRPOTrainer):
         if args.curriculum_reward == "gold" and self._gold_index is None:
             raise ValueError("curriculum_reward: gold needs a reward function that is neither judge nor reward model")
         self._eval_rewards: dict[str, list[float]] = defaultdict(list)
+
+    def _check_tools(self, args: DUMPConfig) -> None:
+        """Raise `ValueError` for tools where processes generate together: TRL's do not wait for each other's calls."""
+        if args.use_vllm:
+            together = args.vllm_mode == "server" or args.vllm_tensor_parallel_size > 1
+        else:
+            together = self._dist.is_fsdp or self._dist.is_zero3
+        if together and self.tools and self.accelerator.num_processes > 1:
+            raise ValueError(
+                "tools and environments: with FSDP, ZeRO-3, a vLLM server or vllm_tensor_parallel_size above 1, a "
+                "process whose completions call no more tools leaves the others waiting. Use one process, DDP or "
+                "ZeRO-2 without vLLM, or vllm_mode: colocate with vllm_tensor_parallel_size: 1"
+            )
 
     def _set_up_method(self, args: Any) -> None:
         """Construct what a subclass adds, once TRL's trainer and the curriculum exist."""

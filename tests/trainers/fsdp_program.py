@@ -18,7 +18,7 @@ import torch
 from accelerate import PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, gather_object
-from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel, fully_shard
 from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 from transformers import AutoTokenizer, PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
@@ -27,12 +27,12 @@ from metatune.curricula import load_distributions
 from metatune.recipes.adapters import STARTER
 from metatune.recipes.failures import leave
 from metatune.rewards import correctness_reward
-from metatune.trainers import MRTConfig, MRTTrainer
+from metatune.trainers import DUMPConfig, DUMPTrainer, MRTConfig, MRTTrainer
 from metatune.trainers.answer_likelihood import AnswerTrie, Branch, Tree, success_probabilities
 from metatune.trainers.generation import sample_completions
 
 from .conftest import tiny_llama
-from .dump_setup import config, training_log
+from .dump_setup import config, digits, rows, tokenizer_with_tools, training_log
 
 LIMIT = 200  # seconds, after which a process that waits for the other prints where, and ends
 FSDP2 = {
@@ -86,13 +86,44 @@ def train(folder: Path, checkpoint: Path | None = None) -> list[dict[str, float]
     trainer = MRTTrainer(
         str(STARTER),
         reward_funcs=correctness_reward,
-        args=config(folder, MRTConfig, **options),
+        args=shardable(config(folder, MRTConfig, **options)),
         train_dataset=load_distributions([entry])[0].train,
         processing_class=AutoTokenizer.from_pretrained(STARTER),
     )
     trainer.train(resume_from_checkpoint=checkpoint)
+    assert isinstance(trainer.model_wrapped, FSDPModule) == ("ACCELERATE_USE_FSDP" in os.environ)
     keys = ("loss", "reward", "progress/mean", "completions/mean_length")
     return [{key: float(row[key]) for key in keys} for row in training_log(trainer)]
+
+
+def refused_tools(folder: Path) -> str:
+    """Return the error for tools."""
+    arguments = {"reward_funcs": digits, "train_dataset": rows(), "processing_class": tokenizer_with_tools()}
+    try:
+        DUMPTrainer(str(STARTER), args=shardable(config(folder)), tools=[count], **arguments)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def count(by: int) -> int:
+    """Count.
+
+    Args:
+        by: How far.
+
+    Returns:
+        Where the count stands.
+    """
+    return by
+
+
+def shardable(args: DUMPConfig) -> DUMPConfig:
+    """Let accelerate shard in the trainer that is constructed next, if `FSDP2` is in the environment."""
+    if FSDP2.items() <= os.environ.items():
+        AcceleratorState._reset_state()
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+    return args
 
 
 def main(folder: str) -> None:
@@ -104,11 +135,10 @@ def main(folder: str) -> None:
         found[name] = {"functions": functions}
     for name in ("whole", "fsdp2"):
         if name == "fsdp2":
-            AcceleratorState._reset_state()
             os.environ.update(FSDP2)
-            PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
         run = Path(folder) / name
         found[name] |= {"log": train(run), "resumed": train(run, run / "checkpoint-1")}
+    found["fsdp2"]["tools"] = refused_tools(Path(folder))
     if state.is_main_process:
         print(json.dumps(found))
 
