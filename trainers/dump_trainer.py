@@ -38,6 +38,7 @@ from typing import Any, TypeAlias
 import torch
 from accelerate.utils import gather_object
 from datasets import Dataset, IterableDataset
+from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 from trl.data_utils import is_conversational
@@ -451,8 +452,8 @@ class DUMPTrainer(NamedModelCard, ExactResume, FiniteTraining, GRPOTrainer):
         self.log_completions = self.args.log_completions and self.model.training
         super().log(logs, start_time)
 
-    def get_eval_dataloader(self, eval_dataset=None):
-        # Every held-out row counts once: `dataloader_drop_last` is for training.
+    def get_eval_dataloader(self, eval_dataset: str | Dataset | IterableDataset | None = None) -> DataLoader:
+        """Return TRL's data loader with every held-out row: `dataloader_drop_last` is for training."""
         drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
         try:
             return super().get_eval_dataloader(eval_dataset)

@@ -16,6 +16,7 @@ from metatune.trainers.sft_trainer import SFTTrainer as OurSFTTrainer
 HOOKED = {
     "_generate_and_score_completions": ["self", "inputs"],
     "_calculate_rewards": ["self", "inputs", "prompts", "completions", "completion_ids_list"],
+    "_generate": ["self", "prompts"],
     "_generate_single_turn": [
         "self",
         "prompt_ids",
@@ -26,6 +27,7 @@ HOOKED = {
     ],
     "_prepare_inputs": ["self", "generation_batch"],
     "_tokenize_prompts": ["self", "prompts"],
+    "get_eval_dataloader": ["self", "eval_dataset"],
     "log": ["self", "logs", "start_time"],
     "create_model_card": ["self", "model_name", "dataset_name", "tags"],
     "_save_checkpoint": ["self", "model", "trial"],
