@@ -2,8 +2,13 @@ import os
 from importlib.util import find_spec
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # several test processes share the cores; before torch is imported
+
+# A busy machine must not fail a test: speed is measured in benchmarks.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 # Packages that `make install` does not bring, and how to install each.
 OPTIONAL = {

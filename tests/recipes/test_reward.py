@@ -203,7 +203,7 @@ def test_a_meta_step_in_weights_of_low_precision_is_one_line_before_any_launch(t
     options = {"meta_step": "plain", "meta_dataset_name": "meta.jsonl", "dtype": "bfloat16"}
     recipe = write_recipe(tmp_path / "recipe.yaml", REWARD, dataset_name="pairs.jsonl", output_dir="run", **options)
     assert cli.main(["reward", "--config", str(recipe)]) == 2
-    assert "dtype: bfloat16 is too coarse for meta_step" in last_line(capsys.readouterr().err)
+    assert "dtype: bfloat16 is too coarse for the small moves of meta_step" in last_line(capsys.readouterr().err)
 
 
 def test_checks_are_one_line_and_other_errors_keep_their_traceback():
