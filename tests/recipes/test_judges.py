@@ -186,7 +186,7 @@ def test_a_server_that_is_not_there_is_one_line(tmp_path):
 
 
 def rubric_of(body):
-    """The points in a judge's request that trains; `None` for a trial of the gate, and for the meta judge."""
+    """The points in a judge's request that trains; `None` for a second judgement, and for the meta judge."""
     if body["temperature"] or "You improve the rubric" in body["messages"][0]["content"]:
         return None
     return body["response_format"]["json_schema"]["schema"]["properties"]["short"]["properties"]["score"]["maximum"]
@@ -197,7 +197,7 @@ def rubric_of(body):
 def test_two_processes_judge_by_one_version_and_a_killed_run_goes_on(tmp_path):
     """No request by an old version comes after one by a new: all ranks change at once. Killed, it goes on the same."""
     options = {"num_processes": 2, "per_device_train_batch_size": 2, "reward_funcs": ["correctness"], "save_steps": 2}
-    options |= {"reward_weights": [0.0], "gate": True}
+    options |= {"reward_weights": [0.0], "gate": False}  # a trial of the gate would look like training
     (tmp_path / "whole").mkdir()
     (tmp_path / "killed").mkdir()
     with FakeJudgeServer(answer) as server:
