@@ -185,9 +185,13 @@ class MRTConfig(DUMPConfig):
         least = 2 if self.prefix_baseline == "separate" else 1  # of a kind: alone, a rollout is its own baseline
         if self.terminating_generations is None:
             self.terminating_generations = max(least, self.num_generations // 4)
-        if self.terminating_generations and not least <= self.terminating_generations <= self.num_generations - least:
+        most = self.num_generations - least
+        if self.terminating_generations and not least <= self.terminating_generations <= most:
+            mend = f"set it to {least} to {most}, or to 0 for no bonus"
+            if most < least:
+                mend = f"set num_generations to at least {2 * least}"
             raise ValueError(
-                f"terminating_generations is 0, or leaves at least {least} of each kind of rollout with "
-                f"prefix_baseline: {self.prefix_baseline} and num_generations: {self.num_generations}; got "
-                f"{self.terminating_generations}"
+                f"terminating_generations is {self.terminating_generations} with num_generations: "
+                f"{self.num_generations}, and prefix_baseline: {self.prefix_baseline} needs at least {least} of each "
+                f"kind of rollout: {mend}{', or set prefix_baseline: joint' if least > 1 else ''}"
             )

@@ -134,7 +134,7 @@ def progress_noise(
         (1 - decay) J_(j+1) + ... + decay^(n-j) J_n; for decay 0 the variances of two neighbors. The first and the last
         episode have half the noise of the others.
     """
-    variances = torch.where(sampled, variance, 0.0 * values)  # NaN where there is no value
+    variances = torch.where(sampled, variance, 0.0 * values).masked_fill(values.isnan(), torch.nan)
     variances[:, 0] = 0.0
     after = variances[:, 1:].clone()  # of what stands after -J_(j-1)
     for episode in range(after.shape[1] - 2, -1, -1):

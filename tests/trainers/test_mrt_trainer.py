@@ -395,7 +395,7 @@ def test_traces_are_kept_for_the_page(tmp_path):
         ({"progress": "prefix", "prefix_baseline": "kind"}, "prefix_baseline is one of separate, joint"),
         ({"progress": "prefix", "terminating_generations": 1}, "at least 2 of each kind of rollout"),
         ({"progress": "prefix", "terminating_generations": 3}, "at least 2 of each kind of rollout"),
-        ({"progress": "prefix", "num_generations": 2}, "num_generations: 2; got 2"),
+        ({"progress": "prefix", "num_generations": 2}, "num_generations to at least 4, or set prefix_baseline: joint"),
         (
             {"progress": "prefix", "prefix_baseline": "joint", "terminating_generations": 4},
             "at least 1 of each kind of rollout",

@@ -259,6 +259,15 @@ def test_the_first_and_the_last_episode_have_half_the_noise():
     torch.testing.assert_close(noise, torch.tensor([[0.0625, 0.125, 0.0625], [0.0, NAN, NAN]]), equal_nan=True)
 
 
+def test_what_does_not_exist_after_a_trace_adds_no_noise_to_its_last_episode():
+    values = torch.tensor([[0.5, 0.5, 0.5, 1.0], [0.5, 0.0, NAN, NAN]])
+    sampled = torch.tensor([[True, True, True, False], [True, False, True, True]])  # all but the outcomes
+    noise = progress_noise(values, sampled, 0.0625, decay=0.5)
+    # of -J_0 + J_1 / 2 + J_2 / 4 + outcome / 4 and so on
+    first, second, third = (1 / 4 + 1 / 16) * 0.0625, (1 + 1 / 4) * 0.0625, 0.0625
+    torch.testing.assert_close(noise, torch.tensor([[first, second, third], [0.0, NAN, NAN]]), equal_nan=True)
+
+
 @pytest.mark.parametrize("decay", [0.0, 0.5, 1.0])
 def test_the_noise_of_progress_to_go_is_that_of_a_simulation(decay):
     generator = torch.Generator().manual_seed(0)
