@@ -66,10 +66,10 @@ def check_forcing(forcing: Forcing, rows: Mapping[str, Iterable[Row]], starts_in
                 rejected = None
                 break
             if verdict is False and rejected is None:
-                rejected = text
+                rejected = text, answer, row
         if rejected is None:
             continue
-        problem = _problem(forcing, name, rejected)
+        problem = _problem(forcing, name, *rejected)
         if not getattr(verifier, "answer_forms", ()) and not _listed(verifier, of_verifier):
             logger.warning(problem)
         else:
@@ -84,8 +84,12 @@ def forced_text(forcing: Forcing, verifier: str | None, answer: str, prefix: str
 
 def right_answer(verifier: Verifier, row: Row) -> str | None:
     """Return an accepted answer of a row, the reference where they cannot be listed; `None` if there is neither."""
-    accepted = _listed(verifier, [row])
-    return (accepted[0] if accepted else row.get("answer")) or None
+    if accepted := _listed(verifier, [row]):
+        return accepted[0] or None
+    reference = row.get("answer")
+    if not reference:
+        return None
+    return verifier.bare_reference(reference) if hasattr(verifier, "bare_reference") else reference
 
 
 def _listed(verifier: Verifier, rows: Iterable[Row]) -> list[str]:
@@ -107,9 +111,16 @@ def _verdict(verifier: Verifier, text: str, row: Row) -> bool | None:
         return None
 
 
-def _problem(forcing: Forcing, name: str, text: str) -> str:
-    forms = getattr(get_verifier(name), "answer_forms", ())
-    if forcing.given is None or not forms:
+def _problem(forcing: Forcing, name: str, text: str, answer: str, row: Row) -> str:
+    verifier = get_verifier(name)
+    forms = getattr(verifier, "answer_forms", ())
+    own = forms[0].opening + answer + forms[0].closing if forms else ""
+    if own and _verdict(verifier, own, row) is False:
+        fix = (
+            f"without the suffix, {own!r} is graded as wrong too, so no completion in this form is ever right: fix "
+            "the row's answer, or the verifier's `answer_forms`"
+        )
+    elif forcing.given is None or not forms:
         fix = (
             "set forcing_suffix to a text that opens an answer as the verifier reads it, or give the verifier "
             "`answer_forms` (docs/extend.md)"

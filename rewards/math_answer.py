@@ -95,6 +95,10 @@ class MathVerifier(BoundedGrader):
     def accepted_answers(self, answer: str, info: dict[str, Any]) -> None:
         """Return `None`: a value has no finite list of written forms."""
 
+    def bare_reference(self, answer: str) -> str:
+        """Return the reference without a mark of its own, as a model writes it into a box."""
+        return without_mark(answer)
+
     def check_reference(self, answer: str) -> None:
         """Raise `ValueError` if the reference would not be graded as equal to itself."""
         sound = len(answer) <= TAIL // 2 and _LETTER_OR_DIGIT.search(answer) and not _MARKS.search(answer)
@@ -109,8 +113,7 @@ def read_reference(answer: str) -> Formula:
     Raises:
         ValueError: it is empty after normalization, its braces do not balance, or it is too long for an answer.
     """
-    marked = marked_answer(answer)
-    text = answer if marked is None else marked
+    text = without_mark(answer)
     formula = read_formula(text)
     fix = "fix the row, or drop it"
     if not re.search(r"[^\W_]|\\[a-z]|[<>=+*/^|]|\{\}", formula.key):
@@ -122,6 +125,12 @@ def read_reference(answer: str) -> Formula:
             f"the reference {answer[:40]!r}… has {len(text)} characters; an answer has at most {TAIL // 2}: {fix}"
         )
     return formula
+
+
+def without_mark(answer: str) -> str:
+    """Return a reference without a mark of its own, such as `#### 12`."""
+    marked = marked_answer(answer)
+    return answer if marked is None else marked
 
 
 def final_answer(completion: str) -> Formula | str | None:

@@ -7,7 +7,7 @@ from datasets import Dataset
 
 from metatune.rewards import VERIFIERS, Forcing, get_verifier
 from metatune.rewards.extraction import AnswerForm
-from metatune.rewards.forcing_check import check_forcing, forced_text, rows_by_verifier
+from metatune.rewards.forcing_check import check_forcing, forced_text, right_answer, rows_by_verifier
 
 from .test_forcing import PLAIN_TEMPLATE, THINKING_TEMPLATE, make
 
@@ -57,6 +57,21 @@ def test_a_forced_answer_is_graded_by_what_it_says(kind, name):
         text = opening + forced_text(forcing, name, wrong, trace)
         assert verifier.score(text, row["answer"], info) is False, text
     check_forcing(forcing, {name: [row]}, starts_in_thinking=bool(opening))
+
+
+@pytest.mark.parametrize("reference", ["#### 12", "3 * 4 is 12.\n#### 12", r"It is \boxed{12}.", "The answer is 12"])
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_a_reference_with_a_mark_of_its_own_is_forced_without_it(kind, reference):
+    """openai/gsm8k has whole solutions as references; the model writes `\\boxed{12}`, not `\\boxed{#### 12}`."""
+    forcing, row = Forcing(make(*TOKENIZERS[kind])), {"answer": reference, "info": ""}
+    check_forcing(forcing, {"math": [row]})
+    assert right_answer(get_verifier("math"), row) == "12"
+
+
+def test_a_reference_that_no_completion_can_match_is_not_blamed_on_the_suffix():
+    forcing, row = Forcing(make("byte level", THINKING_TEMPLATE)), {"answer": "two\nlines", "info": ""}
+    with pytest.raises(ValueError, match=r"'answer two\\nlines' is graded as wrong too.*: fix the row's answer"):
+        check_forcing(forcing, {"exact": [row]})
 
 
 def test_a_suffix_of_another_form_is_refused_before_the_run():
