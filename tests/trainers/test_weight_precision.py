@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from metatune.trainers.weight_precision import autocast_of, low_precision_type, with_float32_weights
+from metatune.trainers.weight_precision import autocast_of, check_mixing, low_precision_type, with_float32_weights
 
 
 class Plugin:
@@ -55,3 +55,22 @@ def test_the_type_of_parameters():
     assert low_precision_type(model[0].double().parameters()) is None
     with autocast_of(model):  # no engine of DeepSpeed's
         assert not torch.is_autocast_enabled("cpu")
+
+
+@pytest.mark.parametrize(("alpha", "furthest"), [(0.05, 10), (0.6, 1)])
+def test_a_mixture_in_16_bits_follows_the_policy_if_its_share_is_large(alpha, furthest):
+    """TRL's rule, repeated until nothing changes: from 1, a spacing below 2 is 1/128 in bfloat16."""
+    reference, policy = nn.Linear(1, 1).bfloat16(), torch.tensor(1 + 20 / 128)
+    reference.weight.data.fill_(1)
+    for _ in range(50):
+        reference.weight.data.mul_(1 - alpha).add_(policy.bfloat16(), alpha=alpha)
+    distance = (policy - reference.weight.item()) * 128
+    args = SimpleNamespace(ref_model_mixup_alpha=alpha)
+    if furthest == 1:
+        assert abs(distance) <= 1
+        check_mixing(reference, args)
+    else:
+        assert distance >= furthest
+        with pytest.raises(ValueError, match=r"ref_model_mixup_alpha: 0.05 makes.*at least 0.5, or use float32"):
+            check_mixing(reference, args)
+    check_mixing(reference.float(), args)
