@@ -126,6 +126,11 @@ def check(script_args: RewardScriptArguments, training_args: MetaRewardConfig, m
             f"dtype: {model_args.dtype} is too coarse for the small moves of meta_step: set dtype: float32 "
             "(bf16: true still computes in bfloat16)"
         )
+    if training_args.meta_step != "none" and (model_args.load_in_4bit or model_args.load_in_8bit):
+        raise ConfigError(
+            "meta_step moves float32 weights, and TRL keeps the adapters of a quantized model in bfloat16: remove "
+            "load_in_4bit and load_in_8bit"
+        )
     metric = training_args.metric_for_best_model
     if metric is not None and f"eval_{metric.removeprefix('eval_')}" not in METRICS:
         raise ConfigError(f"metric_for_best_model: '{metric}' is none of {', '.join(METRICS)}")

@@ -174,7 +174,6 @@ class MetaRewardTrainer(NamedModelCard, CountedTokens, FiniteTraining, RewardTra
             self.data_collator = _Collator(collator.pad_token_id, collator.pad_to_multiple_of)
         self._shift = WeightShift()
         self.meta_set: MetaSet | None = None
-        self._has_moved = False
         if meta_dataset is not None:
             self._check_weights_can_move()
             self.meta_set = MetaSet(
@@ -198,6 +197,11 @@ class MetaRewardTrainer(NamedModelCard, CountedTokens, FiniteTraining, RewardTra
             raise ValueError(
                 "meta_step does not work with FSDP, which shards the weights that it moves: use DDP or DeepSpeed "
                 "(accelerate_config: ddp, zero1, zero2 or zero3)"
+            )
+        if getattr(self.model, "is_loaded_in_4bit", False) or getattr(self.model, "is_loaded_in_8bit", False):
+            raise ValueError(
+                "meta_step does not work with a quantized model, whose adapters TRL keeps in bfloat16: remove "
+                "load_in_4bit and load_in_8bit (use_peft: true works with dtype: float32)"
             )
         if (dtype := low_precision_type(p for p in self.model.parameters() if p.requires_grad)) is not None:
             raise ValueError(
@@ -334,10 +338,9 @@ class MetaRewardTrainer(NamedModelCard, CountedTokens, FiniteTraining, RewardTra
     def _check_move(self, move: Move, intended: float) -> None:
         """Raise if a run's first move is mostly rounded away, and put the weights back; warn once of a later one."""
         if move.cosine >= MIN_COSINE:
-            self._has_moved = True
             return
         fix = "Raise meta_step_size, or set meta_step: normalised"
-        if self._has_moved:
+        if self.state.global_step > 0:  # of the run, not of this process: a resumed run goes on as it would have
             logger.warning_once(f"meta_step: moves are partly rounded away, see meta/move_cosine. {fix}")
             return
         self._shift.undo()

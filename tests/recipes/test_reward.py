@@ -199,11 +199,18 @@ def test_a_meta_set_that_cannot_be_compared_is_one_line_before_any_launch(tmp_pa
     assert f"meta_dataset_name: {meta}: {message}" in last_line(error) and "Traceback" not in error
 
 
-def test_a_meta_step_in_weights_of_low_precision_is_one_line_before_any_launch(tmp_path, capsys):
-    options = {"meta_step": "plain", "meta_dataset_name": "meta.jsonl", "dtype": "bfloat16"}
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ({"dtype": "bfloat16"}, "dtype: bfloat16 is too coarse for the small moves of meta_step"),
+        ({"load_in_4bit": True, "use_peft": True}, "TRL keeps the adapters of a quantized model in bfloat16"),
+    ],
+)
+def test_a_meta_step_in_weights_of_low_precision_is_one_line_before_any_launch(tmp_path, capsys, model, message):
+    options = {"meta_step": "plain", "meta_dataset_name": "meta.jsonl", **model}
     recipe = write_recipe(tmp_path / "recipe.yaml", REWARD, dataset_name="pairs.jsonl", output_dir="run", **options)
     assert cli.main(["reward", "--config", str(recipe)]) == 2
-    assert "dtype: bfloat16 is too coarse for the small moves of meta_step" in last_line(capsys.readouterr().err)
+    assert message in last_line(capsys.readouterr().err)
 
 
 def test_checks_are_one_line_and_other_errors_keep_their_traceback():

@@ -351,13 +351,17 @@ def test_a_first_move_that_is_rounded_away_is_an_error(tmp_path, tokenizer):
 
 
 def test_a_later_move_that_is_rounded_away_is_a_warning_and_logged(tmp_path, tokenizer, caplog):
-    options = {"meta_step": "plain", "meta_step_size": 0.5, "per_device_meta_batch_size": 4, "max_steps": 2}
-    trainer = make(tmp_path, tokenizer, meta=meta_set(), **options)
+    options = {"meta": meta_set(), "meta_step": "plain", "per_device_meta_batch_size": 4, "max_steps": 3}
+    options |= {"save_strategy": "steps", "save_steps": 2}
+    trainer = make(tmp_path, tokenizer, meta_step_size=0.5, **options)
     trainer.add_callback(AfterOneStep(lambda: setattr(trainer.args, "meta_step_size", 1e-9)))
     trainer.train()
     first, second = (row["meta/move_cosine"] for row in history(trainer)[:2])
     assert first > 0.999 and second < 0.9
     assert "meta_step: moves are partly rounded away" in caplog.text
+    resumed = make(tmp_path, tokenizer, meta_step_size=1e-9, **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))  # nor is it an error after a resume
+    assert same(weights(resumed), weights(trainer))
 
 
 def test_weights_of_low_precision_cannot_be_moved(tmp_path, tokenizer):
@@ -368,6 +372,10 @@ def test_weights_of_low_precision_cannot_be_moved(tmp_path, tokenizer):
         arguments = {"train_dataset": pairs(), "processing_class": tokenizer, "meta_dataset": meta_set()}
         with pytest.raises(ValueError, match=rf"less than {dtype} resolves: load them in float32 \(dtype: float32"):
             MetaRewardTrainer(model, config(tmp_path, **options), peft_config=peft_config, **arguments)
+    quantized = reward_model(tokenizer)
+    quantized.is_loaded_in_4bit = True  # TRL then keeps adapters in bfloat16, whatever `dtype` says
+    with pytest.raises(ValueError, match=r"does not work with a quantized model.*remove load_in_4bit"):
+        MetaRewardTrainer(quantized, config(tmp_path, **options), peft_config=adapters, **arguments)
 
 
 def test_fsdp_is_refused(tmp_path, tokenizer):
