@@ -1,12 +1,13 @@
 """What every curriculum shares: the interface, the allocation of prompts, the state, the registry.
 
-A curriculum chooses among *arms*, the names of task distributions. Before each generation batch `draw` says which arm
-every prompt comes from; after it `observe` takes back one prompt's group of completions at a time, or
-`observe_unscorable` if the group says nothing; `probabilities` is always what the next `draw` will use. One `draw` is
-one tick of the clock, because the policy changes once per batch.
+A curriculum chooses among *arms*, the names of task distributions. Before each generation batch, `draw` returns the
+arm of each prompt. After the batch, `observe` receives one prompt's group of completions at a time, or
+`observe_unscorable` if the completions cannot be compared. `probabilities` always returns what the next `draw` will
+use. One `draw` is one tick of the clock, because the policy changes once per batch.
 
-A curriculum is a deterministic function of its seed and of the calls made on it: ranks that make the same calls in the
-same order draw the same prompts. It only learns from what these two methods get, so evaluation never feeds it.
+A curriculum is a deterministic function of its seed and of its method calls: ranks that make the same calls in the
+same order draw the same prompts. It learns only from the calls of `observe` and `observe_unscorable`, so evaluations
+do not affect it.
 """
 
 import difflib
@@ -20,8 +21,8 @@ import numpy as np
 from .recent_prompts import finite_or_none
 from .shares import largest_remainder, require
 
-STATE_VERSION = 2  # 1 did not count prompts that cannot be scored, and kept no weights of older observations
-PAST_WEIGHT = 0.8  # of what was observed before the rewards changed, beside 1 for what is observed afterwards
+STATE_VERSION = 2  # version 1 did not count unscorable prompts and had no weights of observations
+PAST_WEIGHT = 0.8  # of observations before a change of the rewards; later observations have weight 1
 
 CURRICULA: dict[str, type["Curriculum"]] = {}
 """Every curriculum by name. Subclassing with `class Mine(Curriculum, name="mine")` adds to it."""
@@ -30,7 +31,7 @@ CURRICULA: dict[str, type["Curriculum"]] = {}
 class Curriculum(ABC):
     """Base class of the curricula.
 
-    Subclasses implement `probabilities`, `learnability`, `_observe`, and, where they keep statistics of their own,
+    Subclasses implement `probabilities`, `learnability`, `_observe`, and, if they keep statistics of their own,
     `_tick`, `_discount_past`, `_statistics`, `_load_statistics` and `_own_metrics`. By default, `_observe_unscorable`
     calls `_observe`.
 
@@ -120,10 +121,10 @@ class Curriculum(ABC):
         self._observed[index] += 1
 
     def observe_unscorable(self, arm: str, num_completions: int, tokens: Sequence[float] | None = None) -> None:
-        """Count one prompt whose group says nothing: fewer than two completions have a reward and are in the loss.
+        """Count one prompt that cannot be compared: fewer than two completions have a reward and are in the loss.
 
         Call this for every drawn prompt that is not passed to `observe`. The prompt counts as drawn, with the value 0.
-        A prompt that is not counted leaves its arm unexplored, and a bandit then draws that arm more and more.
+        If such prompts were not counted, their arm would look unexplored, and a bandit would draw it more and more.
 
         Args:
             arm (`str`): the distribution that the prompt came from.
@@ -140,13 +141,13 @@ class Curriculum(ABC):
         self._observed[index] += 1
 
     def discount_past(self, factor: float = PAST_WEIGHT) -> None:
-        """Reduce the weight of everything observed so far, because the rewards have changed their meaning.
+        """Reduce the weight of all observations so far, because the meaning of the rewards has changed.
 
-        Estimates keep their order and give way sooner to new observations. Calls multiply.
+        New observations then change the estimates faster. The factors of several calls multiply.
 
         Args:
-            factor (`float`, *optional*, defaults to `0.8`): in (0, 1]; what an observation still weighs, beside 1 for
-                a new one.
+            factor (`float`, *optional*, defaults to `0.8`): factor of the weight of past observations, in (0, 1];
+                a new observation has weight 1.
         """
         require(0 < factor <= 1, f"the weight of past observations must be in (0, 1], got {factor}")
         self._discount_past(factor)
@@ -211,12 +212,12 @@ class Curriculum(ABC):
         """Learn from one prompt of arm `index`; the inputs are checked."""
 
     def _observe_unscorable(self, index: int, num_completions: int, tokens: np.ndarray | None) -> None:
-        """Count one prompt of arm `index` as worth 0: by default as a group in which all completions fail alike."""
+        """Count one prompt of arm `index` with the value 0: by default as a group in which all rewards are 0."""
         zeros = np.zeros(num_completions)
         self._observe(index, zeros, zeros, tokens)
 
     def _discount_past(self, factor: float) -> None:  # noqa: B027, without statistics there is nothing to discount
-        """Multiply the weight of everything observed so far by `factor`, in (0, 1]."""
+        """Multiply the weight of all observations so far by `factor`, in (0, 1]."""
 
     def _tick(self, num_prompts: int) -> None:  # noqa: B027, most curricula have no clock
         """Move the clock on, after the probabilities of a draw are settled."""
@@ -338,8 +339,8 @@ def _check_same_keys(what: str, expected: Mapping[str, Any], found: Mapping[str,
     )
 
 
-def _check_same(what: str, expected: Any, found: Any, mend: str) -> None:
+def _check_same(what: str, expected: Any, found: Any, fix: str) -> None:
     require(
         expected == found,
-        f"curriculum state refused: {what} is {found!r} in the state and {expected!r} here; {mend}, or start afresh",
+        f"curriculum state refused: {what} is {found!r} in the state and {expected!r} here; {fix}, or start a new run",
     )

@@ -103,16 +103,16 @@ class PoolsCurriculum(_HeuristicCurriculum, name="pools"):
     """Three pools by recent pass rate: learnable (`low` to `high`), solved (above) and unsolved (below).
 
     The learnable pool gets `share`, the other two half of the rest each; an empty pool's part goes to the others in
-    proportion, and the arms of a pool share equally. An arm never observed counts as learnable, so that it is tried.
-    `observe` needs rewards: the pass rate is their mean. An arm most of whose latest prompts could not be scored has
-    no pass rate to go by; it is in no pool and gets a tenth of the smallest share of any other arm.
+    proportion, and the arms of a pool share equally. An arm never observed counts as learnable, so that it is drawn.
+    `observe` needs rewards: the pass rate is their mean. If most of an arm's latest prompts could not be scored, the
+    arm is in no pool and gets a tenth of the smallest share of any other arm.
 
     Args:
         arms (`Sequence[str]`): names of the task distributions.
         low (`float`, *optional*, defaults to `0.2`): least pass rate of the learnable pool.
         high (`float`, *optional*, defaults to `0.8`): greatest pass rate of the learnable pool.
         share (`float`, *optional*, defaults to `0.8`): share of the learnable pool, in (0, 1).
-        window (`int`, *optional*, defaults to `64`): number of an arm's latest scored prompts in its pass rate.
+        window (`int`, *optional*, defaults to `64`): number of an arm's latest scored prompts for its pass rate.
         seed (`int`, *optional*, defaults to `0`): seed of the order of a draw and of its ties.
     """
 

@@ -19,10 +19,10 @@ What differs from DUMP (`ucb.py`), and why:
 
 - Variance instead of |A| after division by the standard deviation: the latter saturates, so that an arm solved once in
   16 attempts still scores about half of the maximum. It scores a quarter of it here (1/16 * 15/16 against 1/4).
-- It is computed from the raw rewards, so that neither the trainer's normalisation nor a reward for format counts.
+- It is computed from the raw rewards, so that neither the trainer's normalization nor a reward for format counts.
 - Optimism has the scale of the values, 1/4 at most, and falls as 1 / n instead of sqrt(ln n / n): for an arm that
   never varies, mastered or hopeless, the bound closes fast. It never dies out, because n(d) is discounted.
-- A prompt that cannot be scored has the value 0, so its arm is drawn as rarely as one that never varies.
+- A prompt that cannot be scored has the value 0, so its arm is drawn as rarely as one whose rewards never vary.
 - The temperature is relative to the best arm: late in training, when all variances are small, the curriculum still
   distinguishes them.
 - `per_token` is off by default. It saves tokens on long hopeless traces, but it also keeps cheap arms going when they

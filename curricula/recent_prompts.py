@@ -1,4 +1,4 @@
-"""A window of each arm's latest prompts, and how a state's numbers are read."""
+"""A window of each arm's latest prompts, and a function that reads the numbers of a state."""
 
 import math
 from collections import deque
@@ -13,7 +13,7 @@ from .shares import require
 class RecentPrompts:
     """The last `size` values of every arm, one value per prompt.
 
-    Each has the draw that it belongs to and the logarithm of its weight, 0 until `discount` lowers it.
+    Each value has the number of its draw and the logarithm of its weight, which is 0 until `discount` lowers it.
     """
 
     def __init__(self, num_arms: int, size: int):
@@ -66,7 +66,7 @@ class RecentPrompts:
 
 
 def finite_or_none(values: Any) -> np.ndarray | None:
-    """Read an array of finite numbers from a state, or return `None` if it holds anything else."""
+    """Read an array of finite numbers from a state; return `None` if it has any other content."""
     try:
         array = np.array(values, dtype=np.float64)
     except (TypeError, ValueError):

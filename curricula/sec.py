@@ -17,7 +17,7 @@ comes closest to a mixture of distributions and is the most selective of the thr
 What deviates, and why: prompts are observed one at a time, so a batch is whatever was observed between two draws.
 `probabilities` already counts the batch that is being observed, as the next draw will. Shares become prompts by
 largest remainder with the error carried over. A prompt that cannot be scored adds 0 to its arm's reward. When the
-rewards change their meaning, `discount_past` moves every Q towards its first value, 0.
+meaning of the rewards changes, `discount_past` moves every Q toward its initial value, 0.
 """
 
 from collections.abc import Mapping, Sequence
@@ -77,7 +77,7 @@ class SECCurriculum(Curriculum, name="sec"):
         self._batch_counts[:] = 0
 
     def _discount_past(self, factor: float) -> None:
-        self._tick(0)  # the batch that was just observed is past, too
+        self._tick(0)  # the batch that was just observed is also past
         self._values *= factor
 
     def _statistics(self) -> dict[str, Any]:

@@ -16,14 +16,14 @@ What deviates from the paper or from its released code, and why:
   the bonus is about a third, and exploration is over after some ten steps. The default is the text's.
 - The window counts prompts, and a prompt's value is the mean |A| of its completions. The code keeps the last 300
   completions, after a reordering by length: about 19 prompts of one batch, and not a fair sample of them.
-- Only training prompts feed the statistics. The code also feeds them test rewards at every validation.
-- A prompt without a comparable group (`observe_unscorable`) counts in n(d), which the text counts when a prompt is
-  drawn, and adds 0 to the window. The paper has a reward for every completion.
+- Only training prompts enter the statistics. In the released code, test rewards enter them at every validation.
+- A prompt without a comparable group (`observe_unscorable`) counts in n(d), because the text counts drawn prompts, and
+  adds 0 to the window. In the paper, every completion has a reward.
 - Shares become prompts by largest remainder with the error carried over, not by a lottery; within an arm the trainer
   cycles through shuffled items without replacement.
 - `discount` (off by default) forgets: a moving policy makes old counts and old advantages misleading. It is discounted
   UCB (Garivier and Moulines, arXiv 0805.3415) with one draw as the unit of time.
-- `discount_past`, once the rewards change their meaning (a judge's new rubric), lowers all n(d) and the weights in L.
+- `discount_past` lowers all n(d) and the weights in L when the meaning of the rewards changes (a judge's new rubric).
 - `floor` (off by default) guarantees every arm a share.
 - All state is saved and restored; the released sampler forgets everything on resume.
 """

@@ -38,7 +38,7 @@ def observe(curriculum: Curriculum, arm: str, solved: int, group: int = 4, lengt
     curriculum.observe(arm, advantages, rewards=rewards, tokens=[length] * group)
 
 
-# One step of a run: draw so many prompts, observe a prompt of an arm, with a score or without, or discount the past.
+# A step: draw a number of prompts, observe a prompt of an arm with or without a score, or discount the past.
 draw_steps = st.tuples(st.just("draw"), st.integers(1, 20))
 scored_steps = st.tuples(st.just("observe"), st.integers(0, 3), st.integers(0, 4), st.sampled_from([5.0, 40.0]))
 unscorable_steps = st.tuples(st.just("unscorable"), st.integers(0, 3))
@@ -207,7 +207,7 @@ def test_greedy_shares_ties_equally_and_floors_the_rest():
     np.testing.assert_allclose(softmax(np.array([1.0, 3.0, 3.0, 2.0]), 0, 0.05), [0.05, 0.45, 0.45, 0.05])
 
 
-# --- prompts that cannot be scored, and rewards that change their meaning ---
+# --- prompts that cannot be scored, and changes of the meaning of rewards ---
 
 
 def share_over_time(curriculum: Curriculum, solved: dict[str, float | None], draws: int, every: int = 0) -> np.ndarray:
@@ -233,24 +233,24 @@ def share_over_time(curriculum: Curriculum, solved: dict[str, float | None], dra
 @every_curriculum
 @pytest.mark.parametrize("others", [0.02, 0.5, 0.98], ids=["hopeless", "learnable", "mastered"])
 def test_an_arm_that_cannot_be_scored_never_takes_over(name, others):
-    """Beside any other arms its share falls, and in the long run it is not above an equal one."""
+    """Its share falls whatever the other arms are, and finally does not exceed an equal share."""
     curriculum = build(name, **({"total_prompts": 16} if name == "easy_to_hard" else {}))
     shares = share_over_time(curriculum, {**dict.fromkeys(ARMS, others), "logic": None}, draws=150)[:, 2]
     assert shares[50:].mean() <= 0.25 + 0.01
     if curriculum.adaptive and others == 0.5:
         assert shares[-50:].mean() < 0.1
-        assert curriculum.probabilities()[2] > 0  # to find out whether it can be scored again
+        assert curriculum.probabilities()[2] > 0  # so that a later recovery is detected
 
 
 @every_curriculum
-def test_nothing_but_arms_that_cannot_be_scored_are_drawn_alike(name):
+def test_arms_are_drawn_equally_if_none_can_be_scored(name):
     curriculum = build(name, **({"total_prompts": 16} if name == "easy_to_hard" else {}))
     shares = share_over_time(curriculum, dict.fromkeys(ARMS), draws=60)
     np.testing.assert_allclose(shares[10:].mean(axis=0), 0.25, atol=0.02)
 
 
 ADAPTIVE = [name for name in NAMES if CURRICULA[name].adaptive]
-# Two arms teach, "middle" and "even"; after the change "easy" and "hard" do.
+# Two arms are learnable, "middle" and "even"; after the change, "easy" and "hard" are.
 SOLVED = {"easy": 0.98, "easier": 0.98, "middle": 0.4, "even": 0.5, "hard": 0.02, "harder": 0.02}
 CHANGED = {"easy": 0.4, "easier": 0.98, "middle": 0.98, "even": 0.98, "hard": 0.5, "harder": 0.02}
 

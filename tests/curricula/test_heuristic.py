@@ -68,7 +68,7 @@ def test_the_ends_of_the_band_belong_to_it_and_the_window_forgets():
 
 
 def test_an_arm_that_can_hardly_be_scored_is_in_no_pool():
-    # a: learnable, .8; b: solved by its scored prompts, .1, though a third has no score; c: a tenth of the least, .01.
+    # a: learnable, .8; b: solved by its scored prompts, .1, although a third has no score; c: a tenth of that, .01.
     curriculum = PoolsCurriculum(["a", "b", "c"])
     observe_rate(curriculum, "a", 5)
     for arm, scored, unscorable in (("b", 2, 1), ("c", 1, 2)):

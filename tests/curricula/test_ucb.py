@@ -75,7 +75,7 @@ def test_discount_by_hand():
 
 
 @pytest.mark.parametrize(("count", "drawn"), [("prompts", [2, 1]), ("completions", [6, 4])])
-def test_a_prompt_that_cannot_be_scored_counts_as_drawn_and_worth_0(count, drawn):
+def test_a_prompt_that_cannot_be_scored_counts_as_drawn_with_the_value_0(count, drawn):
     # a: |A| 1 and an unscorable prompt of 4, so L = .5; b: an unscorable prompt of 4 alone, so L = 0.
     curriculum = UCBCurriculum(["a", "b"], count=count)
     curriculum.observe("a", [1.0, -1.0])
@@ -99,7 +99,7 @@ def test_a_discounted_past_by_hand():
     np.testing.assert_allclose(curriculum.bonus(), [0.937491, 1.210296], atol=1e-6)
 
 
-def test_a_past_that_is_discounted_a_thousand_times_keeps_a_finite_estimate():
+def test_estimates_stay_finite_after_a_thousand_discounts():
     curriculum = UCBCurriculum(["a"])
     curriculum.observe("a", [1.0])
     curriculum.observe("a", [0.0])
