@@ -1,7 +1,7 @@
 """Find the answer in a completion: the text after the thinking, and the marked answer in it.
 
 Every verifier and every vote reads completions through these functions, so an answer inside the thinking never counts.
-An [`AnswerForm`] is the reverse: how to write an answer so that a verifier finds it.
+An [`AnswerForm`] describes the reverse: how to write an answer so that a verifier finds it.
 """
 
 import re
@@ -12,7 +12,7 @@ MARK = "answer "
 
 @dataclass(frozen=True)
 class AnswerForm:
-    r"""How a final answer is written, such as `\boxed{12}`. Verifiers list the forms that they grade.
+    r"""How a final answer is written, such as `\boxed{12}`. Verifiers list the forms that they read.
 
     Args:
         opening (`str`): the text directly before the answer.

@@ -1,11 +1,11 @@
-r"""The text that makes a model answer now: it ends the thinking and opens the final answer.
+r"""The forcing suffix: text that makes a model answer now. It ends the thinking and opens the final answer.
 
     forcing = Forcing(tokenizer)
     ids = [*prompt_ids, *trace_ids[:end], *forcing.ids_after(text_of_the_cut_trace, "countdown")]
 
-What ends the thinking depends on the chat template, and what opens the answer on the row's verifier: `\boxed{` for
-`math`, a line `answer X` for `countdown`. A suffix of your own replaces both; `check_forcing` grades it with each
-verifier.
+The text that ends the thinking depends on the chat template, and the text that opens the answer on the row's verifier:
+`\boxed{` for `math`, a line `answer X` for `countdown`. Your own suffix replaces both; `check_forcing` tests it with
+each verifier.
 
 The suffix is encoded on its own, because the ids before it were sampled and must stay as they are. A trace that has
 ended its thinking already gets only what opens the answer.
@@ -36,18 +36,19 @@ class Forcing:
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): the model's, with its chat template.
-        suffix (`str`, *optional*): the text, for all verifiers; by default the one of the chat template and the
+        suffix (`str`, *optional*): the text, for all verifiers; by default it depends on the chat template and the
             row's verifier.
         chat_template_kwargs (`Mapping`, *optional*): variables of the chat template that the prompts are rendered
             with. If the template then closes the thinking before the trace (`enable_thinking: false`), the suffix
             only opens the answer.
 
-    The methods take the name of the row's verifier, which decides how the answer is opened. A row without one, or
-    whose verifier has no `answer_forms`, gets a box if the model thinks, and a line `answer X` if it is the starter.
+    The methods take the name of the row's verifier, which decides how the answer is opened. For a row without a
+    verifier, or whose verifier has no `answer_forms`, the form is a box if the model thinks, and a line `answer X` if
+    the model is the starter.
 
     Raises:
-        ValueError: the suffix is empty, or the model thinks and the suffix does not end that. The methods raise it
-            if no suffix is given and none is known for the chat template and the verifier.
+        ValueError: if the suffix is empty, or if the model thinks and the suffix does not end the thinking. The
+            methods raise it if no suffix is given and none is known for the chat template and the verifier.
     """
 
     def __init__(
@@ -58,21 +59,21 @@ class Forcing:
     ):
         self.given = suffix
         if suffix is not None and not suffix.strip():
-            raise ValueError("forcing_suffix is empty: give the text that ends the thinking and opens the answer")
+            raise ValueError("forcing_suffix is empty: set the text that ends the thinking and opens the answer")
         rendering = Rendering(tokenizer, chat_template_kwargs or {})
         self._closed = bool(tokenizer.chat_template) and THINKING_END in rendering.open_text()
         self.thinks = _thinks(tokenizer) or opens_thinking(rendering)
         if suffix is not None and self.thinks and not self._closed and THINKING_END not in suffix:
             raise ValueError(
-                f"forcing_suffix {suffix!r} does not end the thinking: this tokenizer's model ends it by "
-                f"{THINKING_END} and would think on; put {THINKING_END} into the suffix, before what opens the answer"
+                f"forcing_suffix {suffix!r} does not end the thinking: this tokenizer's model ends it with "
+                f"{THINKING_END}. Put {THINKING_END} into the suffix, before the text that opens the answer"
             )
         self._tokenizer = tokenizer
         self._is_starter = not self.thinks and _is_starter(tokenizer)
         self._ids: dict[str, list[int]] = {}
 
     def suffix_for(self, verifier: str | None = None) -> str:
-        """Return the whole suffix of a verifier's rows."""
+        """Return the complete suffix for a verifier's rows."""
         if self.given is not None:
             return self.given
         form = self._chosen_form(verifier)
@@ -82,10 +83,10 @@ class Forcing:
         return ("\n" if form.on_own_line else "\n\n") + opening
 
     def form_after(self, verifier: str | None = None) -> AnswerForm:
-        """Return what still stands around the answer after the suffix.
+        """Return the text that the model must still write around the answer after the suffix.
 
-        A suffix that ends with an opening leaves the closing. One that ends with a line break, or ends the thinking
-        and no more, opens nothing: the model writes the verifier's form itself.
+        After a suffix that ends with an opening, this is the closing. A suffix that ends with a line break, or only
+        ends the thinking, opens nothing: the model writes the verifier's complete form.
         """
         if self.given is None:
             return AnswerForm("", self._chosen_form(verifier).closing)
@@ -102,11 +103,11 @@ class Forcing:
     def text_after(self, prefix_text: str, verifier: str | None = None) -> str:
         """Return the suffix as it follows a cut trace.
 
-        Leading newlines that the text ends with already are left out; so is what closes the thinking, with all before
+        Leading newlines that the text already ends with are left out; so is what closes the thinking, with all before
         it, where the text has closed it already and not opened it again.
 
         Args:
-            prefix_text (`str`): what stands before it; an empty text counts as ended by newlines.
+            prefix_text (`str`): the text before the suffix; an empty text counts as ending with newlines.
             verifier (`str`, *optional*): the name of the row's verifier.
         """
         suffix = self.suffix_for(verifier)
@@ -126,7 +127,7 @@ class Forcing:
         return list(self._ids[text])
 
     def _chosen_form(self, verifier: str | None) -> AnswerForm:
-        """Return the form in which a verifier's rows are made to answer."""
+        """Return the form in which forced answers to a verifier's rows are opened."""
         forms = _forms_of(verifier)
         if self._is_starter and (not forms or ANSWER_LINE in forms):
             return ANSWER_LINE
@@ -137,7 +138,7 @@ class Forcing:
         raise ValueError(
             "forcing_suffix: none is known for this chat template"
             + (f" and the verifier {verifier!r}" if verifier else "")
-            + "; give the text that ends the thinking and opens the answer, for instance "
+            + "; set the text that ends the thinking and opens the answer, for instance "
             f"{LINE_SUFFIX!r} or {THINKING_SUFFIX!r}"
         )
 
@@ -165,7 +166,7 @@ def opens_thinking(rendering: Rendering) -> bool:
 
 
 def longest_suffix(forcing: Forcing, verifiers: Iterable[str | None]) -> int:
-    """Return the most tokens that the forcing suffix has after a trace, over the rows' verifiers; 0 without rows."""
+    """Return the length in tokens of the longest forcing suffix over the rows' verifiers; 0 without rows."""
     return max((len(forcing.ids_after(".", verifier)) for verifier in set(verifiers)), default=0)
 
 
@@ -175,5 +176,5 @@ def _is_starter(tokenizer: "PreTrainedTokenizerBase") -> bool:
 
 
 def _forms_of(verifier: str | None) -> tuple[AnswerForm, ...]:
-    """Return the forms that a verifier grades, the preferred one first; none if it does not list them."""
+    """Return the forms that a verifier reads, the preferred one first; empty if it does not list them."""
     return tuple(getattr(VERIFIERS.get(verifier or ""), "answer_forms", ()))

@@ -1,9 +1,9 @@
-"""Check before a run that each verifier grades a forced right answer as right.
+"""Check before a run that each verifier accepts a correct forced answer.
 
     check_forcing(Forcing(tokenizer), rows_by_verifier(dataset))
 
-Without the check, a suffix that opens an answer in a form that the verifier does not grade makes the chance of success
-0 at every prefix, and nothing reports it.
+Without this check, a suffix that opens an answer in a form that the verifier does not read would silently make the
+success rate 0 at every prefix.
 """
 
 import json
@@ -38,10 +38,10 @@ def rows_by_verifier(rows: Any) -> dict[str, list[Row]]:
 
 
 def check_forcing(forcing: Forcing, rows: Mapping[str, Iterable[Row]], starts_in_thinking: bool = False) -> None:
-    """Grade a right answer after the forcing suffix, with each verifier; one right verdict is enough.
+    """Grade a correct answer after the forcing suffix with each verifier; one accepted row per verifier is enough.
 
-    Rows of which no right answer is known, and those that the verifier cannot grade, are skipped. A verifier that
-    neither has `answer_forms` nor lists its accepted answers may read the reference in another way, so its verdict is
+    Rows without a known correct answer, and rows that the verifier cannot grade, are skipped. For a verifier that
+    neither has `answer_forms` nor lists its accepted answers, the reference may have another form, so a rejection is
     only a warning.
 
     Args:
@@ -52,7 +52,7 @@ def check_forcing(forcing: Forcing, rows: Mapping[str, Iterable[Row]], starts_in
             before the completion.
 
     Raises:
-        ValueError: a verifier is unknown, no suffix is known for it, or it rejects all forced right answers.
+        ValueError: if a verifier is unknown, no suffix is known for it, or it rejects all correct forced answers.
     """
     for name, of_verifier in rows.items():
         verifier, rejected = get_verifier(name), None
@@ -77,13 +77,13 @@ def check_forcing(forcing: Forcing, rows: Mapping[str, Iterable[Row]], starts_in
 
 
 def forced_text(forcing: Forcing, verifier: str | None, answer: str, prefix: str = "") -> str:
-    """Return a completion that is cut after `prefix` and answers `answer` in the form that the suffix opens."""
+    """Return a completion that is cut after `prefix` and gives `answer` in the form that the suffix opens."""
     form = forcing.form_after(verifier)
     return prefix + forcing.text_after(prefix, verifier) + form.opening + answer + form.closing
 
 
 def right_answer(verifier: Verifier, row: Row) -> str | None:
-    """Return an accepted answer of a row, the reference where they cannot be listed; `None` if there is neither."""
+    """Return an accepted answer of a row, or the reference if they cannot be listed; `None` if there is neither."""
     if accepted := _listed(verifier, [row]):
         return accepted[0] or None
     reference = row.get("answer")
@@ -93,11 +93,11 @@ def right_answer(verifier: Verifier, row: Row) -> str | None:
 
 
 def _listed(verifier: Verifier, rows: Iterable[Row]) -> list[str]:
-    """Return the accepted answers of the first row of which the verifier lists any."""
+    """Return the accepted answers of the first row for which the verifier lists any."""
     for row in rows:
         try:
             accepted = verifier.accepted_answers(row.get("answer") or "", _info(row))
-        except Exception:  # a verifier of the user's, or a row that training will report
+        except Exception:  # a user's verifier, or a faulty row, which training reports
             accepted = None
         if accepted:
             return accepted
@@ -117,18 +117,18 @@ def _problem(forcing: Forcing, name: str, text: str, answer: str, row: Row) -> s
     own = forms[0].opening + answer + forms[0].closing if forms else ""
     if own and _verdict(verifier, own, row) is False:
         fix = (
-            f"without the suffix, {own!r} is graded as wrong too, so no completion in this form is ever right: fix "
+            f"it also graded {own!r} without the suffix as wrong, so it rejects every completion in this form: fix "
             "the row's answer, or the verifier's `answer_forms`"
         )
     elif forcing.given is None or not forms:
         fix = (
-            "set forcing_suffix to a text that opens an answer as the verifier reads it, or give the verifier "
-            "`answer_forms` (docs/extend.md)"
+            "set forcing_suffix to a text that opens an answer in the form that the verifier reads, or add "
+            "`answer_forms` to the verifier (docs/extend.md)"
         )
     else:
         line = ", on a line of its own" if forms[0].on_own_line else ""
-        fix = f"remove forcing_suffix, so that each verifier gets its own, or end it with {forms[0].opening!r}{line}"
-    return f"the verifier {name!r} rejects a right answer that is forced: it graded {text!r} as wrong; {fix}"
+        fix = f"remove forcing_suffix to use each verifier's default, or end it with {forms[0].opening!r}{line}"
+    return f"the verifier {name!r} rejects a correct forced answer: it graded {text!r} as wrong; {fix}"
 
 
 def _info(row: Row) -> dict[str, Any]:

@@ -37,8 +37,8 @@ class JudgeReward:
         name (`str`, *optional*, defaults to `"judge"`): of the function, in TRL's logs too.
 
     Attributes:
-        last (`tuple`): prompts, completions, references and judgements of the last call; `None` in place of the
-            judgement of a completion that was not judged.
+        last (`tuple`): prompts, completions, references and judgments of the last call; the judgment is `None` for a
+            completion that was not judged.
         trouble (`str`, *optional*): the failures of the last call, in one line; `None` without failures.
 
     Raises:
@@ -75,8 +75,8 @@ class JudgeReward:
     ) -> list[float | None]:
         """Reward B completions, texts or conversations.
 
-        Those of `forced_answer` are not judged and earn `None`: their text ends the thinking in words that the policy
-        did not choose.
+        Completions marked in `forced_answer` are not judged and get `None`, because their text contains the forcing
+        suffix, which the policy did not write.
 
         Raises:
             ValueError: the reference column is missing.

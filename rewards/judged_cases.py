@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 PARTS = ("contradiction", "inflated", "stratum")
-PER_PROMPT = 4  # completions of a prompt that a rubric is tried on
+PER_PROMPT = 4  # completions of a prompt in the test of a rubric
 MOST_HELD_OUT = 3 / 4  # of the prompts; the others are shown to the meta judge
 
 
@@ -169,18 +169,18 @@ def split_by_prompt(
 def split_for_trial(
     cases: Sequence[JudgedCase], number: int, measurements: int, seed: int
 ) -> tuple[list[JudgedCase], list[list[JudgedCase]]]:
-    """Split cases into those that a meta judge may be shown and those that a new rubric is tried on.
+    """Split cases into those that a meta judge may see and those that test a new rubric.
 
     Args:
         cases (`Sequence[JudgedCase]`): all of them.
         number (`int`): completions of a measurement; its last prompt may add up to 3.
-        measurements (`int`): at the most; each is of other prompts.
-        seed (`int`): of the draws.
+        measurements (`int`): maximum number of measurements; each has other prompts.
+        seed (`int`): seed of the draws.
 
     Returns:
-        `tuple`: the cases to be shown, and the measurements. No prompt is in both. A prompt is tried on only if two of
-        its completions differ in gold, or, where no case has gold, if it has two completions. At most three quarters
-        of the prompts are held out.
+        `tuple`: the cases for the meta judge, and the measurements. No prompt is in both. A prompt is in a measurement
+        only if two of its completions differ in gold or, if no case has gold, if it has two completions. At most three
+        quarters of the prompts are held out.
     """
     groups = defaultdict(list)
     for case in cases:
@@ -204,7 +204,7 @@ def split_for_trial(
 
 
 def _spread_over_gold(group: Sequence[JudgedCase], against_gold: bool, rng: np.random.Generator) -> list[JudgedCase]:
-    """Return `PER_PROMPT` of a prompt's cases from the lowest to the highest gold; none if they cannot be compared."""
+    """Return `PER_PROMPT` of a prompt's cases, from lowest to highest gold; none if they cannot be compared."""
     known = [case for case in group if case.gold is not None or not against_gold]
     if len(known) < 2 or (against_gold and len({case.gold for case in known}) < 2):
         return []

@@ -8,9 +8,9 @@ Every treatment of a pair is a target t, the probability that `chosen` is better
 z = r_chosen - r_rejected - m, which binary cross-entropy compares with t. Swapping a pair is t -> 1 - t with m -> -m:
 a label that is turned keeps its margin here, which is what "the margin changes sign after a flip" means.
 
-Where this deviates from the paper: its models vote on pairs that they were trained on, wrong labels learnt by heart
-included; [`cross_fitting_folds`] lets every model vote on pairs that it has not seen. Posterior labels
-([`posterior`]), which need no threshold, are not the paper's.
+Deviations from the paper: its models vote on pairs that they were trained on, including wrong labels that they have
+memorized; with [`cross_fitting_folds`], each model votes on pairs that it has not seen. Posterior labels
+([`posterior`]), which need no threshold, are not from the paper.
 """
 
 from collections.abc import Sequence
@@ -112,30 +112,30 @@ def pair_targets(
 
 
 def posterior(votes: np.ndarray) -> np.ndarray:
-    """Return for every pair the probability that the margin which its votes scatter around is positive.
+    """Return for every pair the posterior probability that its true margin, the expected vote, is positive.
 
-    The mean of a pair's M votes has the standard error s / sqrt(M), and s of two or three votes is itself mostly
-    noise. So the pairs share what they know, by empirical Bayes in two places:
+    The mean of a pair's M votes has the standard error s / sqrt(M), but s of two or three votes is itself mostly
+    noise. Empirical Bayes therefore pools the pairs in two places:
 
     - The variance s^2 of a pair is averaged with the prior variance s0^2 of all pairs, weighted by their degrees of
       freedom: s~^2 = (d0 s0^2 + (M - 1) s^2) / (d0 + M - 1). The moments of log s^2 give s0^2 and d0 (the moderated t
       of limma: Smyth, Statistical Applications in Genetics and Molecular Biology 3(1), 2004, section 6).
-    - The true margins have the prior N(0, tau^2), where tau^2 is by how much the mean square of the strengths exceeds
-      what their standard errors explain. The posterior mean of a pair is then w times its strength, with
+    - The true margins have the prior N(0, tau^2), where tau^2 is the mean square of the strengths minus the mean of
+      their squared standard errors. The posterior mean of a pair is then w times its strength, with
       w = tau^2 / (tau^2 + s~^2 / M), and its variance w s~^2 / M (Efron and Morris, JASA 68, 1973).
 
     The target is the distribution function of Student's t with d0 + M - 1 degrees of freedom at
     sqrt(w) strength / (s~ / sqrt(M)). With votes of pure noise tau is about 0 and every target about 0.5. The prior is
     centered at 0, so swapping `chosen` and `rejected` turns t into 1 - t.
 
-    What the votes cannot show is an error that the models share, such as a wrong label in all of their training data:
-    targets are probabilities that more models of the same kind would agree.
+    The votes cannot reveal an error that all models share, such as a wrong label in all of their training data:
+    targets are probabilities that the mean vote of many more models of the same kind would be positive.
 
     Args:
         votes (`np.ndarray` of shape (N, M)): margins by M models; NaN where a model has no vote.
 
     Raises:
-        ValueError: for a pair of fewer than two votes, an infinite vote, or pairs whose votes are all equal.
+        ValueError: if a pair has fewer than two votes, a vote is infinite, or the votes of every pair are equal.
     """
     strength_N, _ = preference_strength(votes)
     votes_NM = np.asarray(votes, dtype=float)
@@ -143,13 +143,13 @@ def posterior(votes: np.ndarray) -> np.ndarray:
     single = np.flatnonzero(number_N < 2)
     if len(single):
         raise ValueError(
-            f"posterior_labels: pair {single[0] + 1} has one vote ({len(single)} such pairs), whose deviation is "
-            f"unknown: {VOTE_MORE}"
+            f"posterior_labels: pair {single[0] + 1} has one vote ({len(single)} such pairs), so its standard error "
+            f"is unknown: {VOTE_MORE}"
         )
     variance_N = np.nanvar(votes_NM, axis=1, ddof=1)
     if not variance_N.any():
         raise ValueError(
-            "posterior_labels: the votes of every pair are equal, so they come from copies of one model: " + VOTE_MORE
+            "posterior_labels: the votes of every pair are equal, as from copies of one model: " + VOTE_MORE
         )
     variance_N, freedom_N = _moderated(variance_N, number_N - 1)
     error_N = variance_N / number_N
@@ -174,7 +174,7 @@ def _moderated(variance: np.ndarray, freedom: np.ndarray) -> tuple[np.ndarray, n
 
 
 def _inverse_trigamma(value: float) -> torch.Tensor:
-    """Return x with trigamma(x) = value > 0, but no more than half of `LARGEST_PRIOR`."""
+    """Return x with trigamma(x) = value > 0, at most half of `LARGEST_PRIOR`."""
     low, high = (torch.tensor(bound, dtype=torch.float64) for bound in (1e-3, LARGEST_PRIOR / 2))
     for _ in range(100):
         middle = (low * high).sqrt()

@@ -68,10 +68,10 @@ class RewardModelReward:
         forced_answer: Sequence[bool] | None = None,
         **kwargs: Any,
     ) -> list[float | None]:
-        """Reward B completions, texts or conversations; what else TRL passes is not used.
+        """Reward B completions, texts or conversations; other arguments from TRL are ignored.
 
-        Those of `forced_answer` are not scored and earn `None`: their text ends the thinking in words that the policy
-        did not choose.
+        Completions marked in `forced_answer` are not scored and get `None`, because their text contains the forcing
+        suffix, which the policy did not write.
         """
         if forced_answer is not None and any(forced_answer):
             rows = [row for row, forced in enumerate(forced_answer) if not forced]

@@ -1,35 +1,37 @@
-"""Whether a new rubric may take the place of the old: both judge the same held-out completions.
+"""Decide whether a new rubric replaces the old one, by judgments of the same held-out completions.
 
-The paper takes every rubric that the meta judge writes (MPO, arXiv 2504.20157); one that is worse then stays. Here it
-must rank at least as well as the old:
+The paper accepts every rubric that the meta judge writes, even a worse one (MPO, arXiv 2504.20157). Here a new rubric
+must rank at least as well as the old one:
 
-- where there is gold, by *rank accuracy*: over all pairs of completions of one prompt whose gold differs, how often
-  the better one gets the higher total, a tie counting half. All pairs of a prompt weigh 1 together;
-- else by *reliability*: the share of the variance of totals within a prompt that lies between completions and not
-  between repeated judgements of one, the intraclass correlation ICC(1) (Shrout and Fleiss, Psychological Bulletin 86,
-  1979). A rubric that gives everything the same total has none, so the *spread*, the standard deviation between
-  completions of a prompt, must be kept too: noise and saturation are refused by the same test.
+- With gold, by *rank accuracy*: over all pairs of completions of one prompt that differ in gold, the share in which
+  the better one gets the higher total. A tie counts half, and every prompt has the same weight.
+- Without gold, by *reliability*: the share of the variance of totals within a prompt that lies between completions,
+  not between repeated judgments of one completion. This is the intraclass correlation ICC(1) (Shrout and Fleiss,
+  Psychological Bulletin 86, 1979). A rubric that gives every completion the same total has reliability 0. The
+  *spread*, the standard deviation between completions of a prompt, must also be kept, so that both noisy and saturated
+  rubrics are rejected.
 
-A few dozen judgements cannot tell rubrics apart that differ by less than about 0.1 of rank accuracy, so [`decide`]
-takes chance into account, in a sequential test:
+A few dozen judgments cannot distinguish rubrics that differ by less than about 0.1 in rank accuracy, so [`decide`] is
+a sequential test that takes chance into account:
 
-- The difference between the rubrics has a bootstrap interval over prompts (Efron and Tibshirani, An Introduction to
-  the Bootstrap, 1993, chapter 13). Both rubrics are measured on the same completions, so what a prompt's difficulty
-  adds to both cancels.
-- A rubric is accepted if the 5 % quantile of the difference is at least minus the tolerance, and refused at once if
-  the 70 % quantile is below that. In between it is measured again, on further prompts.
-- After the last measurement the 12 % quantile decides: several looks at 12 % would accept more than every fifth rubric
-  that is no better, and a single one at 5 % too few that are.
+- The difference between the rubrics is bootstrapped over prompts (Efron and Tibshirani, An Introduction to the
+  Bootstrap, 1993, chapter 13). Both rubrics are measured on the same completions, so the difficulty of a prompt
+  cancels.
+- A rubric is accepted if the 5 % quantile of the difference is at least minus the tolerance, and rejected if the 70 %
+  quantile is below that. Otherwise it is measured again, on other prompts.
+- At the last measurement the 12 % quantile decides. Using 12 % at every measurement would accept more than one in five
+  rubrics that are no better; using 5 % at the last one would accept too few better rubrics.
 
-`judged_cases.split_for_trial` takes four completions of each prompt, spread evenly over the ranks of gold. That tells
-rubrics apart as well as twice as many completions at random, and better where rubrics suit some prompts more than
-others.
-`tests/rewards/test_rubric_gate.py` simulates how often the rule accepts what; `docs/methods/mpo.md` has the table.
+`judged_cases.split_for_trial` selects four completions of each prompt, spread evenly over the ranks of gold. This
+distinguishes rubrics as well as twice as many random completions do, and better if rubrics fit some prompts better
+than others. `tests/rewards/test_rubric_gate.py` simulates how often the rule accepts a rubric; `docs/methods/mpo.md`
+has the table.
 
-Rank accuracy is blind to what a policy does in all of its completions alike, and exploitation ends there. The running
-check ([`compare`]) therefore averages it with *drift accuracy*, the same over pairs of a completion from the run's
-beginning and one of now, of any prompts: does the judge say that the policy has become better where gold says that it
-has become worse? The gate itself does without (`docs/log.md`: it refuses no better, at twice the price).
+Rank accuracy cannot detect a change that all of the policy's completions share, which is how exploitation ends. The
+running check ([`compare`]) therefore averages it with *drift accuracy*, the same measure over pairs of a completion
+from the beginning of the run and one from now, of any prompts: does the judge score the new completions higher where
+gold scores them lower? The gate does not use it, because it makes no better decisions at twice the cost
+(`docs/log.md`).
 """
 
 from collections import defaultdict
@@ -41,11 +43,11 @@ from typing import Any
 import numpy as np
 
 ACCEPT_EARLY, ACCEPT_LAST = 0.05, 0.12  # quantiles of the difference that must be at least minus the tolerance
-REFUSE = 0.7  # the quantile that must be below it for a refusal before the last measurement
+REFUSE = 0.7  # quantile that must be below minus the tolerance for a rejection before the last measurement
 RESAMPLES = 2000
 ROUNDING = 1e-9
-MIN_SPREAD = 0.5  # of the old rubric's, that a new one must keep
-MIN_JUDGED = 0.8  # share of the judgements of a rubric that must not have failed
+MIN_SPREAD = 0.5  # share of the old rubric's spread that a new one must keep
+MIN_JUDGED = 0.8  # smallest share of a rubric's judgments that must succeed
 
 
 @dataclass(frozen=True)
@@ -74,11 +76,11 @@ class Verdict:
     """A decision about a new rubric.
 
     Args:
-        accepted (`bool`): whether it may take the place of the old one.
-        measure (`str`): what decided: `rank_accuracy`, `reliability`, `spread`, `judged`, or `none`.
-        reason (`str`): the same in a sentence.
-        old (`RubricQuality`): of the rubric in force.
-        new (`RubricQuality`): of the new one.
+        accepted (`bool`): whether the new rubric may replace the old one.
+        measure (`str`): the measure that decided: `rank_accuracy`, `reliability`, `spread`, `judged` or `none`.
+        reason (`str`): the reason in a sentence.
+        old (`RubricQuality`): quality of the rubric in force.
+        new (`RubricQuality`): quality of the new rubric.
         decided (`bool`): `False` if further completions could change the decision.
         interval (`tuple[float, float]`, *optional*): the quantiles of the difference that decide.
     """
@@ -100,8 +102,8 @@ class Trial:
     """The totals that two rubrics gave the same N completions.
 
     Args:
-        old (`np.ndarray` of shape (N, R)): by the rubric in force, R judgements each; NaN where the judge failed.
-        new (`np.ndarray` of shape (N, S)): by the new one, S judgements each.
+        old (`np.ndarray` of shape (N, R)): by the rubric in force, R judgments each; NaN where the judge failed.
+        new (`np.ndarray` of shape (N, S)): by the new rubric, S judgments each.
         prompts (`Sequence[str]`): N prompts.
         golds (`Sequence[float | None]`): N gold scores.
     """
@@ -185,10 +187,10 @@ def intraclass_correlation(groups: Sequence[np.ndarray]) -> tuple[float | None, 
 
 
 def _sums_of_squares(totals: np.ndarray) -> np.ndarray:
-    """Return what a prompt adds to the ICC.
+    """Return a prompt's contribution to the ICC.
 
     These are the sums of squares between and within completions, their degrees of freedom, and the numbers of
-    judgements and completions; 0 for a prompt of a single completion.
+    judgments and completions; all 0 for a prompt with a single completion.
     """
     rows = [row[np.isfinite(row)] for row in totals]
     rows = [row for row in rows if len(row)]
@@ -202,7 +204,7 @@ def _sums_of_squares(totals: np.ndarray) -> np.ndarray:
 
 
 def _reliability(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return reliability and spread of sums of [`_sums_of_squares`], shape (..., 6); NaN where unknown."""
+    """Return reliability and spread from sums of [`_sums_of_squares`], shape (..., 6); NaN where unknown."""
     between, within, free_between, free_within, judgements, completions = np.moveaxis(sums, -1, 0)
     with np.errstate(invalid="ignore", divide="ignore"):
         mean_between, mean_within = between / free_between, within / free_within
@@ -214,13 +216,13 @@ def _reliability(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def decide(trial: Trial, tolerance: float = 0.0, is_last: bool = True) -> Verdict:
-    """Decide about a new rubric by what it and the old one made of the same completions.
+    """Decide about a new rubric by its totals and those of the old one on the same completions.
 
     Args:
         trial (`Trial`): all measurements so far.
-        tolerance (`float`, *optional*, defaults to 0.0): by how much the new rubric may fall behind.
+        tolerance (`float`, *optional*, defaults to 0.0): by how much the new rubric may be worse.
         is_last (`bool`, *optional*, defaults to `True`): whether no further measurement follows. An undecided rubric
-            is then refused.
+            is then rejected.
     """
     old, new = (rubric_quality(totals, trial.prompts, trial.golds) for totals in (trial.old, trial.new))
     if failed := _failures(old, new):
@@ -239,14 +241,14 @@ def decide(trial: Trial, tolerance: float = 0.0, is_last: bool = True) -> Verdic
         reason = _compare_reliability(old, new)
     accepted, interval = judge_difference(resampled, tolerance, is_last)
     confidence = 1 - (ACCEPT_LAST if is_last else ACCEPT_EARLY)
-    reason += f"; with a confidence of {confidence:.0%} the difference is at least {interval[0]:+.3f}"
+    reason += f"; with {confidence:.0%} confidence, the difference is at least {interval[0]:+.3f}"
     return Verdict(bool(accepted), measure, reason, old, new, accepted is not None, interval)
 
 
 def judge_difference(
     resampled: np.ndarray, tolerance: float, is_last: bool
 ) -> tuple[bool | None, tuple[float, float]]:
-    """Return whether a difference is accepted (`None`: undecided), and the quantiles of it that decide."""
+    """Return whether a difference is accepted (`None`: undecided), and the two quantiles that decide."""
     low, high = (float(each) for each in np.quantile(resampled, (ACCEPT_LAST if is_last else ACCEPT_EARLY, REFUSE)))
     if low >= -tolerance - ROUNDING:
         return True, (low, high)
@@ -260,13 +262,13 @@ def resampled_means(values: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=128)
 def _resampling_counts(number: int) -> np.ndarray:
-    """Return how often each of P prompts is in each bootstrap sample; shape (`RESAMPLES`, P), always the same."""
+    """Return how often each of P prompts is in each bootstrap sample; shape (`RESAMPLES`, P), deterministic."""
     rng = np.random.default_rng(0)
     return rng.multinomial(number, np.full(number, 1 / number), size=RESAMPLES).astype(float)
 
 
 def _accuracy_differences(trial: Trial) -> np.ndarray:
-    """Return the new rubric's rank accuracy less the old one's, for each prompt on which both have one."""
+    """Return the new rubric's rank accuracy minus the old one's, for each prompt for which both are known."""
     gold_N = np.array([np.nan if gold is None else gold for gold in trial.golds], dtype=float)
     differences = []
     for rows in _rows_of_prompts(trial.prompts):
@@ -300,13 +302,13 @@ def _means(totals: np.ndarray) -> np.ndarray:
 
 
 def compare(old: RubricQuality, new: RubricQuality) -> Verdict:
-    """Prefer the rubric that ranks better, without regard to chance.
+    """Prefer the rubric that ranks better, without a test of chance.
 
-    This is for the running check, which has seen before that the old rubric has become worse.
+    The running check uses this function, after it has observed that the old rubric has become worse.
 
     Args:
-        old (`RubricQuality`): of the current rubric, on the same completions.
-        new (`RubricQuality`): of the one that may take its place.
+        old (`RubricQuality`): quality of the current rubric.
+        new (`RubricQuality`): quality of the rubric that may replace it, on the same completions.
     """
     if failed := _failures(old, new):
         return Verdict(False, "judged", failed, old, new)
@@ -320,26 +322,26 @@ def compare(old: RubricQuality, new: RubricQuality) -> Verdict:
 
 
 def _failures(old: RubricQuality, new: RubricQuality) -> str | None:
-    """Return what is wrong if the judge has failed too often with a rubric."""
+    """Return an error text if the judge failed too often with a rubric, else `None`."""
     for which, quality in (("it", new), ("the rubric in force", old)):
         if quality.judged < MIN_JUDGED:
-            return f"the judge could use {which} on {quality.judged:.0%} of the held-out completions only"
+            return f"the judge could use {which} on only {quality.judged:.0%} of the held-out completions"
     return None
 
 
 def _refused_by_spread(old: RubricQuality, new: RubricQuality) -> tuple[str, str] | None:
-    """Return measure and reason if reliabilities cannot be compared, or if the new rubric has lost its spread."""
+    """Return measure and reason if reliabilities cannot be compared, or if the new rubric lost its spread."""
     if new.spread is None or old.spread is None:
         return "none", "no two held-out completions of one prompt could be compared"
     if new.spread < MIN_SPREAD * old.spread or new.spread == 0:
         return "spread", f"completions differ by {new.spread:.3f} in the total, {old.spread:.3f} before"
     if old.reliability is None or new.reliability is None:
-        return "none", "there is no gold, and nothing was judged twice: judge held-out cases again"
+        return "none", "there is no gold, and no held-out completion was judged twice"
     return None
 
 
 def _compare_reliability(old: RubricQuality, new: RubricQuality) -> str:
-    return f"repeated judgements have a reliability of {new.reliability:.3f}, {old.reliability:.3f} before"
+    return f"repeated judgments have a reliability of {new.reliability:.3f}, {old.reliability:.3f} before"
 
 
 def gold_accuracies(old: RubricQuality, new: RubricQuality) -> tuple[float, float] | None:

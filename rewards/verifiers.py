@@ -21,9 +21,9 @@ class Verifier(Protocol):
     Attributes:
         needs_answer (`bool`): whether the reference `answer` is read; else all that is needed stands in `info`.
 
-    A verifier may also have an attribute `answer_forms` (`Sequence[AnswerForm]`): how an answer may be written, the
-    preferred form first. Forced answers use it, see [`Forcing`]. If a reference may have a mark of its own, such as
-    `#### 12`, a method `bare_reference(answer)` returns it without.
+    A verifier may also have an attribute `answer_forms` (`Sequence[AnswerForm]`): the forms in which an answer may be
+    written, the preferred form first. Forced answers use it, see [`Forcing`]. If a reference may have a mark, such as `#### 12`, a method
+    `bare_reference(answer)` returns it without the mark.
     """
 
     needs_answer: bool
@@ -47,7 +47,7 @@ class Verifier(Protocol):
     def accepted_answers(self, answer: str, info: dict[str, Any]) -> list[str] | None:
         """List every accepted answer, or return `None` where they cannot be listed.
 
-        An answer is in its canonical written form, without what opens and closes it (see `answer_forms`).
+        An answer is in its canonical written form, without the text that opens and closes it (see `answer_forms`).
         """
 
 

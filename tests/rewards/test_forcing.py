@@ -64,7 +64,7 @@ def test_a_template_without_thinking_counts_more_than_the_vocabulary():
         ("byte level", THINKING_TEMPLATE, "verdict", f"{OUT_OF_TIME}\n\nMy final answer: <verdict>"),
         ("byte level", PLAIN_TEMPLATE, "math", "\n\nMy final answer: \\boxed{"),
         ("byte level", PLAIN_TEMPLATE, "countdown", "\nanswer "),
-        ("starter", None, "math", "\nanswer "),  # the starter writes it so, and the verifier reads it
+        ("starter", None, "math", "\nanswer "),  # the starter's form, which the verifier reads
         ("starter", None, "verdict", "\n\nMy final answer: <verdict>"),
     ],
 )
@@ -79,13 +79,13 @@ def test_the_verifier_decides_how_the_answer_is_opened(kind, template, verifier,
         ("</think>so {", "math", "", "}"),
         ("</think><answer>", "math", "", "</answer>"),
         ("</think>The answer is ", "math", "", ""),
-        ("</think>", "math", "\\boxed{", "}"),  # it opens nothing: the model writes the box itself
+        ("</think>", "math", "\\boxed{", "}"),  # it opens no form: the model writes the box
         ("</think>", "countdown", "\nanswer ", ""),
         ("</think>\n", "countdown", "answer ", ""),
         ("</think>", None, "", ""),
     ],
 )
-def test_what_still_stands_around_the_answer_after_a_suffix_of_ones_own(suffix, verifier, before, after):
+def test_the_form_around_the_answer_after_a_custom_suffix(suffix, verifier, before, after):
     form = Forcing(make("byte level", THINKING_TEMPLATE), suffix).form_after(verifier)
     assert (form.opening, form.closing) == (before, after)
 

@@ -1,4 +1,4 @@
-"""Forced answers fit the verifiers: what the suffix opens is what a verifier grades."""
+"""Forced answers fit the verifiers: the suffix opens a form that the verifier reads."""
 
 import json
 
@@ -88,7 +88,7 @@ def test_a_suffix_of_another_form_is_refused_before_the_run():
 
 
 class Framed:
-    """A verifier of the user's own: the answer stands between dollars."""
+    """A user's verifier: the answer is between dollar signs."""
 
     needs_answer = True
     listed = True
@@ -102,7 +102,7 @@ class Framed:
         return [answer] if self.listed else None
 
 
-def test_a_verifier_of_ones_own_is_checked_by_its_verdict(monkeypatch, caplog):
+def test_a_custom_verifier_is_checked_by_its_verdict(monkeypatch, caplog):
     monkeypatch.setitem(VERIFIERS, "framed", Framed())
     rows = {"framed": [{"answer": "1", "info": None}]}
     forcing = Forcing(make("byte level", THINKING_TEMPLATE))
@@ -110,13 +110,13 @@ def test_a_verifier_of_ones_own_is_checked_by_its_verdict(monkeypatch, caplog):
         check_forcing(forcing, rows)
     monkeypatch.setattr(Framed, "listed", False)
     check_forcing(forcing, rows)
-    assert "'framed' rejects a right answer that is forced" in caplog.text, "its reference may be no answer as written"
+    assert "'framed' rejects a correct forced answer" in caplog.text, "its reference may have another form"
     monkeypatch.setattr(Framed, "answer_forms", (AnswerForm("$", "$"),), raising=False)
     check_forcing(forcing, rows)
     assert forced_text(forcing, "framed", "1").endswith("My final answer: $1$")
 
 
-def test_rows_that_say_nothing_are_skipped(monkeypatch):
+def test_rows_without_a_known_answer_or_verdict_are_skipped(monkeypatch):
     monkeypatch.setitem(VERIFIERS, "framed", Framed())
     forcing = Forcing(make("byte level", PLAIN_TEMPLATE), "so ")
     check_forcing(forcing, {"framed": [{"answer": "", "info": ""}, {"answer": "~", "info": ""}]})

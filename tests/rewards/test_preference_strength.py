@@ -127,21 +127,21 @@ def test_a_posterior_by_hand():
     treated = pair_targets(strength, strength[:, None] + [-1, 1], posterior_labels=True, adaptive_margin=2)
     assert treated.target == pytest.approx([0.958368, 0.041632] * 2, abs=1e-5), "Phi(sqrt(3/4) 2)"
     assert treated.margin.tolist() == [4, -4, 4, -4]
-    assert posterior([[1, -1], [2, -2]]).tolist() == [0.5, 0.5], "strengths no larger than their errors"
+    assert posterior([[1, -1], [2, -2]]).tolist() == [0.5, 0.5], "strengths not larger than their errors"
 
 
 @pytest.mark.parametrize("models", [2, 3, 5, 8])
-def test_votes_of_noise_leave_nearly_all_targets_near_a_half(models):
+def test_votes_of_pure_noise_leave_nearly_all_targets_near_one_half(models):
     rng = np.random.default_rng(models)
     targets = np.concatenate([posterior(rng.normal(size=(1000, models))) for _ in range(10)])
-    assert np.mean(np.abs(targets - 0.5) > 0.4) < 0.005, "Phi(strength / deviation): 42 % at two models"
+    assert np.mean(np.abs(targets - 0.5) > 0.4) < 0.005, "with Phi(strength / deviation): 42 % at two models"
     assert np.mean(np.abs(targets - 0.5)) < 0.1
 
 
 @pytest.mark.parametrize("models", [2, 3, 5, 8])
 @pytest.mark.parametrize("alike", [True, False])
 def test_targets_are_calibrated_where_there_is_a_signal(models, alike):
-    """Of targets from 0.8 to 0.9, say, about 85 % of the true margins are positive."""
+    """For example, of targets from 0.8 to 0.9, about 85 % of the true margins are positive."""
     rng = np.random.default_rng(models)
     margin = rng.normal(0.3, 0.5, 20_000)
     deviation = np.ones(20_000) if alike else np.sqrt(rng.gamma(2, 0.5, 20_000))
@@ -151,11 +151,13 @@ def test_targets_are_calibrated_where_there_is_a_signal(models, alike):
         inside = (confidence >= low) & (confidence < low + 0.1)
         assert right[inside].mean() == pytest.approx(confidence[inside].mean(), abs=0.06)
     loss = -np.log(np.where(margin > 0, targets, 1 - targets)).mean()
-    assert loss < {2: 0.56, 3: 0.51, 5: 0.45, 8: 0.39}[models], "Phi(strength / deviation): 1.13 at two, 0.61 at three"
+    assert loss < {2: 0.56, 3: 0.51, 5: 0.45, 8: 0.39}[models], (
+        "with Phi(strength / deviation): 1.13 at two, 0.61 at three"
+    )
 
 
 @given(arrays(float, (8, 3), elements=st.floats(-5, 5)))
-def test_swapping_all_pairs_turns_a_posterior_around(votes):
+def test_swapping_all_pairs_flips_the_posterior(votes):
     assume(np.ptp(votes, axis=1).max() > 1e-3)
     target = posterior(votes)
     assert ((target >= 0) & (target <= 1)).all()
@@ -165,12 +167,12 @@ def test_swapping_all_pairs_turns_a_posterior_around(votes):
 def test_a_pair_whose_votes_agree_by_chance_is_not_certain():
     votes = np.random.default_rng(0).normal(0.5, 1, (200, 3))
     votes[0] = 0.5
-    assert posterior(votes)[0] < 0.9, "its deviation of 0 is averaged with that of the others"
+    assert posterior(votes)[0] < 0.9, "its variance of 0 is averaged with that of the others"
 
 
-def test_the_functions_that_it_is_made_of():
+def test_inverse_trigamma_and_student_cdf():
     assert _inverse_trigamma(np.pi**2 / 6).item() == pytest.approx(1.0)
-    quantiles = {1: 6.314, 2: 2.920, 5: 2.015, 30: 1.697}  # of a table, at 0.95
+    quantiles = {1: 6.314, 2: 2.920, 5: 2.015, 30: 1.697}  # from a table, at 0.95
     found = _student_cdf(np.array([*quantiles.values()]), np.array([*quantiles], dtype=float))
     assert found == pytest.approx([0.95] * 4, abs=0.01)
 

@@ -112,7 +112,7 @@ def quality(rank_accuracy=None, reliability=0.8, spread=0.2, judged=1.0, drift=N
         (quality(spread=None), quality(), False, "none"),
     ],
 )
-def test_the_running_check_prefers_what_ranks_better(old, new, accepted, measure):
+def test_the_running_check_prefers_the_rubric_that_ranks_better(old, new, accepted, measure):
     verdict = compare(old, new)
     assert (verdict.accepted, verdict.measure) == (accepted, measure)
     assert verdict.to_dict()["new"]["judged"] == new.judged and verdict.reason
@@ -143,13 +143,13 @@ RIGHT, TIED, WRONG = (0.2, 0.8), (0.5, 0.5), (0.8, 0.2)
         ([TIED] * 8, [(NAN, 0.8)] * 8, False, "judged"),
     ],
 )
-def test_what_is_let_through(old, new, accepted, measure):
+def test_which_rubrics_are_accepted(old, new, accepted, measure):
     verdict = decide(trial(old, new))
     assert (verdict.accepted, verdict.measure, verdict.decided) == (accepted, measure, True)
     assert verdict.reason and verdict.to_dict()["new"]["judged"] == verdict.new.judged
 
 
-def test_what_may_be_chance_is_measured_again_and_a_clear_loss_is_not():
+def test_a_difference_that_may_be_chance_is_measured_again_but_a_clear_loss_is_not():
     unclear = trial([TIED] * 8, [RIGHT] * 5 + [WRONG] * 3)
     first = decide(unclear, is_last=False)
     assert not first.accepted and not first.decided
@@ -164,7 +164,7 @@ def test_tolerance():
     assert decide(worse, tolerance=0.25).accepted
 
 
-def test_without_gold_what_judges_itself_otherwise_is_refused():
+def test_without_gold_a_less_reliable_rubric_is_rejected():
     rng = np.random.default_rng(0)
     completion, noise = rng.random((64, 1)), rng.normal(size=(64, 2))
     prompts, golds = [f"prompt {row // 4}" for row in range(64)], [None] * 64
@@ -179,7 +179,7 @@ def test_without_gold_what_judges_itself_otherwise_is_refused():
         assert (verdict.accepted, verdict.measure) == (accepted, measure)
 
 
-# ---- how often what is accepted ----
+# ---- acceptance rates ----
 
 
 def differences(rng, old, new, *, runs=400, prompts=48, binary=True, prompts_differ=0.1):
@@ -211,7 +211,7 @@ def differences(rng, old, new, *, runs=400, prompts=48, binary=True, prompts_dif
 
 
 def acceptance(found, measurements=3, prompts=16):
-    """Return the share of runs whose rubric is accepted, and the mean number of judgements."""
+    """Return the share of runs whose rubric is accepted, and the mean number of judgments."""
     accepted, judged = [], []
     for values in found:
         values = values[np.isfinite(values)]
@@ -238,14 +238,14 @@ def acceptance(found, measurements=3, prompts=16):
         (0.65, 0.80, True, 0.9, 1.0),
     ],
 )
-def test_worse_and_equal_rubrics_are_seldom_accepted_and_better_ones_mostly(old, new, binary, low, high):
-    """The table in docs/methods/mpo.md is of this simulation, with 3000 runs."""
+def test_worse_and_equal_rubrics_are_rarely_accepted_and_better_ones_usually(old, new, binary, low, high):
+    """The table in docs/methods/mpo.md comes from this simulation, with 3000 runs."""
     found = differences(np.random.default_rng(0), old, new, binary=binary)
     share, judged = acceptance(found)
     assert low <= share <= high and 64 <= judged <= 140
 
 
-# ---- what it is tried on ----
+# ---- the held-out completions ----
 
 
 def cases(prompts, completions=8, gold=lambda number: number / 10):
@@ -256,11 +256,11 @@ def cases(prompts, completions=8, gold=lambda number: number / 10):
     ]
 
 
-def test_a_trial_has_other_prompts_and_four_completions_from_worst_to_best():
+def test_each_measurement_has_other_prompts_and_four_completions_from_worst_to_best():
     shown, rounds = split_for_trial(cases(20), number=16, measurements=3, seed=0)
     assert [len(each) for each in rounds] == [16, 16, 16]
     held_out = [case.prompt for each in rounds for case in each]
-    assert len(set(held_out)) == 12, "each measurement is of prompts of its own"
+    assert len(set(held_out)) == 12, "each measurement has its own prompts"
     assert not set(held_out) & {case.prompt for case in shown} and len(shown) == 8 * 8
     assert {case.completion for case in rounds[0]} >= {"c0", "c7"}
 
@@ -272,10 +272,12 @@ def test_at_most_three_quarters_of_the_prompts_are_held_out():
     assert rounds == [] and len(shown) == 8
 
 
-def test_prompts_whose_gold_is_alike_are_not_tried_on():
+def test_prompts_with_equal_gold_are_not_measured():
     alike = cases(10, gold=lambda number: 1.0)
     assert split_for_trial(alike, 16, 3, seed=0)[1] == []
     mixed = [*alike, *(replace(case, prompt=f"m{case.prompt}") for case in cases(3))]
     (tried,) = split_for_trial(mixed, 16, 3, seed=0)[1]
     assert {case.prompt for case in tried} <= {"mp0", "mp1", "mp2"}
-    assert split_for_trial(cases(10, gold=lambda number: None), 16, 1, seed=0)[1], "without any gold all prompts serve"
+    assert split_for_trial(cases(10, gold=lambda number: None), 16, 1, seed=0)[1], (
+        "without any gold, all prompts are used"
+    )
