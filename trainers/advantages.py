@@ -1,16 +1,17 @@
-"""Advantages of outcomes, as TRL computes them and where gold is not the only reward. Pure functions, no TRL.
+"""Advantages of outcomes, as in TRL and for gold rewards combined with other rewards. Pure functions, no TRL.
 
-TRL divides the advantages of a group by the standard deviation of its total reward. Where gold, the reward that tells
-right from wrong, is the same for the whole group, that deviation comes from the other rewards alone, and the division
-cancels their weights: a judge of weight 0.01 has the same advantages as one of weight 0.5. Prompts that are always or
-never solved then train on the judge, or on length, at full strength.
+TRL divides the advantages of a group by the standard deviation of its total reward. If the gold reward, which decides
+whether a completion is correct, is the same for the whole group, this standard deviation comes from the other rewards
+alone, and the division cancels their weights: a judge with weight 0.01 has the same advantages as one with weight 0.5.
+Prompts that are always or never solved then train on the judge, or on length, at full strength.
 
-So where gold pays beside other rewards, everything is divided by gold's deviation ([`outcome_divisor`]), which has a
-floor: weight / sqrt(n), the smallest deviation of n binary rewards that do not all agree (a single one is right).
-Where gold disagrees the advantages of gold are TRL's, and the others add to them in proportion to their weights; where
-gold is constant the others' advantages are still proportional to their weights.
+If gold is combined with other rewards, all advantages are therefore divided by the standard deviation of gold
+([`outcome_divisor`]). Its floor is weight / sqrt(n), the smallest standard deviation of n binary rewards that are not
+all equal (a single one is 1 or 0). If the gold rewards of a group differ, their advantages are TRL's, and the others
+add to them in proportion to their weights. If gold is constant, the advantages of the others are still proportional to
+their weights.
 
-Rewards have shape (B,), with rows of whole groups of `group_size`, and are NaN where a completion is unscorable.
+Rewards have shape (B,), contain complete groups of `group_size`, and are NaN where a completion is unscorable.
 """
 
 import torch
@@ -19,7 +20,7 @@ EPSILON = 1e-4  # as in TRL's own division by a standard deviation
 
 
 def relative_to_group(rewards: torch.Tensor, group_size: int) -> torch.Tensor:
-    """Return each reward less the mean of its group, shape (B,); NaN stays NaN and counts in no mean."""
+    """Return each reward minus the mean of its group, shape (B,); NaN stays NaN and is excluded from the means."""
     rewards_NG = rewards.view(-1, group_size)
     return (rewards_NG - rewards_NG.nanmean(1, keepdim=True)).reshape(-1)
 
@@ -47,15 +48,15 @@ def outcome_divisor(
     weight: float = 1.0,
     total: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Return what the advantages of each completion are divided by where gold is not all that trains.
+    """Return the divisor of each completion's advantages if gold is combined with other rewards.
 
     Args:
         outcome (`torch.Tensor` of shape (B,)): gold rewards, NaN where unscorable.
         group_size (`int`): completions of a prompt, G; B is a multiple of it.
         scale (`str`): `group`, `batch` or `none`, TRL's `scale_rewards`.
         weight (`float`, *optional*, defaults to `1.0`): gold's weight in the total reward.
-        total (`torch.Tensor` of shape (B,), *optional*): the total reward. Its deviation is the divisor of a group (or
-            batch) in which nothing has a gold reward, as in TRL.
+        total (`torch.Tensor` of shape (B,), *optional*): the total reward. Its standard deviation is the divisor of a
+            group (or batch) in which no completion has a gold reward, as in TRL.
 
     Returns:
         `torch.Tensor` of shape (B,): with `group` or `batch`, the standard deviation of weight * outcome over the
@@ -74,7 +75,7 @@ def outcome_divisor(
 def _nanstd(rewards: torch.Tensor, rows: int) -> torch.Tensor:
     """Return the unbiased standard deviation of each `rows` consecutive rewards, without NaN, shape (B,).
 
-    0 for a single reward.
+    It is 0 for a single reward.
     """
     values = rewards.view(-1, rows)
     number = (~values.isnan()).sum(1, keepdim=True)

@@ -115,7 +115,7 @@ class Tree:
         return sum(len(branch.trie) for branch in self.branches)
 
 
-IDLE_ROW = Tree([0], [Branch(1, AnswerTrie([0], [[0]]))])  # runs where only other processes have a batch
+IDLE_ROW = Tree([0], [Branch(1, AnswerTrie([0], [[0]]))])  # for a process that has no batch while others do
 
 
 class AcceptedAnswers:
@@ -123,7 +123,8 @@ class AcceptedAnswers:
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): the model's.
-        forcing ([`~metatune.rewards.Forcing`]): the suffix. What it opens (`\\boxed{`) is closed after the answer.
+        forcing ([`~metatune.rewards.Forcing`]): the suffix. A form that it opens (`\\boxed{`) is closed after the
+            answer.
         answers (`Sequence[str]`): the accepted answers, in their written form.
         verifier (`str`, *optional*): the name of the verifier that accepts them, which decides how they are opened.
     """
@@ -147,8 +148,8 @@ class AcceptedAnswers:
         suffix = self._forcing.text_after(prefix_text, self._verifier)
         if not suffix:
             raise ValueError(
-                f"forcing_suffix {self._forcing.given!r} adds nothing to a trace that has closed its thinking, and "
-                "the likelihood is that of what follows the suffix: end it with what opens the answer"
+                f"forcing_suffix {self._forcing.given!r} adds no text after a trace that has closed its thinking, but "
+                "the likelihood is that of the text after the suffix: end it with the text that opens the answer"
             )
         if suffix not in self._tries:
             form = self._forcing.form_after(self._verifier)
@@ -205,7 +206,7 @@ def success_probabilities(
         temperature (`float`, *optional*, defaults to `1.0`): by which logits are divided, above 0.
         max_tokens (`int`, *optional*, defaults to `16_384`): largest number of tokens of a batch, padding included.
         synced (`bool`, *optional*, defaults to `False`): run as many batches as the other processes, which call this
-            function at the same time. Needed where a forward pass is a collective operation (FSDP).
+            function at the same time. Needed if a forward pass is a collective operation (FSDP).
 
     Returns:
         `list[list[float]]` of length N: a number from 0 to 1 for each branch; 0 for one without answers.

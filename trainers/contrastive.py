@@ -4,10 +4,10 @@ Two dropout views of the same texts give two features of every item. SimCSE (Inf
 alike and those of different items apart; SwAV wants a view's soft assignment to K prototypes predicted by the other
 view. An item is a response, or the difference of a pair's responses, in both directions.
 
-A micro-batch of two pairs has four items, too few to compare and fewer than there are prototypes. So items are also
-compared with features that get no gradient: those of the other processes, and those of past items in a queue, as in
-SwAV (section 3.1 there). The queue is filled from the first step on; SwAV waits until features change slowly. Its
-features are those of one view alone, since two dropout views of a text are drawn alike.
+A micro-batch of two pairs has only four items, fewer than there are prototypes. So items are also compared with
+features that get no gradient: those of the other processes, and those of past items in a queue, as in SwAV (section
+3.1 of its paper). The queue is filled from the first step on; SwAV waits until features change slowly. The queue holds
+the features of one view only, because both dropout views of a text have the same distribution.
 
 The paper does not state SimCSE's temperature; 0.05 is that of SimCSE's own paper (arXiv 2104.08821). SwAV's
 temperature 0.1, epsilon 0.05 and 3 Sinkhorn iterations are those of its paper (arXiv 2006.09882).
@@ -44,7 +44,7 @@ def simcse_loss(
 
     Args:
         view (`torch.Tensor` of shape (N, D)): features.
-        other (`torch.Tensor` of shape (N, D)): of the same items under another dropout.
+        other (`torch.Tensor` of shape (N, D)): features of the same items with another dropout mask.
         temperature (`float`, *optional*, defaults to `0.05`): tau.
         negatives (`torch.Tensor` of shape (M, D), *optional*): features of other items.
 
@@ -84,8 +84,8 @@ def swav_loss(
         scores (`torch.Tensor` of shape (N, K)): cosines of one view's features with the prototypes.
         other (`torch.Tensor` of shape (N, K)): those of the other view.
         temperature (`float`, *optional*, defaults to `0.1`): of the predictions.
-        more (`torch.Tensor` of shape (M, K), *optional*): those of other items, which the assignments are balanced
-            over as well.
+        more (`torch.Tensor` of shape (M, K), *optional*): those of other items, over which the assignments are
+            balanced as well.
 
     Returns:
         `torch.Tensor` of shape (): each view's assignment as the other's label, the mean of both.
@@ -101,11 +101,11 @@ def swav_loss(
 
 
 class FeatureQueue:
-    """Features of past items, the newest first; equal on every process, since every process adds those of all.
+    """Features of past items, newest first; the same on every process, because each adds those of all processes.
 
     Args:
-        size (`int`): features that it holds at most.
-        dimension (`int`): D of the features.
+        size (`int`): maximum number of features.
+        dimension (`int`): D, the size of a feature.
     """
 
     def __init__(self, size: int, dimension: int):
@@ -113,11 +113,11 @@ class FeatureQueue:
         self.features = torch.empty(0, dimension)
 
     def context(self, gathered: torch.Tensor, process: int, num_processes: int) -> torch.Tensor:
-        """Return the features that a process compares its own with: those of the other processes, and the past ones.
+        """Return the features with which a process compares its own: those of the other processes and of past items.
 
         Args:
             gathered (`torch.Tensor` of shape (P N, D)): N features from each process, in the processes' order.
-            process (`int`): the process's number.
+            process (`int`): rank of the process.
             num_processes (`int`): P.
 
         Returns:
@@ -132,7 +132,7 @@ class FeatureQueue:
         self.features = torch.cat([features.detach(), self.features.to(features)])[: self._size]
 
     def load(self, features: torch.Tensor) -> None:
-        """Take the features of a saved queue, the newest ones if it was larger."""
+        """Load the features of a saved queue; only the newest ones if it was larger."""
         self.features = features[: self._size]
 
 

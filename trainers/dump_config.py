@@ -25,14 +25,14 @@ class DUMPConfig(GRPOConfig):
             Options of that curriculum, for instance `{temperature: 0.1, window: 64, count: prompts, floor: 0.01}`.
         curriculum_reward (`str`, *optional*, defaults to `"total"`):
             Whose advantages the curriculum sees: those of the `"total"` reward, which train the policy, or those of
-            the `"gold"` reward alone. A judge's or a reward model's scores differ within almost every group, so
-            beside them the total says of every distribution that there is something to learn. Without effect, and
-            refused, with `"uniform"` and `"easy_to_hard"`, which choose by no reward.
+            the `"gold"` reward alone. A judge's or a reward model's scores differ within almost every group, so with
+            them the total makes every distribution look learnable. Rejected with `"uniform"` and `"easy_to_hard"`,
+            which do not depend on rewards.
         gold_reward (`str`, *optional*):
-            Name of the reward function that tells right (1) from wrong: accuracies and pass rates are its, progress
-            is made towards it, a judge's rubric is tried against it. By default `correctness_reward` if it is among
-            the functions, else the first that is neither a judge nor a reward model. Give it `reward_weights: 0` to
-            watch it without training on it.
+            Name of the reward function that decides whether a completion is correct (1). It defines accuracies, pass
+            rates and progress, and a judge's rubric is tested against it. By default `correctness_reward` if it is
+            among the functions, else the first that is neither a judge nor a reward model. Set its weight in
+            `reward_weights` to 0 to log it without training on it.
         distribution_column (`str`, *optional*, defaults to `"distribution"`):
             Column of the training set that names each row's distribution. Its values are the bandit's arms, in order
             of first appearance.
@@ -41,11 +41,11 @@ class DUMPConfig(GRPOConfig):
             drops completions as they end. Several times faster than `model.generate` where lengths differ; other
             random numbers, the same distribution. Only for text models that generate with transformers.
         length_grouping (`bool`, *optional*, defaults to `False`):
-            Sort the rows of each optimizer step by length before they are split into micro-batches, and cut the
-            padding that a micro-batch has in every row. The same gradient up to rounding, in less time; it helps
-            where `gradient_accumulation_steps` is above 1. Refused where the gradient would be another (`bnpo`,
+            Sort the rows of each optimizer step by length before they are split into micro-batches, and trim the
+            padding that all rows of a micro-batch share. The gradient is the same up to rounding, and the step takes
+            less time if `gradient_accumulation_steps` is above 1. Rejected if the gradient would change (`bnpo`,
             entropy terms, the auxiliary loss of a mixture of experts, models without rotary position embeddings or
-            with ones that depend on the batch's width), and for images.
+            with rotary embeddings that depend on the batch's width), and for images.
         num_generations_eval (`int`, *optional*, defaults to `1`):
             Completions of each held-out prompt in an evaluation during training. TRL's default is `num_generations`,
             which multiplies the cost for the same problems.
@@ -79,7 +79,7 @@ class DUMPConfig(GRPOConfig):
         default="total", metadata={"help": "Whose advantages the curriculum sees: total, or gold."}
     )
     gold_reward: str | None = field(
-        default=None, metadata={"help": "Reward function that tells right from wrong (default: correctness, if any)."}
+        default=None, metadata={"help": "Reward function that decides what is correct (default: correctness, if any)."}
     )
     distribution_column: str = field(
         default="distribution",
@@ -129,7 +129,7 @@ class DUMPConfig(GRPOConfig):
             raise ValueError(f"max_verifier_failures is between 0 and 1, not {self.max_verifier_failures}")
         if self.curriculum_reward not in ("total", "gold"):
             raise ValueError(f"curriculum_reward is total or gold, not {self.curriculum_reward!r}")
-        curriculum = CURRICULA.get(self.curriculum)  # an unknown name is refused with the nearest one later
+        curriculum = CURRICULA.get(self.curriculum)  # an unknown name is rejected later, with a suggestion
         if curriculum is not None and not curriculum.adaptive:
             reject_unused(self, {"curriculum_reward": f"curriculum: {self.curriculum}"})
         if self.sync_ref_model and self.save_strategy != "no":

@@ -15,14 +15,14 @@ What deviates from the paper or its released code, and why:
 - Within a distribution, items are drawn without replacement, reshuffled every pass.
 - Every rank draws the same global batch and takes its slice, and the bandit sees the gathered groups of all ranks, so
   the ranks' bandits stay equal without any communication of their own.
-- A completion that cannot be scored (reward `None` or NaN) is left out of what the bandit learns, and so is one that
-  the loss masks (`mask_truncated_completions`). A group of which fewer than two remain counts as drawn and worth 0:
-  n_d counts drawn prompts, as in the paper. Of several reward functions TRL adds a missing one as 0; here a group is
-  compared by the same functions, and the others have no reward.
-- Where gold pays beside a [`JudgeReward`] or a [`RewardModelReward`], all advantages are divided by gold's deviation,
-  with a floor. TRL divides by the total's, which cancels the others' weights wherever gold is constant
-  (`advantages.py`).
-- Beside a judge or a reward model the bandit can see the advantages of the gold reward alone (`curriculum_reward`).
+- The bandit does not see completions that cannot be scored (reward `None` or NaN) or that the loss masks
+  (`mask_truncated_completions`). A group with fewer than two remaining completions counts as drawn, with the value 0:
+  n_d counts drawn prompts, as in the paper. With several reward functions, TRL adds a missing reward as 0; here a
+  group is compared by the same functions, and completions that lack one of these rewards have no reward.
+- If gold is combined with a [`JudgeReward`] or a [`RewardModelReward`], all advantages are divided by the standard
+  deviation of gold, with a floor. TRL divides by that of the total, which cancels the weights of the others if gold is
+  constant (`advantages.py`).
+- With a judge or a reward model, the bandit can see the advantages of the gold reward alone (`curriculum_reward`).
 - The bandit, the item cycles and rollouts not yet trained on are part of the checkpoint.
 """
 
@@ -178,23 +178,24 @@ class DUMPTrainer(NamedModelCard, ExactResume, FiniteTraining, GRPOTrainer):
         self._eval_rewards: dict[str, list[float]] = defaultdict(list)
 
     def _check_tools(self, args: DUMPConfig) -> None:
-        """Raise `ValueError` for tools where processes generate together: TRL's do not wait for each other's calls."""
+        """Raise `ValueError` for tools if processes generate together: TRL does not synchronize the calls."""
         if args.use_vllm:
             together = args.vllm_mode == "server" or args.vllm_tensor_parallel_size > 1
         else:
             together = self._dist.is_fsdp or self._dist.is_zero3
         if together and self.tools and self.accelerator.num_processes > 1:
             raise ValueError(
-                "tools and environments: with FSDP, ZeRO-3, a vLLM server or vllm_tensor_parallel_size above 1, a "
-                "process whose completions call no more tools leaves the others waiting. Use one process, DDP or "
-                "ZeRO-2 without vLLM, or vllm_mode: colocate with vllm_tensor_parallel_size: 1"
+                "tools and environments do not work on several processes with FSDP, ZeRO-3, a vLLM server or "
+                "vllm_tensor_parallel_size above 1: a process whose completions call no more tools leaves the others "
+                "waiting. Use one process, DDP or ZeRO-2 without vLLM, or vllm_mode: colocate with "
+                "vllm_tensor_parallel_size: 1"
             )
 
     def _set_up_method(self, args: Any) -> None:
         """Construct what a subclass adds, once TRL's trainer and the curriculum exist."""
 
     def _find_gold(self, name: str | None) -> int | None:
-        """Return the number of the reward function that tells right from wrong, if any does."""
+        """Return the index of the gold reward function, `None` if there is none."""
         names = self.reward_func_names
         if name is not None and name not in names:
             raise ValueError(f"gold_reward: no reward function {name!r} (there are {', '.join(names)})")
@@ -260,8 +261,8 @@ class DUMPTrainer(NamedModelCard, ExactResume, FiniteTraining, GRPOTrainer):
     def _generate(self, prompts):
         generated = super()._generate(prompts)
         completion_ids, tool_mask = generated[1], generated[2]
-        # Lengths are taken here, because the masks of truncated completions may be cleared later. Tokens of a tool or
-        # an environment are not the policy's.
+        # The masks of truncated completions may be cleared later. The policy does not write the tokens of a tool or an
+        # environment.
         lengths = map(sum, tool_mask) if tool_mask is not None else map(len, completion_ids)
         self._lengths = torch.tensor(list(lengths), device=self.accelerator.device)
         return generated
@@ -318,16 +319,16 @@ class DUMPTrainer(NamedModelCard, ExactResume, FiniteTraining, GRPOTrainer):
             raise ValueError(f"reward function {name!r} returned an infinite reward; return None for 'unscorable'")
         return _weighted_total(rewards_per_func, self.reward_weights)
 
-    # ---- gold beside other rewards ----
+    # ---- gold combined with other rewards ----
 
     def _paid_weight_of_gold(self) -> float:
         """Return gold's weight in the total reward; 0 if there is no gold reward."""
         return 0.0 if self._gold_index is None else self.reward_weights[self._gold_index].item()
 
     def _divides_by_gold(self) -> bool:
-        """Return whether gold's deviation divides the advantages, and not the total reward's as in TRL.
+        """Return whether advantages are divided by the standard deviation of gold, not by that of the total as in TRL.
 
-        A script for TRL has neither a [`JudgeReward`] nor a [`RewardModelReward`], so its numbers stay.
+        A script for TRL has neither a [`JudgeReward`] nor a [`RewardModelReward`], so its results do not change.
         """
         judged = any(
             weight != 0 and isinstance(function, JudgeReward | RewardModelReward)
@@ -337,23 +338,23 @@ class DUMPTrainer(NamedModelCard, ExactResume, FiniteTraining, GRPOTrainer):
         return judged and one_sum and self.scale_rewards != "none" and self._paid_weight_of_gold() != 0
 
     def _outcome_divisor(self, rewards: torch.Tensor) -> torch.Tensor:
-        """Return what divides the advantages of rewards of which gold is a part; all of shape (B,) over all ranks."""
+        """Return the divisor of the advantages of rewards that include gold; shapes (B,), over all ranks."""
         outcome = self._gold.masked_fill(rewards.isnan(), torch.nan)
         weight = self._paid_weight_of_gold()
         return outcome_divisor(outcome, self.num_generations, self.scale_rewards, weight=weight, total=rewards)
 
     def _advantages_over_gold(self, rewards: torch.Tensor) -> torch.Tensor:
-        """Return the advantages of rewards of which gold is a part, divided by gold's deviation."""
+        """Return the advantages of rewards that include gold, divided by the standard deviation of gold."""
         relative = relative_to_group(rewards, self.num_generations)
         return (relative / self._outcome_divisor(rewards)).nan_to_num(0.0)
 
     def _set_advantages(self, outputs: dict[str, Any], advantages: torch.Tensor) -> None:
-        """Replace the advantages that TRL trains on and writes into the table of completions.
+        """Replace the advantages that TRL trains on and writes to the completions table.
 
         Args:
-            outputs (`dict`): this rank's batch, of which `advantages` is replaced.
-            advantages (`torch.Tensor` of shape (B,) or (B, T)): this rank's. The table has one number per completion:
-                of advantages per token their mean over the completion's tokens.
+            outputs (`dict`): this rank's batch; `advantages` is replaced.
+            advantages (`torch.Tensor` of shape (B,) or (B, T)): this rank's. The table has one number per completion;
+                for advantages per token, it is the mean over the completion's tokens.
         """
         outputs["advantages"] = advantages
         if advantages.dim() == 2:
@@ -374,13 +375,13 @@ class DUMPTrainer(NamedModelCard, ExactResume, FiniteTraining, GRPOTrainer):
     def _observed(self) -> torch.Tensor:
         """Return which of all ranks' completions the curriculum and the pass rates see: bool, shape (B,).
 
-        A subclass overrides this if a group has members that the policy does not sample as it would answer. The
-        curriculum then sees the advantages of the others among themselves.
+        A subclass overrides this if some completions of a group are not ordinary samples of the policy. The curriculum
+        then sees the advantages of the other completions relative to each other.
         """
         return torch.ones_like(self._gold, dtype=torch.bool)
 
     def _observe(self, outputs: dict[str, Any]) -> None:
-        """Pass every prompt's group to the curriculum, in the order of the draw, and keep what is to be logged."""
+        """Pass every prompt's group to the curriculum, in the order of the draw, and record the metrics."""
         totals = rewards = self._total_rewards()
         if totals.isnan().all():
             raise ValueError(self._nothing_scored(len(totals)))
@@ -410,7 +411,7 @@ class DUMPTrainer(NamedModelCard, ExactResume, FiniteTraining, GRPOTrainer):
         for arm, *group in zip(self._drawn_arms, *groups, strict=True):
             scored = [completion for completion in zip(*group, strict=True) if not math.isnan(completion[1])]
             name = self.curriculum.arms[arm]
-            if len(scored) > 1:  # alone it has no advantage, whatever there is to learn
+            if len(scored) > 1:  # a single completion has no advantage
                 self.curriculum.observe(name, *map(list, zip(*scored, strict=True)))
             else:
                 self.curriculum.observe_unscorable(name, self.num_generations, group[-1])
@@ -453,7 +454,7 @@ class DUMPTrainer(NamedModelCard, ExactResume, FiniteTraining, GRPOTrainer):
         super().log(logs, start_time)
 
     def get_eval_dataloader(self, eval_dataset: str | Dataset | IterableDataset | None = None) -> DataLoader:
-        """Return TRL's data loader with every held-out row: `dataloader_drop_last` is for training."""
+        """Return TRL's data loader with every held-out row: `dataloader_drop_last` applies to training only."""
         drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
         try:
             return super().get_eval_dataloader(eval_dataset)

@@ -59,7 +59,7 @@ class FiniteTraining(_Mixed):
         return scaler is not None and scaler.get_scale() >= 1
 
     def check_weights(self) -> None:
-        """Raise [`NonFiniteError`] if a trained weight is NaN or infinite; a process checks what it holds of them."""
+        """Raise [`NonFiniteError`] if a trained weight is NaN or infinite; each process checks its own shards."""
         trained = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
         finite = [_local(weight).isfinite().all() for weight in trained.values()]
         if not all(torch.stack([flag.to(finite[0].device) for flag in finite]).tolist()):
@@ -86,7 +86,7 @@ class FiniteTraining(_Mixed):
 
 
 def _local(weight: torch.Tensor) -> torch.Tensor:
-    """Return what this process holds of a weight that FSDP or ZeRO-3 shards."""
+    """Return this process's shard of a weight under FSDP or ZeRO-3, and the whole weight otherwise."""
     return weight.to_local() if isinstance(weight, DTensor) else getattr(weight, "ds_tensor", weight)
 
 

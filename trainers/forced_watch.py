@@ -1,22 +1,22 @@
-"""Detect forced answers that are never right although whole traces are: then the suffix does not fit the grader."""
+"""Detect a forcing suffix that does not fit the grader: forced answers fail although complete traces succeed."""
 
 from collections import defaultdict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 MIN_BATCHES = 10
-MIN_FORCED = 300  # prefixes: at a chance of success of 1 %, none of them is right in 5 % of the cases
+MIN_FORCED = 300  # prefixes: with a success rate of 1 %, the probability of no correct answer is 5 %
 MIN_OUTCOME = 0.1
 MAX_FORCED = 0.01
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What a batch shows of one verifier's rows.
+    """The results of one verifier's rows in a batch.
 
     Args:
         outcomes (`tuple[float, ...]`): known outcomes of the traces.
-        forced (`tuple[float, ...]`): known chances of success at their prefixes.
+        forced (`tuple[float, ...]`): known success rates of forced answers at their prefixes.
     """
 
     outcomes: tuple[float, ...]
@@ -24,12 +24,12 @@ class Batch:
 
 
 def is_enough(batches: Sequence[Batch]) -> bool:
-    """Return whether the batches have enough prefixes to judge by."""
+    """Return whether the batches have enough prefixes for a decision."""
     return len(batches) >= MIN_BATCHES and sum(len(batch.forced) for batch in batches) >= MIN_FORCED
 
 
 def never_right(batches: Sequence[Batch]) -> bool:
-    """Return whether traces succeed in at least `MIN_OUTCOME` and forced answers in at most `MAX_FORCED` of the cases.
+    """Return whether traces succeed at a rate of at least `MIN_OUTCOME` and forced answers of at most `MAX_FORCED`.
 
     Args:
         batches (`Sequence[Batch]`): with at least one outcome and one prefix.
@@ -40,20 +40,20 @@ def never_right(batches: Sequence[Batch]) -> bool:
 
 
 class ForcedWatch:
-    """Watches the last batches of each verifier, as few as are enough."""
+    """Keep the last batches of each verifier, no more than a decision needs."""
 
     def __init__(self) -> None:
         self._batches: dict[str | None, deque[Batch]] = defaultdict(deque)
         self._reported: set[str | None] = set()
 
     def observe(self, verifier: str | None, batch: Batch) -> int:
-        """Add a batch. Return the number of batches if their forced answers are never right, else 0.
+        """Add a batch. Return the number of batches if their forced answers almost never succeed, else 0.
 
         A verifier is reported once.
 
         Args:
             verifier (`str`, *optional*): the name of the rows' verifier.
-            batch (`Batch`): one without outcomes or prefixes is left out.
+            batch (`Batch`): the batch; it is ignored if it has no outcomes or no prefixes.
         """
         batches = self._batches[verifier]
         if batch.outcomes and batch.forced:

@@ -1,4 +1,4 @@
-"""Does the forcing suffix fit what grades? Checked before the run with the training set, and watched during it."""
+"""Check that the forcing suffix fits the grader, before a run with the training set and during the run."""
 
 import inspect
 from collections import defaultdict
@@ -18,7 +18,7 @@ logger = get_logger(__name__)
 
 
 class ForcingChecks:
-    """A piece of a [`DUMPTrainer`] that constructs the forcing suffix and checks it."""
+    """A mixin of [`DUMPTrainer`] that constructs and checks the forcing suffix."""
 
     args: MRTConfig
     chat_template_kwargs: dict[str, Any]
@@ -33,17 +33,17 @@ class ForcingChecks:
     _with_thinking: Any
 
     def _set_up_forcing(self, args: MRTConfig) -> None:
-        """Construct the forcing suffix and check it with what grades the training set.
+        """Construct the forcing suffix and check it with the graders of the training set.
 
         Raises:
-            ValueError: no suffix is known for the chat template and a verifier, the suffix does not end the thinking,
-                or a verifier rejects a right answer that is forced.
+            ValueError: if no suffix is known for the chat template and a verifier, if the suffix does not end the
+                thinking, or if a verifier rejects a correct forced answer.
         """
         self._forcing = Forcing(self._tokenizer, args.forcing_suffix, self.chat_template_kwargs)
         self._checked_verifiers, self._forced_watch = set[str](), ForcedWatch()
         if not self._cycles:
             return  # a stream is checked batch by batch
-        # Rows without a verifier are forced too, unless nothing else grades them.
+        # Rows without a verifier are also forced to answer, unless nothing else grades them.
         only_verified = self._gold_is_correctness() and args.progress != "prefix"
         for verifier in {verifier_of({"verifier": name}) for name in column_of(self.train_dataset, "verifier")}:
             if verifier or not only_verified:
@@ -52,7 +52,7 @@ class ForcingChecks:
         self._check_forced_reward()
 
     def _check_forcing(self, rows: Any) -> None:
-        """Raise `ValueError` if a verifier of these rows rejects a right answer that is forced."""
+        """Raise `ValueError` if a verifier of these rows rejects a correct forced answer."""
         if self.args.success_estimator != "likelihood" and not self._gold_is_correctness():
             return
         found = {name: some for name, some in rows_by_verifier(rows).items() if name not in self._checked_verifiers}
@@ -62,9 +62,10 @@ class ForcingChecks:
         check_forcing(self._forcing, found, starts_in_thinking)
 
     def _check_forced_reward(self) -> None:
-        """Warn if a gold reward of the user's own gives a forced reference less than 1, where it can be called alone.
+        """Warn if a user's gold reward gives less than 1 to the forced reference answer.
 
-        The column `answer` need not be an answer as the model writes it, so a low reward is no error.
+        The check is skipped if the function cannot be called on its own. The column `answer` may not be in the form
+        in which the model writes answers, so a low reward is not an error.
         """
         if self._gold_index is None or self._gold_is_correctness() or self.args.success_estimator == "likelihood":
             return
@@ -87,22 +88,22 @@ class ForcingChecks:
                     log_extra=lambda name, values: None,
                     **columns,
                 )
-            except Exception:  # it may need what only a batch has; then `ForcedWatch` finds out
+            except Exception:  # it may need a real batch; `ForcedWatch` then detects the problem
                 return
             if reward is None or reward >= 1:
                 return
         logger.warning(
-            f"the reward function {self.reward_func_names[self._gold_index]!r} gives a reference that is forced "
-            f"{reward}: {text!r}; if the column `answer` is what the model should write, set forcing_suffix to a text "
-            "that opens an answer as the function reads it"
+            f"the reward function {self.reward_func_names[self._gold_index]!r} gives the reward {reward} to a forced "
+            f"answer made from the column `answer`: {text!r}. If the model should write this answer, set "
+            "forcing_suffix to a text that opens an answer in the form that the function reads"
         )
 
     def _watch_forced(self, outcomes: torch.Tensor, forced: torch.Tensor) -> None:
-        """Warn once for a verifier if this process's traces often succeed and their forced answers never do.
+        """Warn once per verifier if this process's traces often succeed and their forced answers almost never do.
 
         Args:
             outcomes (`torch.Tensor` of shape (B, …)): outcomes of this process's rows, NaN where there is none.
-            forced (`torch.Tensor` of shape (B, …)): chances of success of forced answers, NaN where there is none.
+            forced (`torch.Tensor` of shape (B, …)): success rates of forced answers, NaN where there is none.
         """
         by_verifier: dict[str | None, list[int]] = defaultdict(list)
         for row, drawn in enumerate(self._drawn):
@@ -112,10 +113,10 @@ class ForcingChecks:
             if number:
                 where = f"verifier {verifier!r}, " if verifier else ""
                 logger.warning(
-                    f"in the last {number} batches, forced answers are almost never right and whole traces often are "
-                    f"({where}forcing suffix {self._forcing.suffix_for(verifier)!r}), so progress is not measured; "
-                    "set forcing_suffix to a text after which the model answers in a form that is graded, or raise "
-                    "forced_answer_tokens"
+                    f"in the last {number} batches, forced answers are almost never correct but complete traces often "
+                    f"are ({where}forcing suffix {self._forcing.suffix_for(verifier)!r}), so progress is not "
+                    "measured. Set forcing_suffix to a text after which the model answers in the form that is graded, "
+                    "or raise forced_answer_tokens"
                 )
 
     def _gold_is_correctness(self) -> bool:

@@ -39,7 +39,7 @@ def _warpers(temperature: float, top_p: float, top_k: int, min_p: float | None) 
 
 
 def largest_of_processes(number: int, device: torch.device) -> int:
-    """Return the largest of the numbers that the processes pass. Every process must call it."""
+    """Return the largest number over all processes. Every process must call this function."""
     tensor = torch.tensor(number, device=device)
     dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
     return int(tensor)
@@ -72,8 +72,8 @@ def sample_completions(
         eos_token_ids (`Sequence[int]`): tokens that end a completion (the ending token is part of it).
         pad_token_id (`int`): filler for the left padding.
         synced (`bool`, *optional*, defaults to `False`): run as many forward passes as the other processes, which
-            call this function at the same time. Needed where a forward pass is a collective operation (FSDP). The
-            samples are the same.
+            call this function at the same time. Needed if a forward pass is a collective operation (FSDP). The
+            samples do not change.
 
     Returns:
         `list[list[int]]` of length B: the completions' token ids, in the order of `prompt_ids`.
@@ -113,7 +113,7 @@ def sample_completions(
     tokens_TB = []  # one (rows, tokens) pair a step
 
     for step in range(max_new_tokens):
-        if temperature == 0 or num_live == 0:  # rows that only keep pace with other processes draw nothing
+        if temperature == 0 or num_live == 0:  # a finished process that waits for others draws no random numbers
             token_B = logits_BV.argmax(-1)
         else:
             scores_BV = warpers(None, logits_BV.float())

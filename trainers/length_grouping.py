@@ -6,8 +6,8 @@ split, and cutting the columns that are padding in every row of a micro-batch, l
 to rounding (a step sums over its rows whatever their order) and saves most of the forward and backward time.
 
 This holds only if a row's log-probabilities depend neither on its left padding nor on the other rows. TRL passes no
-position ids, so a model with absolute positions counts the padding; some rotary embeddings change their frequencies
-with the width of the batch. `obstacle_in_model` finds such models.
+position ids, so a model with absolute positions counts the padding as positions. Some rotary embeddings change their
+frequencies with the width of the batch. `obstacle_in_model` detects such models.
 """
 
 from collections.abc import Sequence
@@ -19,10 +19,10 @@ Batch = dict[str, Any]
 
 
 def obstacle_in_model(model: torch.nn.Module, aux_loss_enabled: bool) -> str | None:
-    """Return why other micro-batches would change the gradient of a model, and the fix; `None` if they would not.
+    """Return why regrouping would change the gradient of a model, and the fix; `None` if it would not.
 
-    Of the ways to encode positions, only rotary embeddings are accepted. Others may be independent of padding too
-    (ALiBi, OPT's), but nothing in a model identifies them.
+    Only rotary position embeddings are accepted. Other encodings may be independent of padding too (ALiBi, OPT's), but
+    nothing in a model identifies them.
 
     Args:
         model (`torch.nn.Module`): a transformers model, with or without an adapter.
@@ -30,8 +30,8 @@ def obstacle_in_model(model: torch.nn.Module, aux_loss_enabled: bool) -> str | N
     """
     if aux_loss_enabled:
         return (
-            "length_grouping would change the auxiliary loss of the mixture of experts, which balances the load of "
-            "each micro-batch: set router_aux_loss_coef to 0, or length_grouping to false"
+            "length_grouping would change the auxiliary loss of a mixture-of-experts model, which is computed per "
+            "micro-batch: set router_aux_loss_coef to 0, or length_grouping to false"
         )
     types: set[str] = set()  # of the model's rotary embeddings, which may differ by layer
     for module in model.modules():
@@ -39,8 +39,8 @@ def obstacle_in_model(model: torch.nn.Module, aux_loss_enabled: bool) -> str | N
         types.update(found.values() if isinstance(found, dict) else [found] if found else [])
     if not types:
         return (
-            "length_grouping cuts padding on the left, which a model without rotary position embeddings may count as "
-            "positions: set length_grouping to false"
+            "length_grouping trims padding on the left, which a model without rotary position embeddings may count "
+            "as positions: set length_grouping to false"
         )
     by_width = sorted(kind for kind in types if "dynamic" in kind or kind == "longrope")
     if by_width:

@@ -50,8 +50,8 @@ class MetaRewardConfig(RewardConfig):
             Dropout on the input embeddings that makes two views of a text. The model's own dropout adds to it with
             `disable_dropout: false`.
         contrastive_queue_size (`int`, *optional*, defaults to `256`):
-            Features of past items that the term compares a micro-batch with, beside those of the other processes; 0
-            for none.
+            Number of past items with which the term compares a micro-batch, in addition to the items of the other
+            processes; 0 for none.
         num_prototypes (`int`, *optional*):
             Of SwAV; by default 50 on pairs and 20 on differences.
         meta_step (`str`, *optional*, defaults to `"none"`):
@@ -85,7 +85,7 @@ class MetaRewardConfig(RewardConfig):
         default=0.05, metadata={"help": "Dropout on the input embeddings that makes the two views."}
     )
     contrastive_queue_size: int = field(
-        default=256, metadata={"help": "Features of past items that the term compares a micro-batch with."}
+        default=256, metadata={"help": "Number of past items with which the term compares a micro-batch."}
     )
     num_prototypes: int | None = field(default=None, metadata={"help": "Prototypes of swav."})
     meta_step: str = field(default="none", metadata={"help": "MetaRM's step: none, plain or normalised."})
@@ -106,8 +106,8 @@ class MetaRewardConfig(RewardConfig):
             self._settle_contrastive()
         if self.meta_step != "none" and self.fp16:
             raise ValueError(
-                "meta_step does not work with fp16: true, whose loss scaling leaves out the difference objective's "
-                "gradient: set bf16: true instead, or neither"
+                "meta_step does not work with fp16: true, because its loss scaling does not apply to the gradient of "
+                "the difference objective: set bf16: true, or neither"
             )
         if self.meta_step_size is None and self.meta_step != "none":
             self.meta_step_size = 5e-6 if self.meta_step == "plain" else 0.05
@@ -117,7 +117,7 @@ class MetaRewardConfig(RewardConfig):
             raise ValueError(f"per_device_meta_batch_size must be at least 1, got {self.per_device_meta_batch_size}")
 
     def _unused(self) -> dict[str, str]:
-        """Return the options that have no effect beside the others, each with the reason."""
+        """Return the options that have no effect in this combination, each with the reason."""
         unused = {}
         if self.contrastive != "swav":
             unused["num_prototypes"] = f"contrastive: {self.contrastive}"

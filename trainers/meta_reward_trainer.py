@@ -16,13 +16,13 @@ What deviates from the papers, and why:
 - `normalised` moves by a given length, as SAM does: plain steps of 5e-6 vanish in rounding and depend on the scale.
 - With gradient accumulation the move is made once an optimizer step, from one meta batch. The logged loss is the one
   at the moved weights.
-- The moved weights are float32, under DeepSpeed with `bf16: true` too (`weight_precision.py`): in bfloat16 most of the
-  move is rounded away. The move made is measured, and a first one that rounding has spoiled is an error.
-- Contrastive terms compare the items of a micro-batch also with those of the other processes and with past ones, which
-  get no gradient (`contrastive_queue_size`).
-- J rewards any spread, labels have no part in it: the logs say how much of the spread is length.
+- The moved weights are float32, also under DeepSpeed with `bf16: true` (`weight_precision.py`): in bfloat16, rounding
+  removes most of the move. The actual move is measured, and the run ends if rounding distorts the first one.
+- Contrastive terms also compare the items of a micro-batch with those of the other processes and with past items,
+  which get no gradient (`contrastive_queue_size`).
+- J rewards any spread and does not use labels: the log has the correlation of score and length.
 
-The mathematics is in `reward_losses.py`, `contrastive.py` and `rewards/preference_strength.py`, the move in
+The math is in `reward_losses.py`, `contrastive.py` and `rewards/preference_strength.py`, the move in
 `meta_step.py`.
 """
 
@@ -58,7 +58,7 @@ from .whole_checkpoints import CountedTokens
 
 logger = get_logger(__name__)
 
-MIN_COSINE = 0.9  # of the move made and the intended one
+MIN_COSINE = 0.9  # between the actual move and the intended one
 PROTOTYPES = "prototypes.safetensors"
 QUEUE = "contrastive_queue.safetensors"
 # Columns beside TRL's `margin`, under names that no data set has for another purpose, and what the loss calls them.
@@ -192,7 +192,7 @@ class MetaRewardTrainer(NamedModelCard, CountedTokens, FiniteTraining, RewardTra
             self.model.swav_prototypes = prototypes.to(self.model.device)
 
     def _check_weights_can_move(self) -> None:
-        """Raise `ValueError` for sharding and weight types with which MetaRM's move would be lost or wrong."""
+        """Raise `ValueError` for sharding and weight types with which MetaRM's move would be wrong or rounded away."""
         if self.is_fsdp_enabled:
             raise ValueError(
                 "meta_step does not work with FSDP, which shards the weights that it moves: use DDP or DeepSpeed "
@@ -205,7 +205,7 @@ class MetaRewardTrainer(NamedModelCard, CountedTokens, FiniteTraining, RewardTra
             )
         if (dtype := low_precision_type(p for p in self.model.parameters() if p.requires_grad)) is not None:
             raise ValueError(
-                f"meta_step moves the weights by less than {dtype} resolves: load them in float32 (dtype: float32; "
+                f"meta_step moves the weights by less than {dtype} can resolve: load them in float32 (dtype: float32; "
                 "bf16: true still computes in bfloat16)"
             )
 
@@ -336,12 +336,12 @@ class MetaRewardTrainer(NamedModelCard, CountedTokens, FiniteTraining, RewardTra
         metrics["meta/length_correlation"].append(self._mean(_correlation(spread["rewards"], spread["lengths"])))
 
     def _check_move(self, move: Move, intended: float) -> None:
-        """Raise if a run's first move is mostly rounded away, and put the weights back; warn once of a later one."""
+        """Raise and restore the weights if rounding distorts a run's first move; warn once about a later move."""
         if move.cosine >= MIN_COSINE:
             return
         fix = "Raise meta_step_size, or set meta_step: normalised"
-        if self.state.global_step > 0:  # of the run, not of this process: a resumed run goes on as it would have
-            logger.warning_once(f"meta_step: moves are partly rounded away, see meta/move_cosine. {fix}")
+        if self.state.global_step > 0:  # counts the steps before a resume too, so a resumed run does not stop either
+            logger.warning_once(f"meta_step: rounding distorts the moves of the weights, see meta/move_cosine. {fix}")
             return
         self._shift.undo()
         raise ValueError(
@@ -363,7 +363,7 @@ class MetaRewardTrainer(NamedModelCard, CountedTokens, FiniteTraining, RewardTra
             methods.append(Method("MetaRM", self._paper))
         return methods
 
-    # ---- what a checkpoint holds beside the model: past features, and prototypes, which are trained with it ----
+    # ---- what a checkpoint has in addition to the model: past features and prototypes ----
 
     @property
     def _keeps_features(self) -> bool:

@@ -13,8 +13,8 @@ move alike. What is moved depends on who holds the weights:
 - ZeRO-3: the objective runs on gathered weights, as generation does, and each process moves its own shards. For that
   long every process holds the weights and one gradient of them.
 
-A move that is small beside the spacing of the weights' numbers is rounded away, so the move is measured on the weights
-themselves.
+Rounding removes a move that is smaller than the spacing of representable numbers, so the move is measured on the
+weights themselves.
 """
 
 from collections.abc import Callable, Iterator
@@ -69,7 +69,7 @@ def norm_of(gradients: Gradients) -> float:
 
 @dataclass(frozen=True)
 class Move:
-    """A move as the weights made it, after rounding.
+    """An actual move of the weights, after rounding.
 
     Args:
         length (`float`): Euclidean norm of the difference between the weights after and before.
@@ -94,7 +94,7 @@ class WeightShift:
 
     @torch.no_grad()
     def along(self, gradients: Gradients, step_size: float) -> Move:
-        """Move the weights by `step_size` times the gradient, and return the move that was made.
+        """Move the weights by `step_size` times the gradient, and return the actual move.
 
         Raises:
             RuntimeError: if they are moved already.
@@ -144,7 +144,7 @@ class WeightShift:
 
 
 def _products(held: torch.Tensor, before: torch.Tensor, part: torch.Tensor, step_size: float) -> torch.Tensor:
-    """Return the inner products of the move made with itself and with the intended one, and of that with itself."""
+    """Return three inner products: actual with actual, actual with intended, and intended with intended move."""
     dtype = torch.promote_types(held.dtype, torch.float32)
     moved = held.to(dtype) - before.to(dtype)
     intended = part.to(held.device, dtype) * step_size
@@ -153,7 +153,7 @@ def _products(held: torch.Tensor, before: torch.Tensor, part: torch.Tensor, step
 
 
 def _held(parameter: nn.Parameter, gradient: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield what this process holds of a parameter, with the gradient's part of it; its own share comes first."""
+    """Yield this process's tensors of a parameter with the matching parts of the gradient; its own shard first."""
     if not hasattr(parameter, "ds_tensor"):
         yield parameter.data, gradient
         return

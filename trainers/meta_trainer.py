@@ -2,13 +2,13 @@
 
 The total reward is the weighted sum of all reward functions; one of them may be gold, which tells right from wrong.
 
-- Policy: the total's advantages. Progress is made towards gold alone and added; what judges and reward models pay
-  counts once, and they are never asked about the forced answers by which progress is measured.
+- Policy: the advantages of the total reward, plus progress. Progress is measured by the gold reward alone. Rewards of
+  judges and reward models count once; they never score the forced answers that measure progress.
 - Curriculum: the advantages of the outcome, before progress; of the total, or with `curriculum_reward: gold` of gold.
-- Rubric: tried against gold. When it changes, a curriculum that sees the judge discounts what it observed by the old
-  rubric.
-- Scales: rewards add up as they are, and the advantages are divided by gold's deviation (`advantages.py`); within a
-  group only what was scored by the same functions is compared.
+- Rubric: tested against gold. When it changes, a curriculum that sees the judge discounts its observations under the
+  old rubric.
+- Scales: rewards are added without rescaling, and the advantages are divided by the standard deviation of gold
+  (`advantages.py`). Within a group, only completions that the same functions scored are compared.
 """
 
 from .meta_config import MetaConfig

@@ -23,22 +23,23 @@ class MPOConfig(DUMPConfig):
         meta_pool (`int`, *optional*, defaults to `512`):
             Judged completions that are kept to choose from, the newest; they are part of the checkpoint.
         gate (`bool`, *optional*, defaults to `True`):
-            Try a new rubric on held-out completions and refuse it unless it ranks them at least as well as the rubric
-            in force. Without it every rubric is taken, as in the paper.
+            Test a new rubric on held-out completions and reject it unless it ranks them at least as well as the rubric
+            in force. Without the gate every rubric is accepted, as in the paper.
         gate_cases (`int`, *optional*, defaults to `64`):
-            Completions of one measurement of the gate, four of each prompt; half as many where there is no gold score.
-            None of their prompts is shown to the meta judge.
+            Number of completions in one measurement of the gate, four per prompt; half as many if there is no gold
+            score. The meta judge sees none of their prompts.
         gate_measurements (`int`, *optional*, defaults to `3`):
-            Most measurements of a new rubric, each on further prompts; the second and third are made only while chance
-            could explain the difference. Fewer are made if fewer prompts are held out: at most three quarters of those
-            in `meta_pool`.
+            Maximum number of measurements of a new rubric, each on other prompts. A further measurement is made only
+            if chance could explain the difference. At most three quarters of the prompts in `meta_pool` are held out;
+            if these are too few, fewer measurements are made.
         gate_repeats (`int`, *optional*, defaults to `2`):
-            How often each completion is judged by each rubric where there is no gold score, to measure a judge's
-            noise. Against gold the new rubric judges each once, and the scores by the rubric in force are known.
+            Number of judgments of each completion by each rubric if there is no gold score, to measure a judge's
+            noise. With gold scores, the new rubric judges each completion once, and the scores by the rubric in force
+            are already known.
         gate_temperature (`float`, *optional*, defaults to `0.7`):
-            Of repeated judgements; at 0 a judge that is unsure repeats itself.
+            Sampling temperature of repeated judgments; at 0 they would all be the same.
         gate_tolerance (`float`, *optional*, defaults to `0.0`):
-            By how much a new rubric may rank worse than the one in force.
+            By how much the new rubric's rank accuracy or reliability may be lower than that of the rubric in force.
         rollback_window (`int`, *optional*, defaults to `8`):
             Batches after which a new rubric is compared with what was before it; 0 never looks back.
         rollback_drop (`float`, *optional*, defaults to `0.1`):
@@ -57,13 +58,13 @@ class MPOConfig(DUMPConfig):
     meta_every: int = field(default=10, metadata={"help": "Generation batches between meta steps (k); 0 for none."})
     meta_cases: int = field(default=20, metadata={"help": "Judged completions shown to a meta step (n)."})
     meta_pool: int = field(default=512, metadata={"help": "Judged completions kept to choose from."})
-    gate: bool = field(default=True, metadata={"help": "Refuse a rubric that ranks held-out completions worse."})
+    gate: bool = field(default=True, metadata={"help": "Reject a rubric that ranks held-out completions worse."})
     gate_cases: int = field(default=64, metadata={"help": "Completions of one measurement of a new rubric."})
-    gate_measurements: int = field(default=3, metadata={"help": "Most measurements, while the gate is undecided."})
+    gate_measurements: int = field(default=3, metadata={"help": "Maximum number of measurements of a new rubric."})
     gate_repeats: int = field(
-        default=2, metadata={"help": "How often each is judged by each rubric where there is no gold."}
+        default=2, metadata={"help": "Judgments of each completion by each rubric if there is no gold."}
     )
-    gate_temperature: float = field(default=0.7, metadata={"help": "Temperature of repeated judgements."})
+    gate_temperature: float = field(default=0.7, metadata={"help": "Temperature of repeated judgments."})
     gate_tolerance: float = field(default=0.0, metadata={"help": "By how much a new rubric may rank worse."})
     rollback_window: int = field(
         default=8, metadata={"help": "Batches after which a change is looked back on; 0: never."}
@@ -100,7 +101,7 @@ class MPOConfig(DUMPConfig):
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
 
     def _reject_unused(self) -> None:
-        """Reject options of what is off; a trainer also rejects those of a judge that it does not have."""
+        """Reject options of features that are off; the trainer also rejects those of a missing judge."""
         if not self.meta_every:
             return reject_unused(self, dict.fromkeys(META, "meta_every: 0"))
         unused = {}
@@ -108,7 +109,7 @@ class MPOConfig(DUMPConfig):
             unused = dict.fromkeys(("gate_measurements", "gate_tolerance"), "gate: false")
         if not self.rollback_window:
             unused["rollback_drop"] = "rollback_window: 0"
-            if not self.gate:  # the running check also tries rubrics on completions
+            if not self.gate:  # the running check also uses these options
                 unused |= dict.fromkeys(("gate_cases", "gate_repeats"), "gate: false and rollback_window: 0")
         reject_unused(self, unused)
 

@@ -8,19 +8,20 @@ the last change; it rewrites the rubric, and what passes the gate is the rubric 
 
 What deviates from the paper or its released code, and why:
 
-- Totals are normalised by what a rubric makes attainable: the raw sums of the code rose 25-fold without any learning.
+- Totals are normalized by a rubric's possible range: the raw sums of the code rose 25-fold without any learning.
 - Cases are chosen for what they say (`rewards/judged_cases.py`), not at random; the analyst sees reasons, gold and how
   all scores are spread.
-- A gate (`rewards/rubric_gate.py`) compares old and new rubric on completions that the meta judge has not seen, and
-  refuses one that may rank worse; a running check goes back to the parent if that has become the better one, on
-  completions of now and of the run's beginning.
-- Only the main process talks to the meta model. All processes take up a rubric at the same point between two batches;
-  with every batch they are told the version, so that no group is ever judged by two.
-- A meta step that fails leaves the rubric as it is and says so; a completion that could not be judged has no reward.
-- The policy is trained by GRPO instead of PPO: TRL's. Where a verifier pays beside the judge, the advantages are
-  divided by the verifier's deviation (`advantages.py`), so that the judge counts by its weight on prompts that are
-  always or never solved.
-- A second judge that trains nothing looks on, and raises an alarm when the two part.
+- A gate (`rewards/rubric_gate.py`) compares the old and the new rubric on completions that the meta judge has not
+  seen, and rejects a rubric that may rank worse. A running check goes back to the parent if the parent now ranks
+  better, on completions from now and from the beginning of the run.
+- Only the main process calls the meta model. All processes apply a new rubric at the same point between two batches.
+  They receive the version with every batch, so that no group is judged by two versions.
+- A failed meta step leaves the rubric unchanged and logs the failure; a completion that could not be judged has no
+  reward.
+- The policy is trained by TRL's GRPO instead of PPO. If a verifier is combined with the judge, the advantages are
+  divided by the standard deviation of the verifier's reward (`advantages.py`), so that the judge counts by its weight
+  on prompts that are always or never solved.
+- A held-out judge observes only, and raises an alarm when its scores and the judge's diverge.
 """
 
 import textwrap
@@ -131,7 +132,7 @@ class MPOTrainer(DUMPTrainer):
         if not judges and (meta_judge is not None or held_out_judge is not None):
             raise ValueError("a meta_judge and a held_out_judge go with a JudgeReward among reward_funcs")
         if not judges:
-            unused = [name for name in OWN_OPTIONS if name != "meta_every" or self.args.meta_every]  # 0 is true of it
+            unused = [name for name in OWN_OPTIONS if name != "meta_every" or self.args.meta_every]  # it is already 0
             reject_unused(self.args, dict.fromkeys(unused, "no JudgeReward among reward_funcs"))
         elif held_out_judge is None:
             reject_unused(self.args, dict.fromkeys(HELD_OUT, "no held_out_judge"))
@@ -163,7 +164,7 @@ class MPOTrainer(DUMPTrainer):
         return self._judge_reward.judge
 
     def _discount_other_rubric(self) -> None:
-        """Discount what a curriculum that sees the judge observed by another rubric."""
+        """Discount the curriculum's observations under another rubric, if the curriculum sees the judge."""
         pays = self.reward_weights[self.reward_funcs.index(self._judge_reward)] != 0
         if pays and self.args.curriculum_reward == "total":
             self.curriculum.discount_past()

@@ -27,49 +27,49 @@ class MRTConfig(DUMPConfig):
 
     Parameters:
         progress (`str`, *optional*, defaults to `"none"`):
-            `"episode"` pays every episode for the rise it makes in the chance of success; `"prefix"` trains rollouts
-            that continue from a stale prefix together with rollouts that answer there; `"anytime"` counts success at
-            every token budget; `"length_penalty"` is the baseline people use. Options that have no effect with a form
-            are rejected.
+            `"episode"` rewards each episode for its increase in the probability of success; `"prefix"` trains rollouts
+            that continue from a stale prefix together with rollouts that answer there; `"anytime"` rewards success at
+            every token budget; `"length_penalty"` is the usual baseline. Options that have no effect with a form are
+            rejected.
         progress_weight (`float`, *optional*, defaults to `1.0`):
-            The paper's alpha: weight of the progress beside the outcome. Of `prefix`, rollouts that continue weigh
-            `1 + progress_weight` and those that answer at the prefix weigh 1. Of `length_penalty`, the share of a
-            right answer's reward that length can take (0 to 1). `anytime` has no weight: its return contains the
-            outcome.
+            The paper's alpha: weight of progress relative to the outcome. With `prefix`, rollouts that continue weigh
+            `1 + progress_weight` and those that answer at the prefix weigh 1. With `length_penalty`, the share of a
+            correct answer's reward that a long answer can lose (0 to 1). `anytime` has no weight: its return contains
+            the outcome.
         progress_decay (`float`, *optional*, defaults to `0.0`):
-            Of `episode`: how much of later episodes' progress an episode is paid too, 0 (none) to 1 (all of it: the
-            outcome against the chance of success before the episode).
+            For `episode`: share of the later episodes' progress that an episode earns too, from 0 (none) to 1 (all of
+            it: the outcome minus the probability of success before the episode).
         progress_scale (`str`, *optional*, defaults to `"outcome"`):
-            What the advantages of `episode` and `anytime` are divided by. `"outcome"`: what `scale_rewards` divides
-            the outcome's by, with a floor where the outcomes of a group agree, so that `progress_weight` means the
-            same on easy and on hard prompts. For comparison: `"batch"`, their own root mean square over the batch, or
-            `"none"`, nothing.
+            Divisor of the advantages of `episode` and `anytime`. `"outcome"`: the divisor that `scale_rewards` gives
+            the outcome, with a floor if the outcomes of a group are equal, so that `progress_weight` has the same
+            effect on easy and on hard prompts. For comparison: `"batch"`, their own root mean square over the batch,
+            or `"none"`, no divisor.
         episodes (`dict` or `str`, *optional*):
-            How a trace is cut; the options of [`metatune.rewards.EpisodeRule`], for instance `{by: delimiter}`. By
+            How a trace is split; the options of [`metatune.rewards.EpisodeRule`], for instance `{by: delimiter}`. By
             default paragraphs that open with a turning phrase.
         success_estimator (`str`, *optional*, defaults to `"rollouts"`):
             How the chance of success at a prefix is found: `"rollouts"` samples forced answers; `"likelihood"` sums
             the probability of all accepted answers, without noise, where the task can list them (at `temperature`,
             without `top_p`, `top_k` and `min_p`).
         num_forced_answers (`int`, *optional*, defaults to `4`):
-            Forced answers sampled at each prefix (K); at least 2 for `episode`, which estimates their noise.
+            Number of forced answers sampled at each prefix (K); at least 2 for `episode`, which estimates their noise.
         forced_answer_tokens (`int`, *optional*, defaults to `32`):
             Largest number of tokens of a forced answer.
         forcing_suffix (`str`, *optional*):
-            Text that ends the thinking and opens the answer. By default it depends on the chat template and on the
-            row's verifier.
+            Text that ends the thinking and opens the answer. The default depends on the chat template and on the row's
+            verifier.
         budgets (`list[int]`, *optional*):
             Token budgets of `anytime`, increasing; the last must be `max_completion_length`. By default four equal
             parts.
         terminating_generations (`int`, *optional*):
-            Of the `num_generations` rollouts of a prefix, how many answer at once. By default a quarter, and at least
-            two with separate baselines, one with a joint one; 0 is GRPO from prefixes without a bonus.
+            How many of the `num_generations` rollouts of a prefix answer at once. By default a quarter, but at least
+            two with separate baselines and one with a joint baseline; 0 is GRPO from prefixes without a bonus.
         prefix_baseline (`str`, *optional*, defaults to `"separate"`):
             What `prefix` subtracts from a reward: the mean over the group's rollouts of the same kind, continuing or
-            terminating (`"separate"`), or over the whole group (`"joint"`, the paper's). The joint mean gives every
-            continuing rollout the same advantage on top, wherever continuing and answering at once differ in success:
-            noise, because neither the prefix nor the forced suffix is an action of the policy. `"separate"` needs at
-            least two rollouts of each kind.
+            terminating (`"separate"`), or over the whole group (`"joint"`, as in the paper). If continuing and
+            answering at once differ in success, the joint mean adds the same number to the advantages of all
+            continuing rollouts. This is noise, because neither the prefix nor the forced suffix is an action of the
+            policy. `"separate"` needs at least two rollouts of each kind.
     """
 
     _VALID_DICT_FIELDS = [*DUMPConfig._VALID_DICT_FIELDS, "episodes"]
@@ -83,7 +83,7 @@ class MRTConfig(DUMPConfig):
     )
     progress_scale: str = field(
         default="outcome",
-        metadata={"help": "Divide progress advantages as the outcome's (outcome), by their own size (batch), or not."},
+        metadata={"help": "Divisor of progress advantages: the outcome's, their own size (batch), or none."},
     )
     episodes: dict | str | None = field(
         default=None,
@@ -95,7 +95,7 @@ class MRTConfig(DUMPConfig):
     num_forced_answers: int = field(default=4, metadata={"help": "Forced answers sampled at each prefix."})
     forced_answer_tokens: int = field(default=32, metadata={"help": "Largest number of tokens of a forced answer."})
     forcing_suffix: str | None = field(
-        default=None, metadata={"help": "Text that ends the thinking and opens the answer; by verifier."}
+        default=None, metadata={"help": "Text that ends the thinking and opens the answer; default by verifier."}
     )
     budgets: list[int] | None = field(
         default=None, metadata={"help": "Token budgets of anytime, the last is max_completion_length."}
@@ -140,7 +140,7 @@ class MRTConfig(DUMPConfig):
             )
 
     def _options_without_effect(self) -> dict[str, str]:
-        """Return the options that have no effect beside the others, each with the reason."""
+        """Return the options that have no effect in this combination, each with the reason."""
         options = dict.fromkeys(name for names in PROGRESS.values() for name in names)
         unused = {name: f"progress: {self.progress}" for name in options if name not in PROGRESS[self.progress]}
         if self.progress in ("episode", "anytime") and self.success_estimator == "likelihood":
@@ -152,13 +152,13 @@ class MRTConfig(DUMPConfig):
         return unused
 
     def _check_measured(self) -> None:
-        """Raise for what does not go with the chance of success at prefixes, or with an advantage of each token."""
+        """Raise for options that do not work with success measured at prefixes, or with one advantage per token."""
         if self.success_estimator == "likelihood" and not self.ds3_gather_for_generation:
             raise ValueError("success_estimator: likelihood needs ds3_gather_for_generation: true")
         if self.progress == "episode" and self.success_estimator == "rollouts" and self.num_forced_answers < 2:
             raise ValueError(
-                "num_forced_answers must be at least 2 for progress: episode, got 1: one answer does not show its own "
-                "noise. Raise it, or set success_estimator: likelihood"
+                "num_forced_answers must be at least 2 for progress: episode, got 1: the noise cannot be estimated "
+                "from one answer. Raise it, or set success_estimator: likelihood"
             )
         for name, given in (
             ("off_policy_mask_threshold", self.off_policy_mask_threshold is not None),
@@ -166,8 +166,8 @@ class MRTConfig(DUMPConfig):
         ):
             if given:
                 raise ValueError(
-                    f"{name} treats a completion by the sign of its advantage, and progress: {self.progress} gives "
-                    "each token its own: remove it, or set progress: none"
+                    f"{name} depends on the sign of a completion's advantage, but progress: {self.progress} gives "
+                    "each token its own advantage: remove it, or set progress: none"
                 )
 
     def _settle_budgets(self) -> None:
@@ -182,16 +182,16 @@ class MRTConfig(DUMPConfig):
             )
 
     def _settle_terminating(self) -> None:
-        least = 2 if self.prefix_baseline == "separate" else 1  # of a kind: alone, a rollout is its own baseline
+        least = 2 if self.prefix_baseline == "separate" else 1  # per kind: a single rollout would be its own baseline
         if self.terminating_generations is None:
             self.terminating_generations = max(least, self.num_generations // 4)
         most = self.num_generations - least
         if self.terminating_generations and not least <= self.terminating_generations <= most:
-            mend = f"set it to {least} to {most}, or to 0 for no bonus"
+            fix = f"set it to {least} to {most}, or to 0 for no bonus"
             if most < least:
-                mend = f"set num_generations to at least {2 * least}"
+                fix = f"set num_generations to at least {2 * least}"
             raise ValueError(
                 f"terminating_generations is {self.terminating_generations} with num_generations: "
                 f"{self.num_generations}, and prefix_baseline: {self.prefix_baseline} needs at least {least} of each "
-                f"kind of rollout: {mend}{', or set prefix_baseline: joint' if least > 1 else ''}"
+                f"kind of rollout: {fix}{', or set prefix_baseline: joint' if least > 1 else ''}"
             )

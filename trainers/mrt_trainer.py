@@ -1,35 +1,35 @@
-"""GRPO that pays each episode of a trace for the progress it makes (MRT), over any curriculum.
+"""GRPO that rewards each episode of a trace for its progress (MRT), with any curriculum.
 
-A trace is cut into episodes. J_j is the chance of success if it were stopped after episode j and had to answer, and
-an episode's progress is the rise of J that it makes. The objective adds the progress of each episode, with the context
-as the policy that sampled it left it (arXiv 2503.07572, section 6):
+A trace is split into episodes. J_j is the probability of success if the trace is stopped after episode j and the model
+must answer. The progress of an episode is the increase of J. The objective adds the progress of each episode, with a
+context sampled by an earlier policy (arXiv 2503.07572, section 6):
 
     l = l_GRPO + alpha * E_x [ sum_j E_{c_(j-1) ~ pi_old, z_j ~ pi} [ J(c_(j-1), z_j) - J(c_(j-1)) ] ]
 
 What deviates from the paper or its released code, and why:
 
 - The paper's bonus is one number at the end of a trace. On an on-policy trace it telescopes to the outcome, so
-  `progress: episode` pays the tokens of each episode for that episode alone; `progress: prefix` is the paper's form.
-- The authors' recipe in the released code, the reward minus that of terminating at the prefix, cancels in the group's
-  mean. The paper normalizes terminating and continuing rollouts jointly, which adds variance; here each kind has its
-  own baseline (`prefix_advantages.py`), and `prefix_baseline: joint` is the paper's form.
-- A terminating rollout is paid by the gold reward alone. Judges, reward models, the curriculum and the pass rates see
+  `progress: episode` rewards the tokens of each episode for that episode only; `progress: prefix` is the paper's form.
+- In the released code, the bonus is the reward minus that of terminating at the prefix, which cancels in the group's
+  mean. The paper normalizes terminating and continuing rollouts jointly, which adds variance. Here each kind has its
+  own baseline (`prefix_advantages.py`); `prefix_baseline: joint` is the paper's form.
+- A terminating rollout gets the gold reward only. Judges, reward models, the curriculum and the pass rates see
   continuing rollouts only.
 - The paper draws prefixes once from the base model. Here a row's prefix is cut from the trace that was sampled when
-  the row was last drawn; at its first visit one is sampled beforehand.
-- J by 4 answers has a standard error of up to 0.25: the progress of each episode is shrunk by the share of noise in
-  its variance. The first and the last episode have half the noise: J_0 is the same for the group, and the outcome is
-  exact. A value that no forced answer could be scored for is bridged. Where a task can list its accepted answers,
-  their summed likelihood replaces sampling.
-- The paper gives no normalization. Progress is multiplied by gold's weight and divided as the outcome's advantage is,
-  by gold's deviation with a floor (`advantages.py`): alpha is then the same on easy and on hard prompts.
-  `length_penalty` (arXiv 2502.04463) has the same divisor, because its own deviation would cancel its weight where all
-  answers are right.
-- The curriculum sees the outcome's advantages, never the bonus.
-- Beside a judge, a reward model or other rewards, progress is made towards the gold reward alone; what the others pay
-  counts once, as without progress.
+  the row was last drawn; when a row is drawn for the first time, a trace is sampled beforehand.
+- An estimate of J from 4 answers has a standard error of up to 0.25, so the progress of each episode is shrunk by the
+  share of noise in its variance. The first and the last episode have half the noise variance: J_0 is the same for the
+  group, and the outcome is exact. If no forced answer at a prefix could be scored, its J is interpolated. If a task
+  can list its accepted answers, their summed likelihood can replace sampling.
+- The paper specifies no normalization. Progress is multiplied by the weight of gold and has the divisor of the
+  outcome's advantage, the standard deviation of gold with a floor (`advantages.py`), so that alpha has the same effect
+  on easy and on hard prompts. `length_penalty` (arXiv 2502.04463) has the same divisor, because its own standard
+  deviation would cancel its weight if all answers are correct.
+- The curriculum sees the advantages of the outcome, never the bonus.
+- With a judge, a reward model or other rewards, progress is measured by the gold reward alone; the other rewards count
+  once, as without progress.
 
-The mathematics is in `progress.py` and `prefix_advantages.py`.
+The math is in `progress.py` and `prefix_advantages.py`.
 """
 
 import json
@@ -65,9 +65,9 @@ class MRTTrainer(SuccessAtPrefixes, DUMPTrainer):
     Has the arguments of [`DUMPTrainer`]. `args` is an [`MRTConfig`], or TRL's `GRPOConfig`.
 
     Raises:
-        ValueError: as [`DUMPTrainer`]; if the forcing suffix is unknown or does not end the thinking, or a verifier
-            of the training set rejects a right answer after it; if
-            `success_estimator: likelihood` meets a row whose accepted answers are no finite list.
+        ValueError: as [`DUMPTrainer`]; if the forcing suffix is unknown or does not end the thinking; if a verifier of
+            the training set rejects a correct answer after it; if the accepted answers of a row cannot be listed with
+            `success_estimator: likelihood`.
     """
 
     _config_class = MRTConfig
@@ -99,42 +99,46 @@ class MRTTrainer(SuccessAtPrefixes, DUMPTrainer):
         if args.progress in ("episode", "anytime") or args.terminating_generations:
             self._set_up_forcing(args)
         self._pool = PrefixPool()
-        self._prefixes: list[list[int]] = []  # what stands before each of this process's rollouts, if anything does
-        self._traces: list[dict[str, Any]] = []  # some of the last batch, for the page that shows them
+        self._prefixes: list[list[int]] = []  # of each of this process's rollouts; empty without `prefix`
+        self._traces: list[dict[str, Any]] = []  # some of the last batch, for the report
 
     def _check_gold(self) -> None:
-        """Raise unless what progress is made towards is paid for."""
+        """Raise if progress needs a gold reward and none with a weight exists."""
         forces = self.args.progress == "prefix" and self.args.terminating_generations
         if self.args.progress not in ("episode", "anytime", "length_penalty") and not forces:
             return
-        told = f"progress: {self.args.progress} pays by what is right"
+        problem = f"progress: {self.args.progress} needs a gold reward"
         if self._gold_index is None:
-            raise ValueError(f"{told}, which neither a judge nor a reward model tells: add a verifier to reward_funcs")
+            raise ValueError(f"{problem}, not only a judge or a reward model: add a verifier to reward_funcs")
         if not self.reward_weights[self._gold_index]:
             name = self.reward_func_names[self._gold_index]
-            raise ValueError(f"{told}, and {name!r} has the weight 0: give it one, or name another by gold_reward")
+            raise ValueError(
+                f"{problem}, and the weight of {name!r} is 0: raise it in reward_weights, or set gold_reward to "
+                "another function"
+            )
 
     def _check_rollouts(self) -> None:
-        """Raise if something besides the policy writes a part of the prompts or completions."""
+        """Raise if the policy does not write all tokens of the completions, or if prompts cannot be extended."""
         form, others = self.args.progress, bool(self.tools) or self.environment_factories is not None
         if form == "prefix" and (others or self.rollout_func is not None):
             raise ValueError(
-                "progress: prefix appends to prompts: remove the tools, the environment or the rollout_func"
+                "progress: prefix appends to prompts, which does not work with tools, an environment or a "
+                "rollout_func: remove them, or set progress: none"
             )
         if form in ("episode", "anytime") and others:
             raise ValueError(
-                f"progress: {form} stops a completion at a prefix and forces an answer there, which tools and an "
-                "environment do not see: remove them, or set progress: none"
+                f"progress: {form} forces answers at prefixes of a completion, which tools and an environment cannot "
+                "process: remove them, or set progress: none"
             )
 
     def _check_outcome(self, outcome: torch.Tensor) -> None:
-        """Raise unless the gold rewards of a batch, shape (B,), can be chances of success."""
+        """Raise if a gold reward of a batch, shape (B,), is not between 0 and 1."""
         outside = outcome[(outcome < 0) | (outcome > 1)]
         if outside.numel():
             name = self.reward_func_names[self._gold_index or 0]
             raise ValueError(
-                f"progress: {self.args.progress} takes the gold reward for a chance of success, between 0 and 1: "
-                f"{name!r} returned {outside[0].item():g}. Return 0 to 1, or name another function with gold_reward"
+                f"progress: {self.args.progress} needs gold rewards between 0 and 1, but the reward function {name!r} "
+                f"returned {outside[0].item():g}. Return 0 to 1, or set gold_reward to another function"
             )
 
     # ---- one batch: TRL generates and scores, then the advantages are replaced ----
@@ -171,7 +175,7 @@ class MRTTrainer(SuccessAtPrefixes, DUMPTrainer):
         return rewards
 
     def _terminating_rows(self, number: int) -> torch.Tensor:
-        """Return which of all processes' `number` completions answer at the prefix, bool: the last of each group."""
+        """Return which of all processes' `number` completions answer at the prefix (bool): the last of each group."""
         members = torch.arange(number, device=self.accelerator.device) % self.num_generations
         return members >= self.num_generations - self.args.terminating_generations
 
@@ -208,7 +212,7 @@ class MRTTrainer(SuccessAtPrefixes, DUMPTrainer):
         weight, outcome = self._paid_weight_of_gold(), self._gold.masked_fill(total.isnan(), torch.nan)
         lengths = self.accelerator.gather(self._lengths)
         shaped = progress.length_penalised(outcome, lengths, self.num_generations, self.args.progress_weight)
-        # A distribution without a gold reward is paid by the others alone.
+        # A distribution without a gold reward gets the other rewards only.
         return self._advantages_over_gold(total + weight * (shaped - outcome).nan_to_num(0.0))
 
     def _prefix_advantages(self, total: torch.Tensor) -> torch.Tensor:
@@ -250,7 +254,7 @@ class MRTTrainer(SuccessAtPrefixes, DUMPTrainer):
         return progress.episode_advantages(bridged, self.num_generations, decay=decay, factor=factor, exists=exists)
 
     def _divides_by_gold(self) -> bool:
-        """Return `True` also beside a plain function, whose weight must count as much as a judge's."""
+        """Return `True` also with a plain function, whose weight must count like that of a judge."""
         beside = self.args.progress != "none" and int((self.reward_weights != 0).sum()) > 1
         return super()._divides_by_gold() or (beside and self._paid_weight_of_gold() != 0)
 
@@ -274,8 +278,8 @@ class MRTTrainer(SuccessAtPrefixes, DUMPTrainer):
             raise ValueError(f"progress: {self.args.progress} is for text only: a prompt of this batch has images")
         if "tool_mask" in outputs:
             raise ValueError(
-                f"progress: {self.args.progress} is for completions that the policy alone writes: the rollout_func "
-                "returns an env_mask. Remove it, or set progress: none"
+                f"progress: {self.args.progress} needs completions of which the policy writes every token, but the "
+                "rollout_func returns an env_mask: remove it, or set progress: none"
             )
         masks = outputs["prompt_mask"].bool()
         prompts = [ids[mask].tolist() for ids, mask in zip(outputs["prompt_ids"], masks, strict=True)]
@@ -319,7 +323,8 @@ class MRTTrainer(SuccessAtPrefixes, DUMPTrainer):
         for row in self._drawn_rows:
             ids = self._pool.get(row)
             ends = [0, *episode_ends(ids, token_texts(self._tokenizer, ids), self._rule)][:-1] or [0]
-            ends = [end for end in ends if end < self.max_completion_length]  # lowered since the trace was sampled
+            # The limit may be lower than when the trace was sampled.
+            ends = [end for end in ends if end < self.max_completion_length]
             prefixes.append(ids[: ends[generator.integers(len(ends))]])
         first = len(self._drawn) * self.accelerator.process_index
         self._prefixes, self._terminating = [], []
@@ -367,7 +372,7 @@ class MRTTrainer(SuccessAtPrefixes, DUMPTrainer):
         return completion_ids, logprobs
 
     def _log_forced_rollouts(self, completion_ids: list[list[int]]) -> None:
-        """Log how many of the terminating rollouts came to an end; `_observe` counts their tokens."""
+        """Log the share of terminating rollouts that ended by themselves; `_observe` counts their tokens."""
         eos = set(self.eos_token_ids)
         ended = [
             bool(ids) and ids[-1] in eos
@@ -468,9 +473,9 @@ class MRTTrainer(SuccessAtPrefixes, DUMPTrainer):
             longest = self._pool.longest()
             if longest > self.max_completion_length:
                 logger.warning(
-                    f"{checkpoint} holds stale traces of up to {longest} tokens, more than max_completion_length, "
-                    f"{self.max_completion_length}. They are cut at episodes that end before it, until their rows are "
-                    "drawn again"
+                    f"{checkpoint} has stale traces of up to {longest} tokens, but max_completion_length is "
+                    f"{self.max_completion_length}. Until their rows are drawn again, they are cut after episodes "
+                    "that end before this limit"
                 )
 
 

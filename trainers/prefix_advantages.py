@@ -1,25 +1,25 @@
 """Advantages of rollouts that continue from a stale prefix and of rollouts that answer there. Pure functions, no TRL.
 
-The paper's RL form (arXiv 2503.07572) pays a continuing rollout r + alpha (r - b), with b the mean outcome of the
-rollouts that are forced to answer at the prefix, pays those r, and normalizes both kinds jointly. Neither the prefix
-nor the forced suffix is sampled, so how much better continuing is than answering at once is no consequence of what a
-rollout does: it is a baseline, and a baseline shared by both kinds leaves it in every advantage. If 0.8 of the
-continuing rollouts are right and 0.2 of the terminating ones, each continuing rollout has an advantage of 0.3 on
-average. That is noise: for the same signal the mean square advantage is 1.1 times that with separate baselines, and at
-0.95 against 0.05 2.1 times (six rollouts continue, two terminate). Where both kinds are right equally often, the joint
-baseline has 0.95 times the noise, because it averages over more rollouts.
+In the paper's RL form (arXiv 2503.07572), a continuing rollout earns r + alpha (r - b), where b is the mean outcome of
+the rollouts that are forced to answer at the prefix; those earn r. Both kinds are normalized jointly. The policy
+samples neither the prefix nor the forced suffix, so the actions of a rollout do not cause the difference between
+continuing and answering at once. This difference belongs in the baseline, but a joint baseline leaves it in every
+advantage. If 0.8 of the continuing rollouts and 0.2 of the terminating ones are correct, a continuing rollout has a
+mean advantage of 0.3. That is noise: for the same signal, with six continuing and two terminating rollouts, the mean
+square advantage is 1.1 times that with separate baselines; at 0.95 and 0.05 it is 2.1 times. If both kinds are correct
+equally often, the joint baseline has 0.95 times the noise, because it averages over more rollouts.
 
-Deviation: by default each kind has a baseline of its own (`separate`). With m(.) the mean over the group's rollouts of
-the same kind, w the weight of the outcome r and o the other rewards,
+Deviation: by default each kind has its own baseline (`separate`). With m(.) the mean over the group's rollouts of the
+same kind, w the weight of the outcome r, and o the other rewards,
 
     A = (w (1 + alpha) (r - m(r)) + o - m(o)) / D    of a continuing rollout,
     A = w (r - m(r)) / D                             of a terminating one,
 
-where D is the deviation of w r around the mean of the kind, beside other rewards with the floor of
+where D is the standard deviation of w r around the mean of each kind. With other rewards, D has the floor of
 [`outcome_divisor`]. b is the same for all continuing rollouts of a group and cancels. What remains is GRPO from stale
-prefixes together with GRPO on forced answers, and alpha is the weight of the first relative to the second, to the
-other rewards and to a KL penalty. D does not contain alpha, so alpha has this effect with every `scale_rewards`. A
-kind's only rollout in a group has the advantage 0. `joint` is the paper's form.
+prefixes together with GRPO on forced answers; alpha is the weight of the first relative to the second, to the other
+rewards and to a KL penalty. D does not contain alpha, so alpha has this effect with every `scale_rewards`. If a group
+has only one rollout of a kind, its advantage is 0. `joint` is the paper's form.
 """
 
 import torch
@@ -40,12 +40,12 @@ def prefix_advantages(
     baseline: str = "separate",
     scale: str = "group",
 ) -> torch.Tensor:
-    """Return the advantages of both kinds of rollouts, see the module's docstring.
+    """Return the advantages of both kinds of rollouts; see the module docstring.
 
     Args:
         outcomes (`torch.Tensor` of shape (B,)): r; NaN where unscorable.
-        others (`torch.Tensor` of shape (B,), *optional*): o of continuing rollouts, NaN where unscorable; terminating
-            ones are paid by their outcome alone. A continuing rollout without an outcome is paid by these alone.
+        others (`torch.Tensor` of shape (B,), *optional*): o of continuing rollouts, NaN where unscorable. Terminating
+            rollouts get their outcome only; a continuing rollout without an outcome gets these rewards only.
         terminating (`torch.Tensor` of shape (B,), bool): rollouts that were forced to answer at the prefix.
         group_size (`int`): rollouts of a prefix, G, of both kinds.
         alpha (`float`): weight of the bonus; a group without terminating rollouts has none.
@@ -102,17 +102,17 @@ def prefix_rewards(rewards: torch.Tensor, terminating: torch.Tensor, group_size:
 
 
 def _total_rewards(outcomes: torch.Tensor, others: torch.Tensor, terminating: torch.Tensor) -> torch.Tensor:
-    """Return the sum of what is paid for, shape (N, G) as all arguments; NaN where unscorable.
+    """Return the total rewards, shape (N, G) like all arguments; NaN where unscorable.
 
-    Terminating rollouts get the mean of the others of the continuing ones, so that a joint baseline does not compare
-    these with none.
+    Terminating rollouts get the mean of the continuing rollouts' other rewards. Otherwise, a joint baseline would
+    compare rewards with missing rewards.
     """
     mean_N1 = others.masked_fill(terminating, torch.nan).nanmean(1, keepdim=True).nan_to_num(0.0)
     return torch.where(terminating, outcomes + mean_N1, outcomes.nan_to_num(0.0) + others)
 
 
 def _divisor(outcomes: torch.Tensor, total: torch.Tensor, terminating: torch.Tensor, floor: float) -> torch.Tensor:
-    """Return the deviation of each row's outcomes, of its total rewards where it has no outcome, shape (N, 1)."""
+    """Return the standard deviation of each row's outcomes, or of its totals if it has no outcome, shape (N, 1)."""
     deviation_N1 = _deviation_of_kinds(outcomes, terminating).clamp(min=floor)
     without_N1 = outcomes.isnan().all(1, keepdim=True)
     return torch.where(without_N1, _deviation_of_kinds(total, terminating), deviation_N1)

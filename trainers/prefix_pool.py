@@ -33,7 +33,7 @@ class PrefixPool:
         return self._traces[row].tolist() if row in self._traces else []
 
     def longest(self) -> int:
-        """Return the number of tokens of the longest trace, 0 without traces."""
+        """Return the number of tokens of the longest trace; 0 if there are no traces."""
         return max(map(len, self._traces.values()), default=0)
 
     def save(self, folder: Path) -> None:

@@ -1,25 +1,26 @@
-"""Advantages from progress: what each episode of a trace added to the chance of success. Pure functions, no TRL.
+"""Advantages from progress: how much each episode of a trace adds to the probability of success. No TRL.
 
-J_j is the chance of success if the trace were stopped after j episodes and had to answer; J_0 is that of answering at
-once, and the last one is the outcome itself. An episode's progress is p_j = J_j - J_(j-1) (arXiv 2503.07572, 6.1).
+J_j is the probability of success if the trace is stopped after j episodes and the model must answer; J_0 is that of
+answering at once, and the last value is the outcome itself. The progress of an episode is p_j = J_j - J_(j-1) (arXiv
+2503.07572, 6.1). All functions are pure.
 
-Two ways to get nothing from it, both shown by tests:
+A progress bonus cancels in two cases, both shown by tests:
 
-- The sum of a trace's progress telescopes to outcome - J_0. Paid at the end of an on-policy trace it is the outcome
-  once more: J_0 is the same for the whole group and falls out of the group's mean.
+- The sum of a trace's progress telescopes to outcome - J_0. Paid at the end of an on-policy trace, it is the outcome
+  again: J_0 is the same for the whole group and cancels in the group's mean.
 - A bonus with a baseline that is constant over the group, r + alpha (r - b), is GRPO scaled by 1 + alpha, and
   dividing by the standard deviation removes even the scale.
 
-So here every episode is paid for its own progress and nothing else of it ([`episode_advantages`]), or the return
-counts success at every budget from the token on ([`anytime_advantages`]). The paper's RL form, which starts from stale
-prefixes, is in `prefix_advantages.py`. Values have shape (B, E + 1) with rows of whole groups of `group_size`, J_0
-first, and NaN after a trace's last episode.
+Here each episode is therefore rewarded for its own progress only ([`episode_advantages`]), or each token for success
+at every later budget ([`anytime_advantages`]). The paper's RL form, which starts from stale prefixes, is in
+`prefix_advantages.py`. Values have shape (B, E + 1), contain complete groups of `group_size`, start with J_0, and are
+NaN after a trace's last episode.
 
-Deviations: the paper gives neither alpha's value nor a normalization; progress is divided as the outcome's advantages
-are ([`progress_divisor`]). A trace that has ended makes no more progress, so it counts as 0 in the baseline of later
-episodes; without that, the only trace with a fourth episode would be its own baseline. What could not be scored counts
-in no baseline; an unknown value inside a trace is bridged ([`bridged`]). Progress by sampled J is shrunk by the share
-of noise in it ([`precision_weights`]).
+Deviations: the paper specifies neither alpha nor a normalization; progress has the divisor of the outcome's advantages
+([`progress_divisor`]). A trace that has ended makes no more progress, so it counts as 0 in the baseline of later
+episodes; without that, the only trace with a fourth episode would be its own baseline. Unscorable values are excluded
+from all baselines; an unknown value inside a trace is interpolated ([`bridged`]). Progress from sampled J is shrunk by
+the share of noise in it ([`precision_weights`]).
 """
 
 from collections.abc import Sequence
@@ -44,10 +45,10 @@ def progress_of(values: torch.Tensor) -> torch.Tensor:
 
 
 def bridged(values: torch.Tensor) -> torch.Tensor:
-    """Fill each unknown value between two known ones of its trace, on the line between them.
+    """Interpolate each unknown value linearly between the known values before and after it in its trace.
 
-    The episodes about an unknown value then share, in equal parts, the rise from the last known value to the next one,
-    and a trace's progress still telescopes. What is unknown before the first or after the last known value stays so.
+    The episodes around unknown values then share equally the increase from the last known value to the next one, and a
+    trace's progress still telescopes. Values before the first or after the last known value stay unknown.
 
     Args:
         values (`torch.Tensor` of shape (B, E + 1)): J_0 to J_n of each trace, NaN where unknown and after its last.
@@ -68,8 +69,8 @@ def precision_weights(
 ) -> torch.Tensor:
     """Return the share of each episode's variance that is not sampling noise, in [0, 1].
 
-    The best linear estimate of a noisy deviation from the group's mean is this share of it: signal / (signal + noise),
-    with the signal's variance estimated from all episodes of the batch (empirical Bayes).
+    The best linear estimate of a noisy deviation from the group's mean is the deviation times this share, signal /
+    (signal + noise). The signal's variance is estimated from all episodes of the batch (empirical Bayes).
 
     Args:
         progress (`torch.Tensor` of shape (B, E)): estimates, NaN where there is no episode.
@@ -83,7 +84,7 @@ def precision_weights(
     known = ~progress.isnan()
     if not known.any():
         return torch.ones_like(progress)
-    # The group's mean takes 1/G of an independent deviation's variance away, of signal and noise alike.
+    # Subtracting the group's mean removes 1/G of the variance, of signal and noise alike.
     observed = _relative(progress, group_size, exists)[known].square().mean() / (1 - 1 / group_size)
     signal = (observed - noise_variance[known].mean()).clamp(min=0.0)
     return torch.where(noise_variance > 0, signal / (signal + noise_variance), 1.0)
@@ -119,24 +120,24 @@ def progress_to_go(progress: torch.Tensor, decay: float) -> torch.Tensor:
 def progress_noise(
     values: torch.Tensor, sampled: torch.Tensor, variance: float | torch.Tensor, decay: float = 0.0
 ) -> torch.Tensor:
-    """Return the sampling variance of what every episode is paid for.
+    """Return the sampling variance of the progress that each episode earns.
 
     Args:
         values (`torch.Tensor` of shape (B, E + 1)): J_0 to J_n of each trace, NaN after its last.
         sampled (`torch.Tensor` of shape (B, E + 1), bool): the values that are estimates; the others are exact. J_0 is
-            one estimate for a whole group, so its noise falls out of the group's mean and counts as none.
-        variance (`float`): of one estimate, the mean over the batch. Of a single one it would be a poor guide: four
-            answers that agree seem to have no noise.
+            one estimate for a whole group, so its noise cancels in the group's mean and counts as 0.
+        variance (`float`): mean variance of the estimates of the batch. The variance of a single estimate is
+            unreliable: four equal answers seem to have no noise.
         decay (`float`, *optional*, defaults to `0.0`): as for [`progress_to_go`].
 
     Returns:
-        `torch.Tensor` of shape (B, E). With V_j the variance of J_j, that of -J_(j-1) + (1 - decay) J_j + decay
-        (1 - decay) J_(j+1) + ... + decay^(n-j) J_n; for decay 0 the variances of two neighbors. The first and the last
-        episode have half the noise of the others.
+        `torch.Tensor` of shape (B, E): the variance of -J_(j-1) + (1 - decay) J_j + decay (1 - decay) J_(j+1) + ... +
+        decay^(n-j) J_n; for decay 0, the sum of the variances of J_(j-1) and J_j. With decay 0, the first and the last
+        episode have half the noise variance of the others.
     """
     variances = torch.where(sampled, variance, 0.0 * values).masked_fill(values.isnan(), torch.nan)
     variances[:, 0] = 0.0
-    after = variances[:, 1:].clone()  # of what stands after -J_(j-1)
+    after = variances[:, 1:].clone()  # of the terms after -J_(j-1)
     for episode in range(after.shape[1] - 2, -1, -1):
         later = after[:, episode + 1]
         goes_on = (1 - decay) ** 2 * after[:, episode] + decay**2 * later
@@ -152,19 +153,19 @@ def episode_advantages(
     factor: float | torch.Tensor = 1.0,
     exists: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Return every episode's advantage: what it is paid for less the group's mean at the same episode.
+    """Return every episode's advantage: its progress minus the group's mean progress at the same episode.
 
     Args:
-        values (`torch.Tensor` of shape (B, E + 1)): J_0 to J_n of each trace, NaN after its last; a row that is NaN
-            up to its last value (an unscorable outcome) keeps what is known.
+        values (`torch.Tensor` of shape (B, E + 1)): J_0 to J_n of each trace, NaN after its last. If the outcome of
+            a row is unscorable, its known values still count.
         group_size (`int`): completions of a prompt, G; B is a multiple of it.
         decay (`float`, *optional*, defaults to `0.0`): as for [`progress_to_go`].
         factor (`torch.Tensor` of shape (B, E), *optional*, defaults to `1.0`): what [`precision_weights`] returned.
-        exists (`torch.Tensor` of shape (B, E), bool, *optional*): which episodes there are. One that is there and
-            whose progress is not known counts in no baseline. By default there are those whose progress is known.
+        exists (`torch.Tensor` of shape (B, E), bool, *optional*): which episodes exist. An episode that exists but
+            whose progress is unknown is excluded from the baseline. By default, the episodes with known progress.
 
     Returns:
-        `torch.Tensor` of shape (B, E): in units of J, NaN where there is no episode or its progress is not known.
+        `torch.Tensor` of shape (B, E): in units of J, NaN where there is no episode or its progress is unknown.
     """
     return factor * _relative(progress_to_go(progress_of(values), decay), group_size, exists)
 
@@ -203,18 +204,19 @@ def anytime_advantages(values: torch.Tensor, group_size: int) -> torch.Tensor:
 def progress_divisor(
     advantages: torch.Tensor, scale: str, outcome_divisor: torch.Tensor, weight: float = 1.0
 ) -> torch.Tensor:
-    """Return what the advantages of each completion's episodes or budgets are divided by.
+    """Return the divisor of the advantages of each completion's episodes or budgets.
 
     Args:
         advantages (`torch.Tensor` of shape (B, E)): of progress, times gold's weight; NaN where there are none.
-        scale (`str`): `outcome`, as the outcome's advantages; `batch`, their own root mean square over the batch;
-            `none`, nothing.
+        scale (`str`): `outcome` for the divisor of the outcome's advantages, `batch` for their own root mean square
+            over the batch, `none` for 1.
         outcome_divisor (`torch.Tensor` of shape (B,)): what [`~.advantages.outcome_divisor`] returned.
         weight (`float`, *optional*, defaults to `1.0`): gold's weight in the total reward.
 
     Returns:
-        `torch.Tensor` of shape (B,). For `batch` at least |weight| / sqrt(n) with n entries: what a single entry of 1
-            comes to, so that a batch without progress does not train on rounding errors.
+        `torch.Tensor` of shape (B,). For `batch` it is at least |weight| / sqrt(n) with n entries, the root mean
+            square if a single entry is |weight| and the others 0, so that a batch without progress does not train on
+            rounding errors.
     """
     if scale == "outcome":
         return outcome_divisor
@@ -270,7 +272,7 @@ def spread(per_episode: torch.Tensor, ends: Sequence[Sequence[int]], width: int)
 def _relative(progress: torch.Tensor, group_size: int, exists: torch.Tensor | None) -> torch.Tensor:
     """Subtract the group's mean progress at each episode; NaN stays NaN.
 
-    An ended trace makes none; one whose progress is not known is left out.
+    An ended trace has progress 0; a trace with unknown progress is left out.
     """
     filled = progress.nan_to_num(0.0).view(-1, group_size, progress.shape[1])
     mean = filled.mean(1, keepdim=True)

@@ -37,7 +37,7 @@ class RubricEvolution:
         judge (`Judge`): that trains.
         meta_judge (`MetaJudge`, *optional*): that rewrites the rubric.
         held_out_judge (`Judge`, *optional*): that looks on.
-        against_gold (`bool`): whether a gold reward tells right from wrong.
+        against_gold (`bool`): whether there is a gold reward.
         log (`Callable[[str, float], None]`): takes a metric's name and value.
     """
 
@@ -93,7 +93,7 @@ class RubricEvolution:
             self._log("mpo/seconds", time.perf_counter() - started)
 
     def _keep_early(self, cases: list[JudgedCase]) -> list[JudgedCase]:
-        """Keep the first `gate_cases` with gold aside, every other prompt of a batch; returns the others."""
+        """Set the first `gate_cases` with gold aside, from every other prompt of a batch; return the other cases."""
         if not self._may_roll_back:
             return cases
         with_gold = [case for case in cases if case.gold is not None]
@@ -107,16 +107,16 @@ class RubricEvolution:
     # ---- the rubric ----
 
     def _meta_step(self, meta_judge: MetaJudge) -> None:
-        """Let the meta judge rewrite the rubric, and put it in force if the gate lets it through."""
+        """Let the meta judge rewrite the rubric, and put the new one in force if the gate accepts it."""
         args, current = self._args, self._history.current
         if not self._judged:
             return self._nothing_new("no completion has been judged since the last change")
         shown, measurements = self._hold_out() if args.gate else (self._judged, [])
         if args.gate and len({case.prompt for cases in measurements for case in cases}) < 2:
             return self._nothing_new(
-                "too few prompts are left to try a new rubric on: it takes two whose completions differ in gold (or "
-                "without gold have two completions), and one more for the meta judge. Raise meta_every, or the "
-                "prompts of a batch"
+                "too few prompts to test a new rubric: the gate needs two prompts whose completions differ in gold "
+                "(or, without gold, two prompts with two completions each), and the meta judge one more. Raise "
+                "meta_every, or the number of prompts per batch"
             )
         if all(case.gold is None for case in shown):
             shown = self._judge_again(shown)
@@ -162,14 +162,14 @@ class RubricEvolution:
         return [replace(case, agreement=agreements.get(index)) for index, case in enumerate(cases)]
 
     def _hold_out(self) -> tuple[list[JudgedCase], list[list[JudgedCase]]]:
-        """Split the judged cases into those that may be shown and the gate's measurements."""
+        """Split the judged cases into those that the meta judge may see and the gate's measurements."""
         args = self._args
         # Without gold a measurement has half as many completions: each is judged several times by both rubrics.
         number = args.gate_cases if self._has_gold(self._judged) else max(1, args.gate_cases // 2)
         return split_for_trial(self._judged, number, args.gate_measurements, seed=args.seed + self._num_batches)
 
     def _try(self, old: Rubric, new: Rubric, measurements: Sequence[list[JudgedCase]]) -> Verdict:
-        """Let the judge use a new rubric on sets of held-out completions until the gate decides."""
+        """Let the judge apply a new rubric to sets of held-out completions until the gate decides."""
         trials: list[Trial] = []
         while True:
             trials.append(self._measure(old, new, measurements[len(trials)]))
@@ -177,19 +177,19 @@ class RubricEvolution:
             verdict = decide(Trial.joined(trials), self._args.gate_tolerance, is_last)
             if verdict.decided:
                 break
-        known = self._has_gold(measurements[0])  # the old rubric's totals, which then cost nothing
+        known = self._has_gold(measurements[0])  # if so, the old rubric's totals cost no judgments
         self._log("mpo/gate_judgments", sum(trial.new.size + (0 if known else trial.old.size) for trial in trials))
         self._log("mpo/gate_measurements", len(trials))
         return verdict
 
     def _measure(self, old: Rubric, new: Rubric, cases: list[JudgedCase]) -> Trial:
-        """Return both rubrics' totals; against gold the old one's are known, since it judged these cases before."""
+        """Return both rubrics' totals; with gold, those of the old rubric are already known."""
         totals = self._judge_by(new, cases)
         before = np.array([[case.total] for case in cases]) if self._has_gold(cases) else self._judge_by(old, cases)
         return Trial(before, totals, [case.prompt for case in cases], [case.gold for case in cases])
 
     def _judge_by(self, rubric: Rubric, cases: Sequence[JudgedCase]) -> np.ndarray:
-        """Return the totals of N cases by a rubric: once each as in training, repeatedly where there is no gold."""
+        """Return the totals of N cases by a rubric: one per case as in training, several if there is no gold."""
         repeats = 1 if self._has_gold(cases) else self._args.gate_repeats
         temperature = None if self._has_gold(cases) else self._args.gate_temperature
         columns = [[getattr(case, name) for case in cases for _ in range(repeats)] for name in CASE_COLUMNS]
@@ -202,7 +202,7 @@ class RubricEvolution:
         return any(case.gold is not None for case in cases)
 
     def _look_back(self, suspicion: str) -> bool:
-        """Go back to the rubric in force's parent if that ranks the newest completions better; tell if it did."""
+        """Go back to the current rubric's parent if it ranks the newest completions better; return whether it does."""
         current = self._history.current
         if current.parent is None or not self._judged:
             return False

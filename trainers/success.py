@@ -3,7 +3,7 @@
 Two estimators behind one method: forced answers, sampled by the trainer's own engine and scored by its gold
 reward; and the likelihood of all accepted answers, without sampling, where a task can list them.
 
-A row's verifier decides how its answer is opened. Nothing is estimated for rows that nothing grades.
+A row's verifier decides how its answer is opened. Rows that nothing grades get no estimate.
 """
 
 import json
@@ -56,11 +56,11 @@ class SuccessAtPrefixes(ForcingChecks):
     _warned_of_limit = False
 
     def _estimate(self, prompts: list[list[int]], cuts: list[list[int]]) -> list[list[float]]:
-        """Estimate J of this process's prefixes: each completion cut at each of its `cuts`.
+        """Estimate J at this process's prefixes: each completion cut at each of its `cuts`.
 
-        It is NaN for rows that nothing grades.
+        The estimate is NaN for rows that nothing grades.
         """
-        if not self._cycles:  # a stream: its rows were not known before
+        if not self._cycles:  # the rows of a stream are not known before
             self._check_forcing(self._drawn)
         distinct: dict[tuple[int, ...], tuple[int, int]] = {}  # equal prefixes are answered once
         graded = [self._is_graded(row) for row in self._drawn]
@@ -83,7 +83,7 @@ class SuccessAtPrefixes(ForcingChecks):
         wanted = len(places)
         # Ranks generate and score together, so all ask for as many; what a rank adds is thrown away.
         most = max(gather_object([wanted]))
-        if most == 0:  # all traces were over before the first budget, or nothing grades them
+        if most == 0:  # all traces ended before the first budget, or nothing grades them
             return []
         places = [*places, *([places[-1] if places else (0, 0)] * (most - wanted))]
         repeats = self.args.num_forced_answers
@@ -110,7 +110,7 @@ class SuccessAtPrefixes(ForcingChecks):
         return scores.view(most, repeats).nanmean(1)[:wanted].tolist()
 
     def _suffix(self, row: int, text: str) -> tuple[str, list[int]]:
-        """Return the forcing suffix of a row's trace that is cut after `text`; empty for a row that only fills up."""
+        """Return the forcing suffix of a row's trace that is cut after `text`; empty for a row that is padding."""
         if not self._is_graded(self._drawn[row]):
             return "", []
         verifier = verifier_of(self._drawn[row])
@@ -141,13 +141,13 @@ class SuccessAtPrefixes(ForcingChecks):
         return [found[place] for place in places]
 
     def _is_graded(self, row: dict[str, Any]) -> bool:
-        """Return whether the gold reward, or the likelihood of accepted answers, says anything of a row."""
+        """Return whether the gold reward, or the likelihood of accepted answers, can grade a row."""
         if self.args.success_estimator == "likelihood":
             return "verifier" not in row or bool(row["verifier"])  # without the column, `accepted_answers` raises
         return verifier_of(row) is not None or not self._gold_is_correctness()
 
     def _score(self, inputs: list[dict], contents: list[str], ids: list[list[int]]) -> torch.Tensor:
-        """Return what the gold reward says of this process's texts that are no rollouts; NaN where unscorable."""
+        """Return the gold rewards of this process's texts that are not rollouts; NaN where unscorable."""
         prompts = [row["prompt"] for row in inputs]
         conversational = is_conversational({"prompt": prompts[0]})
         completions = [[{"role": "assistant", "content": text}] for text in contents] if conversational else contents
@@ -161,10 +161,10 @@ class SuccessAtPrefixes(ForcingChecks):
 
     @contextmanager
     def _gold_alone(self) -> Iterator[None]:
-        """Let TRL call the gold reward and no other: a judge is asked for whole answers only."""
+        """Let TRL call the gold reward only: judges score complete answers only."""
         number = self._gold_index
         if number is None:
-            raise ValueError("no reward function tells right from wrong: add a verifier to reward_funcs")
+            raise ValueError("there is no gold reward: add a verifier to reward_funcs")
         names = ("reward_funcs", "reward_processing_classes", "reward_func_names")
         before = {name: getattr(self, name) for name in names}
         for name, values in before.items():
@@ -203,17 +203,18 @@ class SuccessAtPrefixes(ForcingChecks):
                 setattr(holder, name, value)
 
     def _log_forced_ended(self, ended: float) -> None:
-        """Log the share of forced answers that came to an end within their limit; warn once if it is small."""
+        """Log the share of forced answers that ended within their limit; warn once if it is small."""
         self._metrics["train"]["progress/forced_ended"].append(ended)
         if ended < MIN_ENDED and not self._warned_of_limit:
             self._warned_of_limit = True
             logger.warning(
-                f"only {ended:.0%} of the forced answers came to an end within forced_answer_tokens, "
-                f"{self.args.forced_answer_tokens}: raise it, or forcing_suffix does not make this model answer"
+                f"only {ended:.0%} of the forced answers ended within the limit of forced_answer_tokens, "
+                f"{self.args.forced_answer_tokens}: raise it, or set a forcing_suffix after which the model answers "
+                "at once"
             )
 
     def _count_forced(self, completion_ids: Sequence[Sequence[int]]) -> float:
-        """Count tokens that were sampled beside the rollouts; return the share of completions that came to an end."""
+        """Count the tokens of completions that are not rollouts; return the share that ended by themselves."""
         eos = set(self.eos_token_ids)
         ended = sum(bool(ids) and ids[-1] in eos for ids in completion_ids)
         own = [sum(map(len, completion_ids)), ended, len(completion_ids)]
@@ -226,16 +227,16 @@ def accepted_answers(row: dict[str, Any]) -> list[str]:
     """Return every accepted answer of a training row.
 
     Raises:
-        ValueError: if the row does not say how it is verified, or its accepted answers are no finite list.
+        ValueError: if the row has no verifier, or its accepted answers cannot be listed.
     """
-    mend = "set success_estimator to rollouts"
+    fix = "set success_estimator to rollouts"
     if row.get("verifier") is None:
-        raise ValueError(f"success_estimator: likelihood needs the columns verifier, answer and info; {mend}")
+        raise ValueError(f"success_estimator: likelihood needs the columns verifier, answer and info; {fix}")
     info = json.loads(row["info"]) if row.get("info") else {}
     answers = get_verifier(row["verifier"]).accepted_answers(row["answer"], info)
     if answers is None:
         raise ValueError(
-            f"success_estimator: likelihood sums over all accepted answers, and those of the verifier "
-            f"{row['verifier']!r} are no finite list (an equal answer can be written in many ways); {mend}"
+            f"success_estimator: likelihood sums over all accepted answers, but those of the verifier "
+            f"{row['verifier']!r} cannot be listed (an equal answer can be written in many ways); {fix}"
         )
     return answers

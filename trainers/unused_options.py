@@ -1,4 +1,4 @@
-"""Reject options that have no effect beside the other options of a configuration."""
+"""Reject options that have no effect in combination with the other options of a configuration."""
 
 from collections.abc import Mapping
 from dataclasses import fields
@@ -14,7 +14,7 @@ def reject_unused(config: Any, unused: Mapping[str, str]) -> None:
             `{"progress_weight": "progress: none"}`.
 
     Raises:
-        ValueError: naming every such option whose value is not its default.
+        ValueError: if such an option is not at its default; the message names all of them.
     """
     defaults = {field.name: field.default for field in fields(config)}
     given = [name for name in unused if getattr(config, name) != defaults[name]]

@@ -1,8 +1,7 @@
 """Keep or require float32 weights where small steps are added to them.
 
-bfloat16 has 8 bits of precision: a step below 1/512 of a weight rounds to nothing. AdamW's steps survive under
-DeepSpeed, which keeps float32 copies for them. Steps that other code adds to the weights themselves, as MetaRM's move,
-do not.
+bfloat16 has 8 bits of precision: rounding removes a step below 1/512 of a weight. DeepSpeed applies AdamW's steps to
+float32 copies, so they are not lost. Steps that other code adds to the weights themselves, such as MetaRM's move, are.
 """
 
 import copy
@@ -21,14 +20,15 @@ Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
 
 def with_float32_weights(args: Arguments) -> Arguments:
-    """Return arguments under which DeepSpeed keeps float32 weights with `bf16: true`, as training without it does.
+    """Return arguments with which DeepSpeed keeps float32 weights under `bf16: true`, as DDP does.
 
     accelerate turns `bf16: true` into DeepSpeed's `bf16` section, which casts the weights to bfloat16. DeepSpeed's
-    `torch_autocast` section leaves the weights alone and casts inside of the forward pass. Without DeepSpeed or
-    without `bf16` nothing changes. Call it before the model is loaded: ZeRO-3 casts it then.
+    `torch_autocast` section keeps the weights and casts inside of the forward pass. Without DeepSpeed or without
+    `bf16`, the arguments do not change. Call this function before the model is loaded, because ZeRO-3 casts the
+    weights then.
 
     Raises:
-        ValueError: if the `deepspeed` option names a configuration of its own, which may cast the weights.
+        ValueError: if the `deepspeed` option is set, because that configuration may cast the weights.
     """
     plugin = args.deepspeed_plugin
     if plugin is None or not args.bf16:
@@ -36,18 +36,18 @@ def with_float32_weights(args: Arguments) -> Arguments:
     if args.deepspeed:
         raise ValueError(
             "deepspeed with bf16: true keeps bfloat16 weights, in which small steps are lost: remove the option "
-            "deepspeed and name DeepSpeed in the accelerate configuration instead (such as accelerate_config: zero2)"
+            "deepspeed and select DeepSpeed in the accelerate configuration (such as accelerate_config: zero2)"
         )
     plugin.deepspeed_config["bf16"] = {"enabled": False}
     plugin.deepspeed_config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
-    plugin.set_deepspeed_weakref()  # what transformers loads a model by
+    plugin.set_deepspeed_weakref()  # transformers reads it when it loads a model
     args = copy.copy(args)
     args.bf16, args.mixed_precision = False, "no"  # or accelerate would add the bf16 section again
     return args
 
 
 def autocast_of(model: nn.Module) -> AbstractContextManager:
-    """Return the autocast of DeepSpeed's engine, which its own forward pass enters; nothing for other models."""
+    """Return the autocast context of a DeepSpeed engine's forward pass; a null context for other models."""
     if not hasattr(model, "torch_autocast_enabled"):
         return nullcontext()
     from deepspeed.runtime.torch_autocast import autocast_if_enabled
@@ -56,20 +56,20 @@ def autocast_of(model: nn.Module) -> AbstractContextManager:
 
 
 def low_precision_type(parameters: Iterable[nn.Parameter]) -> torch.dtype | None:
-    """Return the first type of less than 32 bits among parameters, or `None`."""
+    """Return the first 16-bit data type among the parameters, or `None`."""
     return next((parameter.dtype for parameter in parameters if parameter.dtype in LOW_PRECISION), None)
 
 
 def check_mixing(reference: nn.Module, args: GRPOConfig) -> None:
-    """Raise `ValueError` if `sync_ref_model` would mix weights that are too coarse for it.
+    """Raise `ValueError` if the reference model's precision is too low for `sync_ref_model`.
 
-    TRL mixes in the reference model's own type. There a share of 0.05 never moves the reference closer to the policy
-    than about ten units in the last place, and a share of 0.5 or more (TRL's default is 0.6) all but the last one.
+    TRL mixes the weights in the reference model's own data type. With a share of 0.05, rounding stops the reference
+    about ten units in the last place away from the policy; with 0.5 or more (TRL's default is 0.6), at most one unit.
     """
     dtype = low_precision_type(reference.parameters())
     if dtype is not None and args.ref_model_mixup_alpha < MIN_MIXUP:
         raise ValueError(
-            f"sync_ref_model with ref_model_mixup_alpha: {args.ref_model_mixup_alpha} makes changes that the "
-            f"reference model's {dtype} rounds away: set ref_model_mixup_alpha to at least {MIN_MIXUP}, or use "
+            f"sync_ref_model with ref_model_mixup_alpha: {args.ref_model_mixup_alpha} makes changes that rounding to "
+            f"the reference model's {dtype} removes: set ref_model_mixup_alpha to at least {MIN_MIXUP}, or use "
             "float32 weights (dtype: float32, under DeepSpeed also bf16: false)"
         )

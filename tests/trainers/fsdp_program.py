@@ -34,7 +34,7 @@ from metatune.trainers.generation import sample_completions
 from .conftest import tiny_llama
 from .dump_setup import config, digits, rows, tokenizer_with_tools, training_log
 
-LIMIT = 200  # seconds, after which a process that waits for the other prints where, and ends
+LIMIT = 200  # seconds, after which a process that waits for the other one prints its traceback and exits
 FSDP2 = {
     "ACCELERATE_USE_FSDP": "true",
     "FSDP_VERSION": "2",
@@ -45,7 +45,7 @@ FSDP2 = {
 
 
 def sharded_models() -> Iterator[tuple[str, PreTrainedModel]]:
-    """Yield the same model whole, sharded by FSDP2, and by FSDP1 as TRL generates with it."""
+    """Yield the same model unsharded, sharded by FSDP2, and sharded by FSDP1 as TRL generates with it."""
     yield "whole", tiny_llama(8)
     model = tiny_llama(8)
     for layer in (*model.model.layers, model):
@@ -59,7 +59,7 @@ def sharded_models() -> Iterator[tuple[str, PreTrainedModel]]:
 
 
 def run_functions(model: PreTrainedModel, rank: int, synced: bool) -> dict[str, Any]:
-    """Sample this process's completions and score its trees, of which the second process has none."""
+    """Sample this process's completions and score its trees; the second process has no trees."""
     torch.manual_seed(rank)
     prompts = [[1, 2], [1, 2], [4, 5, 6 + rank]]
     options = {"max_new_tokens": 40, "eos_token_ids": [2, 3], "pad_token_id": 0, "synced": synced}
@@ -97,7 +97,7 @@ def train(folder: Path, checkpoint: Path | None = None) -> list[dict[str, float]
 
 
 def refused_tools(folder: Path) -> str:
-    """Return the error for tools."""
+    """Return the error message for tools."""
     arguments = {"reward_funcs": digits, "train_dataset": rows(), "processing_class": tokenizer_with_tools()}
     try:
         DUMPTrainer(str(STARTER), args=shardable(config(folder)), tools=[count], **arguments)

@@ -21,7 +21,7 @@ NO_BONUS = {"terminating_generations": 0, "forcing_suffix": None, "forced_answer
 def make(
     output_dir, progress="episode", reward=digits, train_dataset=None, model=None, parts=None, **options
 ) -> MRTTrainer:
-    """A trainer of the tiny model; what the form of progress needs is set.
+    """Return a trainer of the tiny model with the options that the form of progress needs.
 
     `parts` are arguments of the trainer. An option that is `None` is left out.
     """

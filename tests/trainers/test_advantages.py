@@ -1,4 +1,4 @@
-"""Advantages of outcomes: TRL's, and those where gold pays beside other rewards."""
+"""Advantages of outcomes: TRL's, and those of gold combined with other rewards."""
 
 import math
 
@@ -37,7 +37,7 @@ def test_group_advantages_are_trls():
 @pytest.mark.parametrize("gold", [EASY, [0.0] * 8], ids=["always solved", "never solved"])
 @pytest.mark.parametrize("scale", ["group", "batch"])
 def test_where_gold_is_constant_another_reward_counts_by_its_weight(gold, scale):
-    """Divided by the total's deviation, all three weights would have the same advantages, about 1.1 at most."""
+    """Divided by the standard deviation of the total, all three weights would give the same advantages, up to 1.1."""
     other = [0.0, 0.2, 0.4, 0.4, 0.6, 0.6, 0.8, 1.0]  # mean 0.5
     for weight in WEIGHTS:
         expected = weight * 0.5 / (1 / math.sqrt(8) + 1e-4)
@@ -62,7 +62,7 @@ def test_the_advantages_of_gold_and_of_the_others_add_up(seed, scale):
 
 
 def test_a_group_without_gold_is_divided_by_its_totals_deviation():
-    """A judge that stands alone in a group is its outcome."""
+    """In a group with a judge only, the judge's reward is the outcome."""
     gold, judged = torch.tensor([1.0, 0.0, NAN, NAN]), torch.tensor([0.5, 0.5, 0.1, 0.3])
     total = gold.nan_to_num(0.0) + judged
     divisor = outcome_divisor(gold, 2, "group", total=total)

@@ -274,13 +274,13 @@ def test_a_suffix_of_which_nothing_is_left_is_refused():
     tokenizer = merging_tokenizer()
     answers = AcceptedAnswers(tokenizer, Forcing(tokenizer, "\n</think>"), ["2"])
     assert answers.branch("so", 3).cut == 3
-    with pytest.raises(ValueError, match="adds nothing to a trace that has closed its thinking"):
+    with pytest.raises(ValueError, match="adds no text after a trace that has closed its thinking"):
         answers.branch("so\n</think>", 3)
 
 
 def test_a_task_without_a_list_of_answers_is_refused_with_the_mend():
     row = {"verifier": "math", "answer": "12", "info": ""}
-    with pytest.raises(ValueError, match=r"'math' are no finite list.*set success_estimator to rollouts"):
+    with pytest.raises(ValueError, match=r"'math' cannot be listed.*set success_estimator to rollouts"):
         accepted_answers(row)
     with pytest.raises(ValueError, match="needs the columns verifier, answer and info"):
         accepted_answers({"prompt": "?"})

@@ -43,7 +43,7 @@ def test_simcse_at_its_limits():
 
 
 def test_simcse_with_negatives_by_hand():
-    """The other view is equal, of two negatives one is orthogonal and one opposite: log(1 + e^(-1/t) + e^(-2/t))."""
+    """The other view is equal; one negative is orthogonal, one opposite: log(1 + e^(-1/t) + e^(-2/t))."""
     view, negatives = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 3.0], [-2.0, 0.0]])
     loss = simcse_loss(view, view, 0.5, negatives)
     assert loss.item() == pytest.approx(math.log(1 + math.exp(-2) + math.exp(-4)))
@@ -110,7 +110,7 @@ def test_a_queue_holds_the_newest_features_without_their_graph():
     assert queue.features.tolist() == rows(3, 4, 1).tolist() and not queue.features.requires_grad
     queue.push(rows(5, 6, 7, 8))
     assert queue.features.tolist() == rows(5, 6, 7).tolist()
-    queue.load(rows(1, 2, 3, 4))  # of a larger queue
+    queue.load(rows(1, 2, 3, 4))  # from a larger queue
     assert queue.features.tolist() == rows(1, 2, 3).tolist()
     none = FeatureQueue(0, 2)
     none.push(rows(1))
@@ -150,7 +150,7 @@ def test_items_in_micro_batches_have_the_losses_of_one_batch(seed, size, number)
 
 
 def test_past_features_make_assignments_meaningful():
-    """Four items alone are spread over 50 prototypes whatever they are; among 256 others they keep their own."""
+    """Four items alone are spread over 50 prototypes regardless of content; among 256 others they keep their own."""
     items, prototypes = features(4, 4, 16), features(5, 50, 16)
     scores = torch.nn.functional.normalize(items, dim=1) @ torch.nn.functional.normalize(prototypes, dim=1).T
     others = torch.nn.functional.normalize(features(6, 256, 16), dim=1)

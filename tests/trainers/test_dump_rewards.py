@@ -45,7 +45,7 @@ def test_a_log_line_has_the_mean_of_all_batches_since_the_last(tmp_path):
 
 
 @pytest.mark.parametrize("curriculum", ["dump", "dump_plus"])
-def test_a_group_of_one_score_counts_as_worth_0(tmp_path, curriculum):
+def test_a_group_with_one_score_has_the_value_0(tmp_path, curriculum):
     """Alone it has no advantage and no variance, whatever its distribution has to teach."""
 
     def failing(completions, **kwargs):
@@ -204,7 +204,7 @@ def test_the_curriculum_can_see_gold_alone(tmp_path):
 @pytest.mark.parametrize("curriculum", ["dump", "pools"])
 def test_a_distribution_that_cannot_be_scored_counts_as_drawn_and_loses_its_share(tmp_path, curriculum):
     def no_gamma(completions, distribution, **kwargs):
-        """Half of each group is right, but of `gamma` nothing is known."""
+        """Half of each group is correct, but `gamma` cannot be scored."""
         return [None if name == "gamma" else float(row % 2) for row, name in enumerate(distribution)]
 
     trainer = make(tmp_path, reward=no_gamma, curriculum=curriculum, max_steps=8)

@@ -105,7 +105,7 @@ def test_evaluation_measures_each_distribution_and_never_feeds_the_curriculum(tm
 
 
 def test_every_held_out_row_counts_once_where_training_drops_its_last_batch(tmp_path):
-    """Three rows in batches of two, of which the first row alone is right."""
+    """Three rows in batches of two; only the first row is correct."""
     options = {"per_device_eval_batch_size": 2, "num_generations_eval": 1, "dataloader_drop_last": True}
     trainer = make(tmp_path, reward=first_alone, **options)
     held_out = rows(num_items=3, distributions=("alpha",), first=100)
@@ -176,11 +176,11 @@ def test_the_curriculum_sees_no_completion_that_the_loss_masks(tmp_path):
     expected = [[completion for completion in group if next(flags)] for group in every]
     assert any(1 < len(group) < 4 for group in expected)
     assert trained_on == [group for group in expected if len(group) > 1], "with the advantages that train the policy"
-    assert pass_rates[0] == pass_rates[1], "of all completions: a truncated answer is no success"
+    assert pass_rates[0] == pass_rates[1], "of all completions: a truncated answer is not a success"
 
 
 def test_a_subclass_can_leave_members_of_a_group_out(tmp_path):
-    """Half of each group is right because it is told the answer; the other half never is."""
+    """Half of each group is always correct, because it contains the answer; the other half never is."""
 
     class HalfForced(DUMPTrainer):
         def _observed(self):
@@ -294,7 +294,7 @@ def test_a_moving_reference_model_that_no_checkpoint_holds_is_not_resumed(tmp_pa
 
 
 def test_a_reference_model_of_low_precision_is_not_mixed(tmp_path):
-    """TRL mixes in the weights' own type: at 1, bfloat16 rounds 0.3 of its spacing away, at every synchronization."""
+    """TRL mixes in the weights' own data type: at 1, bfloat16 rounding removes 0.3 of its spacing in every update."""
     tiny_model().save_pretrained(tmp_path / "model")
 
     def trainer(dtype, alpha):
@@ -302,7 +302,7 @@ def test_a_reference_model_of_low_precision_is_not_mixed(tmp_path):
         args = config(tmp_path, model_init_kwargs={"dtype": dtype}, **options)
         return DUMPTrainer(str(tmp_path / "model"), digits, args, rows(), processing_class=build_tokenizer())
 
-    with pytest.raises(ValueError, match=r"torch.bfloat16 rounds away: set ref_model_mixup_alpha to at least 0.5"):
+    with pytest.raises(ValueError, match=r"torch.bfloat16 removes: set ref_model_mixup_alpha to at least 0.5"):
         trainer("bfloat16", 0.3)
     trainer("bfloat16", 0.6)
     trainer("float32", 0.3)

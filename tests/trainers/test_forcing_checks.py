@@ -1,4 +1,4 @@
-"""The trainer forces answers as each row's verifier reads them, and finds out where that does not fit."""
+"""The trainer forces answers in the form that each row's verifier reads, and detects misfits."""
 
 import math
 
@@ -35,7 +35,7 @@ MIXED = verified("countdown", "", COUNTDOWN) + verified("verdict", "yes") + veri
 
 
 class Asked(MRTTrainer):
-    """Keeps which texts it asks to be answered at once."""
+    """Records the prefixes at which answers are forced."""
 
     def _by_rollouts(self, prompts, places):
         self.asked = {self._drawn[row]["verifier"] for row, _ in places}
@@ -74,7 +74,7 @@ def test_each_row_is_forced_as_its_verifier_reads_answers_and_rows_without_one_a
 
 
 def test_a_process_without_verified_rows_generates_as_many_answers_as_the_others(tmp_path, monkeypatch):
-    """Processes generate and score together; what this one adds is thrown away."""
+    """Processes generate and score together; the extra answers of this process are discarded."""
     data = Dataset.from_list(verified("", ""))
     trainer = make(tmp_path, "episode", correctness_reward, data, forcing_suffix=None)
     trainer._drawn, trainer._completion_ids = [dict(data[0])] * 2, [[40, 41, 42]] * 2
@@ -88,24 +88,24 @@ def test_a_process_without_verified_rows_generates_as_many_answers_as_the_others
 
 
 def test_a_suffix_that_a_verifier_rejects_is_refused_before_training(tmp_path):
-    with pytest.raises(ValueError, match="the verifier 'verdict' rejects a right answer that is forced"):
+    with pytest.raises(ValueError, match="the verifier 'verdict' rejects a correct forced answer"):
         make(tmp_path, "episode", correctness_reward, Dataset.from_list(MIXED), forcing_suffix="\nanswer ")
     stream = Dataset.from_list(MIXED).to_iterable_dataset()
     options = {"forcing_suffix": "<verdict>", "max_steps": 1, "curriculum": "uniform"}
     trainer = make(tmp_path, "episode", correctness_reward, stream, **options)
-    with pytest.raises(ValueError, match=r"rejects a right answer that is forced.*end it with 'answer '"):
+    with pytest.raises(ValueError, match=r"rejects a correct forced answer.*end it with 'answer '"):
         trainer.train()
 
 
 def strict(completions, **kwargs):
-    """A reward of the user's own: the last line is the answer, and nothing else."""
+    """A user's reward: the last line is exactly the answer."""
     return [float(completion[-1]["content"].rpartition("\n")[2] == "7") for completion in completions]
 
 
-def test_a_reward_function_of_ones_own_is_tried_on_a_reference(tmp_path, caplog):
+def test_a_custom_reward_function_is_tested_with_the_reference(tmp_path, caplog):
     data = Dataset.from_list([{**row, "answer": "7"} for row in rows()])
     make(tmp_path, "episode", strict, data)
-    assert "the reward function 'strict' gives a reference that is forced 0.0: 'answer 7'" in caplog.text
+    assert "'strict' gives the reward 0.0 to a forced answer made from the column `answer`: 'answer 7'" in caplog.text
     caplog.clear()
     make(tmp_path, "episode", strict, data, forcing_suffix=" so:\n")
     make(tmp_path, "episode", strict, rows())
@@ -120,16 +120,16 @@ def test_a_reward_function_of_ones_own_is_tried_on_a_reference(tmp_path, caplog)
     [
         ([Batch((0.0, 1.0), (0.0, 0.0))], True),
         ([Batch((0.0, 1.0), (0.0, 0.04))], False),  # a mean of 0.02
-        ([Batch((0.0, 0.1), (0.0, 0.0))], False),  # hardly anything is right as yet
+        ([Batch((0.0, 0.1), (0.0, 0.0))], False),  # traces rarely succeed yet
         ([Batch((0.0,), (0.0, 0.0, 0.0)), Batch((0.2,), (0.04,))], True),  # means over all: 0.1 and 0.01
     ],
 )
-def test_forced_answers_are_never_right_where_traces_often_are(batches, verdict):
+def test_forced_answers_are_never_correct_although_traces_often_are(batches, verdict):
     assert never_right(batches) is verdict
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
-def test_forced_answers_as_good_as_the_traces_are_no_cause_for_a_warning(outcomes):
+def test_no_warning_if_forced_answers_are_as_good_as_the_traces(outcomes):
     assert not never_right([Batch(tuple(outcomes), tuple(outcomes))])
 
 
@@ -146,7 +146,7 @@ def test_a_verifier_is_reported_once_when_there_are_enough_batches_and_prefixes(
 
 
 def rollouts_alone(completions, **kwargs):
-    """A reward that no forced answer can earn: it reads the suffix."""
+    """A reward that is 0 for forced answers, because it searches for the suffix."""
     return [float("answer" not in completion[-1]["content"]) for completion in completions]
 
 
@@ -154,8 +154,8 @@ def rollouts_alone(completions, **kwargs):
     ("progress", "options"),
     [("episode", {}), ("prefix", {"num_generations": 16, "terminating_generations": 8, "forced_answer_tokens": 1})],
 )
-def test_a_run_warns_where_forced_answers_are_never_right(tmp_path, caplog, monkeypatch, progress, options):
+def test_a_run_warns_if_forced_answers_are_never_correct(tmp_path, caplog, monkeypatch, progress, options):
     monkeypatch.setattr(forced_watch, "MIN_FORCED", 60)
     make(tmp_path, progress, rollouts_alone, max_steps=MIN_BATCHES, learning_rate=0.0, **options).train()
-    text = "forced answers are almost never right and whole traces often are (forcing suffix '\\nanswer ')"
+    text = "forced answers are almost never correct but complete traces often are (forcing suffix '\\nanswer ')"
     assert caplog.text.count(text) == 1

@@ -1,4 +1,4 @@
-"""Sharded models against whole ones: one launch of two processes that trains and samples with both."""
+"""Sharded and unsharded models: one launch of two processes trains and samples with both."""
 
 import json
 import sys
@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory) -> dict:
-    """What `fsdp_program` prints, and the folder of its runs."""
+    """Return the output of `fsdp_program` and the folder of its runs."""
     folder = tmp_path_factory.mktemp("fsdp")
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     output = succeed([sys.executable, *launch, "-m", "tests.trainers.fsdp_program", str(folder)])
@@ -23,10 +23,10 @@ def found(tmp_path_factory) -> dict:
 @pytest.mark.parametrize("version", ["fsdp1", "fsdp2"])
 def test_processes_that_end_at_different_steps_sample_what_they_sample_alone(found, version):
     longest = [max(map(len, process["completions"])) for process in found[version]["functions"]]
-    assert longest[0] < longest[1]  # the first process has to keep pace with the second
+    assert longest[0] < longest[1]  # the first process must wait for the second
     for mine, theirs in zip(found[version]["functions"], found["whole"]["functions"], strict=True):
         assert mine["completions"] == theirs["completions"]
-        assert mine["next"] == theirs["next"]  # keeping pace draws no random numbers
+        assert mine["next"] == theirs["next"]  # waiting draws no random numbers
 
 
 @pytest.mark.parametrize("version", ["fsdp1", "fsdp2"])

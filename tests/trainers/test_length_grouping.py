@@ -213,7 +213,7 @@ def test_the_loss_and_the_gradient_of_a_step_are_unchanged(model, micro_batches_
             torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
 
 
-# ---- which models it is for ----
+# ---- supported models ----
 
 SIZES = {
     "vocab_size": 50,
@@ -243,7 +243,7 @@ LINEAR = {"layer_types": ["linear_attention", "full_attention"], "shared_expert_
 
 
 def random_model(kind: str, **options) -> PreTrainedModel:
-    """A random model with wide weights, so that what it depends on shows."""
+    """Return a random model with large weights, so that dependencies are visible."""
     torch.manual_seed(0)
     sizes = GPT2 if kind in ("GPT2", "CTRL") else SIZES
     model_config = getattr(transformers, f"{kind}Config")(**{**sizes, **options})
@@ -320,7 +320,7 @@ def test_models_whose_logprobs_grouping_would_change_are_refused(kind, options, 
         ("Mixtral", {"router_aux_loss_coef": 0.0}, None),
     ],
 )
-def test_the_trainer_refuses_them_when_it_is_constructed(tmp_path, kind, options, message):
+def test_the_trainer_rejects_these_models_when_it_is_constructed(tmp_path, kind, options, message):
     tokenizer = build_tokenizer()
     model = random_model(kind, vocab_size=len(tokenizer))
     arguments = {"reward_funcs": dump_setup.digits, "train_dataset": dump_setup.rows(), "processing_class": tokenizer}

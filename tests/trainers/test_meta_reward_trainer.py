@@ -228,7 +228,7 @@ def test_a_checkpoint_without_past_features_is_refused(tmp_path, tokenizer):
     make(tmp_path, tokenizer, **options).train()
     checkpoint = tmp_path / "checkpoint-2"
     assert load_file(checkpoint / "contrastive_queue.safetensors")["features"].shape == (2 * 8, 32)
-    (checkpoint / "contrastive_queue.safetensors").unlink()  # as versions before it wrote none
+    (checkpoint / "contrastive_queue.safetensors").unlink()  # as in older versions
     with pytest.raises(ValueError, match=r"has no contrastive_queue.*Set contrastive_queue_size: 0 to resume it"):
         make(tmp_path, tokenizer, **options).train(resume_from_checkpoint=str(checkpoint))
     make(tmp_path, tokenizer, **options, contrastive_queue_size=0).train(resume_from_checkpoint=str(checkpoint))
@@ -358,19 +358,19 @@ def test_a_later_move_that_is_rounded_away_is_a_warning_and_logged(tmp_path, tok
     trainer.train()
     first, second = (row["meta/move_cosine"] for row in history(trainer)[:2])
     assert first > 0.999 and second < 0.9
-    assert "meta_step: moves are partly rounded away" in caplog.text
+    assert "meta_step: rounding distorts the moves of the weights" in caplog.text
     resumed = make(tmp_path, tokenizer, meta_step_size=1e-9, **options)
-    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))  # nor is it an error after a resume
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))  # not an error after a resume either
     assert same(weights(resumed), weights(trainer))
 
 
-def test_weights_of_low_precision_cannot_be_moved(tmp_path, tokenizer):
+def test_meta_steps_reject_16_bit_weights(tmp_path, tokenizer):
     options = {"meta_step": "plain", "per_device_meta_batch_size": 4}
     adapters = LoraConfig(task_type="SEQ_CLS", target_modules=["q_proj"])
     for dtype, peft_config in ((torch.bfloat16, None), (torch.float16, None), (torch.bfloat16, adapters)):
         model = reward_model(tokenizer).to(dtype)
         arguments = {"train_dataset": pairs(), "processing_class": tokenizer, "meta_dataset": meta_set()}
-        with pytest.raises(ValueError, match=rf"less than {dtype} resolves: load them in float32 \(dtype: float32"):
+        with pytest.raises(ValueError, match=rf"less than {dtype} can resolve: load them in float32 \(dtype: float32"):
             MetaRewardTrainer(model, config(tmp_path, **options), peft_config=peft_config, **arguments)
     quantized = reward_model(tokenizer)
     quantized.is_loaded_in_4bit = True  # TRL then keeps adapters in bfloat16, whatever `dtype` says
@@ -380,7 +380,7 @@ def test_weights_of_low_precision_cannot_be_moved(tmp_path, tokenizer):
 
 def test_fsdp_is_refused(tmp_path, tokenizer):
     class Sharded(MetaRewardTrainer):
-        """Stands for a run under FSDP, which needs several processes."""
+        """A trainer that reports FSDP, which would need several processes."""
 
         def create_accelerator_and_postprocess(self):
             super().create_accelerator_and_postprocess()

@@ -90,7 +90,7 @@ def test_undo_puts_back_every_bit_in_half_precision(accelerator):
 
 
 def test_the_move_made_is_measured_on_the_weights():
-    """In bfloat16, 1/4 of the spacing of numbers near 1 vanishes and 3/4 become all of it; float32 keeps both."""
+    """Near 1, bfloat16 rounds a move of 1/4 of its spacing to 0 and one of 3/4 to all of it; float32 keeps both."""
     spacing = 1 / 128
     steps = torch.tensor([spacing / 4, 3 * spacing / 4])
     for dtype, length, cosine in (

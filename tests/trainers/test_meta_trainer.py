@@ -108,7 +108,7 @@ def test_progress_is_made_towards_gold_and_a_judge_pays_once_beside_it(tmp_path,
         paid = judged(tmp_path / "paid", server.url, ALIKE, [1.0, 0.5], **FORMS[form])
         paid.train()
     judged_each_step = 8 if form == "prefix" else 16  # half of its rollouts are forced to answer
-    assert asked == 3 * judged_each_step, "the answers by which progress is measured are not judged"
+    assert asked == 3 * judged_each_step, "forced answers that measure progress are not judged"
     assert len(paid._cases) == judged_each_step, "nor shown to the meta judge"
     for one, other, third in zip(curve(alone), curve(watched), curve(paid), strict=True):
         assert one[:2] == other[:2]
@@ -144,12 +144,12 @@ def test_where_gold_is_constant_a_judge_counts_by_its_weight(tmp_path, right):
 
 
 @pytest.mark.parametrize("scale", ["outcome", "batch"])
-def test_the_weights_set_the_ratio_of_a_judge_to_the_gold_of_anytime(tmp_path, scale):
+def test_reward_weights_set_the_ratio_of_judge_to_gold_with_anytime(tmp_path, scale):
     options = {"form": "anytime", "progress_scale": scale, **FORMS["anytime"]}
     once, rewards = advantages_beside_a_judge(tmp_path, FIRST, [1.0, 0.3], **options)
     twice, _ = advantages_beside_a_judge(tmp_path, FIRST, [2.0, 0.6], **options)
     torch.testing.assert_close(twice, once, atol=1e-3, rtol=1e-3)
-    # A judge that says the same of everything leaves what gold pays, and the divisor of both is gold's.
+    # With a constant judge, only the gold reward remains; the divisor of both is gold's.
     gold_alone, _ = advantages_beside_a_judge(tmp_path, ALIKE, [1.0, 0.3], **options)
     pays = 0.3 * relative_to_group(rewards[:, 1], 4)
     divisor = (pays / (once - gold_alone)[:, 0])[pays != 0]
@@ -182,7 +182,7 @@ def test_a_distribution_without_gold_is_paid_by_the_judge(tmp_path, form):
     ("weights", "sees", "discounts"),
     [([1.0, 1.0], "total", True), ([1.0, 0.0], "total", False), ([1.0, 1.0], "gold", False)],
 )
-def test_a_curriculum_discounts_what_another_rubric_said_and_nothing_else(tmp_path, weights, sees, discounts):
+def test_a_curriculum_discounts_only_observations_under_another_rubric(tmp_path, weights, sees, discounts):
     with FakeJudgeServer(judge_or_revise([BETTER])) as server:
         options = {"meta_every": 2, "meta_cases": 6, "gate": False, "rollback_window": 0, "curriculum_reward": sees}
         trainer = judged(tmp_path, server.url, FIRST, weights, **options)
@@ -233,8 +233,8 @@ def test_everything_at_once(tmp_path):
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        ([0.0, 1.0], "progress: episode pays by what is right, and 'digits' has the weight 0: give it one, or name"),
-        (None, "progress: episode pays by what is right, which neither a judge nor a reward model tells"),
+        ([0.0, 1.0], "progress: episode needs a gold reward, and the weight of 'digits' is 0: raise it in"),
+        (None, "progress: episode needs a gold reward, not only a judge or a reward model"),
     ],
 )
 def test_progress_needs_a_gold_reward_that_pays(tmp_path, weights, message):

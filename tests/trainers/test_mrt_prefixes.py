@@ -51,7 +51,7 @@ def test_rollouts_continue_from_prefixes_of_stale_traces(tmp_path):
 
 def test_prefixes_are_refused_where_rollouts_are_made_by_someone_else(tmp_path):
     with pytest.raises(
-        ValueError, match="progress: prefix appends to prompts: remove the tools, the environment or the"
+        ValueError, match="progress: prefix appends to prompts, which does not work with tools, an environment or a"
     ):
         MRTTrainer(
             tiny_model(),
@@ -107,7 +107,7 @@ def test_each_kind_of_rollout_has_its_own_baseline(tmp_path, options, rewards, a
 
 
 def test_the_curriculum_and_the_pass_rates_see_continuing_rollouts_alone(tmp_path):
-    """Where all continuing rollouts are right there is nothing to learn, whatever forced answers earn."""
+    """If all continuing rollouts are correct, there is nothing to learn, whatever the forced answers earn."""
     trainer = make(tmp_path, "prefix", reward=lambda completions, **kwargs: [1.0, 1.0, 0.0, 0.0] * 4, max_steps=2)
     trainer.train()
     for name in {trainer.curriculum.arms[arm] for arm in trainer._drawn_arms}:
@@ -123,7 +123,7 @@ def test_the_table_of_completions_marks_forced_answers(tmp_path):
 
 def test_forced_answers_that_hit_their_limit_are_reported(tmp_path, caplog):
     make(tmp_path, "prefix", max_steps=1, forced_answer_tokens=1).train()
-    assert "forced answers came to an end within forced_answer_tokens, 1: raise it" in caplog.text
+    assert "forced answers ended within the limit of forced_answer_tokens, 1: raise it" in caplog.text
 
 
 def test_resuming_with_a_lower_limit_cuts_stale_traces_earlier(tmp_path, caplog):
@@ -139,15 +139,15 @@ def test_resuming_with_a_lower_limit_cuts_stale_traces_earlier(tmp_path, caplog)
         )
     )
     trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
-    assert "holds stale traces of up to 12 tokens, more than max_completion_length, 6" in caplog.text
+    assert "has stale traces of up to 12 tokens, but max_completion_length is 6" in caplog.text
     assert {len(prefix) for prefix in prefixes} == {0, 4}, "8 tokens leave no room for a completion"
     assert trainer._pool.longest() <= 6
 
 
-def test_a_bonus_needs_a_reward_that_knows_right_from_wrong(tmp_path):
-    """A judge is not asked about forced answers."""
+def test_a_bonus_needs_a_gold_reward(tmp_path):
+    """Judges do not score forced answers."""
     judge = JudgeReward(Judge(JudgeClient("http://127.0.0.1:9"), Rubric("Sum.", (RubricItem("same", "Any.", 2),))))
-    with pytest.raises(ValueError, match="progress: prefix pays by what is right, which neither a judge nor a reward"):
+    with pytest.raises(ValueError, match="progress: prefix needs a gold reward, not only a judge or a reward model"):
         make(tmp_path, "prefix", reward=judge)
 
 

@@ -145,8 +145,8 @@ def test_the_bonus_is_made_of_the_estimated_values(tmp_path, monkeypatch):
                 assert bonus[row, ends[row][episode] - 1].item() == pytest.approx(expected, abs=1e-6)
 
 
-def test_episodes_about_an_unknown_chance_share_the_rise(tmp_path, monkeypatch):
-    """J is 0 at the start and unknown after every episode but the last, whose outcome is 1 or 0 in turn."""
+def test_episodes_around_an_unknown_value_share_the_increase(tmp_path, monkeypatch):
+    """J is 0 at the start and unknown after each episode except the last, whose outcome is 1 or 0 in turn."""
     trainer = make(
         tmp_path,
         "episode",
@@ -166,8 +166,8 @@ def test_episodes_about_an_unknown_chance_share_the_rise(tmp_path, monkeypatch):
     torch.testing.assert_close(second[:12], torch.full((12,), -1 / 6))
 
 
-def test_the_bonus_is_divided_as_the_outcome_on_easy_and_hard_prompts(tmp_path, monkeypatch):
-    """With decay 1 and a chance that moves only at the end, all progress is the outcome less J_0: alpha more of it."""
+def test_the_bonus_has_the_divisor_of_the_outcome_on_easy_and_hard_prompts(tmp_path, monkeypatch):
+    """With decay 1 and a J that changes only at the end, progress is the outcome minus J_0: alpha times more of it."""
     trainer = make(
         tmp_path,
         "episode",
@@ -180,7 +180,7 @@ def test_the_bonus_is_divided_as_the_outcome_on_easy_and_hard_prompts(tmp_path, 
     trainer.__class__ = Recording
     monkeypatch.setattr(trainer, "_by_likelihood", lambda prompts, places: [0.3] * len(places))
     trainer.train()
-    assert trainer._gold.view(4, 4).sum(1).tolist() == [1, 2, 3, 4]  # right answers, from a hard to an easy prompt
+    assert trainer._gold.view(4, 4).sum(1).tolist() == [1, 2, 3, 4]  # correct answers, from a hard to an easy prompt
     torch.testing.assert_close(trainer.result[:, 0], 1.5 * trainer.outcome, atol=1e-5, rtol=1e-5)
     assert trainer.outcome[:12].all() and not trainer.outcome[12:].any()
 
@@ -274,9 +274,11 @@ def test_nothing_is_asked_where_no_trace_reaches_the_first_budget(tmp_path, esti
 
 @pytest.mark.parametrize("progress", ["episode", "anytime"])
 @pytest.mark.parametrize("reward", [2.0, -1.0])
-def test_gold_that_is_no_chance_of_success_is_refused(tmp_path, progress, reward):
+def test_gold_rewards_outside_0_to_1_are_rejected(tmp_path, progress, reward):
     trainer = make(tmp_path, progress, reward=lambda completions, **kwargs: [reward] * len(completions), max_steps=1)
-    with pytest.raises(ValueError, match=f"between 0 and 1: '<lambda>' returned {reward:g}. Return 0 to 1, or name"):
+    with pytest.raises(
+        ValueError, match=f"between 0 and 1, but .* '<lambda>' returned {reward:g}. Return 0 to 1, or set"
+    ):
         trainer.train()
 
 
@@ -288,20 +290,20 @@ class Room:
 
 
 @pytest.mark.parametrize("progress", ["episode", "anytime", "prefix"])
-def test_an_environment_that_would_not_see_a_forced_answer_is_refused(tmp_path, progress):
+def test_environments_are_rejected_where_answers_are_forced(tmp_path, progress):
     with pytest.raises(ValueError, match=f"progress: {progress} .*remove"):
         make(tmp_path, progress, parts={"environment_factory": Room, "processing_class": tokenizer_with_tools()})
 
 
 def with_tool_results(prompts, trainer):
-    """A rollout of six tokens of which two come from a tool, and of nine of which five do, in turn."""
+    """Return rollouts of six tokens, two of them from a tool, and of nine tokens, five of them from a tool."""
     masks = [[1, 1, 0, 0, 1, 1], [1, 1, 0, 0, 0, 0, 0, 1, 1]] * (len(prompts) // 2)
     ids = [[5] * (len(mask) - 1) + [trainer.eos_token_ids[0]] for mask in masks]
     return {"prompt_ids": [[5, 6]] * len(ids), "completion_ids": ids, "logprobs": None, "env_mask": masks}
 
 
 def test_a_length_penalty_counts_only_what_the_policy_wrote(tmp_path):
-    """Both kinds of rollouts have four tokens of their own, so none is long."""
+    """Both kinds of rollouts have four tokens from the policy, so none is long."""
     reward = {"reward": lambda completions, **kwargs: [1.0] * len(completions)}
     trainer = make(tmp_path, "length_penalty", max_steps=1, parts={"rollout_func": with_tool_results}, **reward)
     trainer.__class__ = Recording
@@ -314,7 +316,9 @@ def test_a_length_penalty_counts_only_what_the_policy_wrote(tmp_path):
 @pytest.mark.parametrize("progress", ["episode", "anytime"])
 def test_tokens_of_a_tool_are_refused_where_completions_are_cut(tmp_path, progress):
     trainer = make(tmp_path, progress, max_steps=1, parts={"rollout_func": with_tool_results})
-    with pytest.raises(ValueError, match=f"progress: {progress} is for completions that the policy alone writes"):
+    with pytest.raises(
+        ValueError, match=f"progress: {progress} needs completions of which the policy writes every token"
+    ):
         trainer.train()
 
 
@@ -326,7 +330,7 @@ def test_images_that_a_forced_answer_would_not_see_are_refused(tmp_path):
 
 @pytest.mark.parametrize("progress", VARIANTS)
 def test_the_curriculum_never_sees_the_bonus(tmp_path, progress):
-    """It sees the advantages of the outcome; with `prefix` of the continuing rollouts among themselves."""
+    """It sees the advantages of the outcome; with `prefix`, those of continuing rollouts relative to each other."""
     trainer = make(tmp_path, progress, max_steps=2)
     trainer.__class__ = Recording
     seen = []
@@ -408,9 +412,9 @@ def test_traces_are_kept_for_the_page(tmp_path):
         ({"progress": "episode", "num_forced_answers": 1}, "at least 2 for progress: episode"),
         (
             {"progress": "episode", "off_policy_mask_threshold": 0.5},
-            "off_policy_mask_threshold treats a completion by",
+            "off_policy_mask_threshold depends on the sign",
         ),
-        ({"progress": "anytime", "loss_type": "vespo"}, "loss_type: vespo treats a completion by the sign"),
+        ({"progress": "anytime", "loss_type": "vespo"}, "loss_type: vespo depends on the sign"),
         (
             {"progress": "episode", "multi_objective_aggregation": "normalize_then_sum"},
             "set multi_objective_aggregation to sum_then_normalize",
@@ -457,4 +461,4 @@ def test_progress_trains_an_adapter(tmp_path, starter):
 
 def test_forced_answers_that_do_not_end_are_told(tmp_path, caplog):
     make(tmp_path, "episode", max_steps=1, forced_answer_tokens=1).train()
-    assert "forced answers came to an end within forced_answer_tokens, 1: raise it" in caplog.text
+    assert "forced answers ended within the limit of forced_answer_tokens, 1: raise it" in caplog.text

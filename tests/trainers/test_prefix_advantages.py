@@ -75,7 +75,7 @@ def test_a_group_without_an_outcome_is_paid_by_the_others():
         torch.testing.assert_close(found, torch.tensor([0.2, -0.2, 0.0, 0.0]))
 
 
-def test_what_is_unscorable_has_no_advantage_and_counts_in_no_baseline():
+def test_unscorable_rollouts_have_no_advantage_and_are_not_in_the_baseline():
     rewards = torch.tensor([1.0, NAN, 0.0, NAN, 1.0, 0.0])
     found = prefix_advantages(rewards, None, kinds(4, 2), 6, alpha=1, scale="none")
     assert found.tolist() == [1.0, 0.0, -1.0, 0.0, 0.5, -0.5]
@@ -134,7 +134,7 @@ def moments(baseline: str, scale: str, chances: tuple[float, float]) -> tuple[fl
 
 @pytest.mark.parametrize("scale", ["group", "none"])
 def test_a_joint_baseline_adds_noise_where_continuing_is_better_than_stopping(scale):
-    """0.8 after continuing, 0.2 after stopping: the joint form credits every continuing rollout for the prefix."""
+    """With 0.8 after continuing and 0.2 after stopping, the joint form credits each continuing rollout for this."""
     mean, square, signal = moments("separate", scale, (0.8, 0.2))
     joint_mean, joint_square, joint_signal = moments("joint", scale, (0.8, 0.2))
     assert mean == pytest.approx(0, abs=1e-9)

@@ -92,7 +92,7 @@ def test_progress_that_is_not_known_is_no_progress_of_0():
     advantages = episode_advantages(values, 3)
     torch.testing.assert_close(advantages, torch.tensor([[1 / 6], [1 / 6], [NAN]]), equal_nan=True)
     weights = precision_weights(progress_of(values), torch.full((3, 1), 0.1), 3, exists)
-    assert not weights[:2].any(), "what is known is all alike"
+    assert not weights[:2].any(), "all known values are equal"
 
 
 @given(groups_of_values())
@@ -102,13 +102,13 @@ def test_progress_telescopes(case):
     torch.testing.assert_close(total, outcomes(values) - values[:, 0], atol=1e-6, rtol=0)
 
 
-def test_an_unknown_chance_inside_a_trace_is_bridged():
-    """From 0.2 to 1 a trace rises by 0.8, whatever is unknown between; its two episodes about it share 0.5."""
+def test_an_unknown_value_inside_a_trace_is_interpolated():
+    """A trace rises by 0.8, from 0.2 to 1, whatever is unknown between; the two episodes around it share 0.5."""
     values = torch.tensor([[0.2, NAN, 0.7, 1.0]])
     progress = progress_of(bridged(values))
     torch.testing.assert_close(progress, torch.tensor([[0.25, 0.25, 0.3]]))
     assert progress.sum().item() == pytest.approx(0.8)
-    # nothing is made up before the first known value, after the last one, or after a trace's end
+    # values before the first and after the last known one, and after a trace's end, stay unknown
     ends = torch.tensor([[NAN, 0.4, NAN, NAN, 1.0], [0.2, 0.4, NAN, NAN, NAN]])
     expected = torch.tensor([[NAN, 0.4, 0.6, 0.8, 1.0], [0.2, 0.4, NAN, NAN, NAN]])
     torch.testing.assert_close(bridged(ends), expected, equal_nan=True)
@@ -160,10 +160,10 @@ def test_a_constant_in_the_groups_values_changes_nothing(case, shift):
     )
 
 
-# ---- what progress is divided by ----
+# ---- the divisor of progress ----
 
 
-def test_progress_is_divided_as_the_outcome_or_by_its_own_size():
+def test_progress_has_the_divisor_of_the_outcome_or_its_own_root_mean_square():
     # Entries 0.2, 0.3, -0.2, -0.3: root mean square sqrt((0.04 + 0.09 + 0.04 + 0.09) / 4).
     advantages = torch.tensor([[0.2, 0.3, NAN], [-0.2, -0.3, NAN]])
     outcome = torch.tensor([0.5, 0.5])
@@ -273,7 +273,7 @@ def test_the_noise_of_progress_to_go_is_that_of_a_simulation(decay):
     generator = torch.Generator().manual_seed(0)
     truth, answers, draws = torch.tensor([0.5, 0.3, 0.7, 0.3, 0.8]), 6, 40_000
     values = (torch.rand(draws, 5, answers, generator=generator) < truth[:, None]).float().mean(-1)
-    values[:, 0], values[:, 4] = 0.5, 1.0  # J_0 is shared, and the outcome is no estimate
+    values[:, 0], values[:, 4] = 0.5, 1.0  # J_0 is shared, and the outcome is exact
     sampled = torch.tensor([True, True, True, True, False]).expand(draws, 5)
     found = progress_noise(values, sampled, 0.3 * 0.7 / answers, decay).mean(0)
     paid = progress_to_go(progress_of(values), decay)
@@ -312,7 +312,7 @@ def test_the_noisier_an_episode_the_less_it_is_paid(seed, least, step):
 
 @pytest.mark.parametrize("decay", [0.0, 0.5])
 def test_weights_by_episode_come_closer_to_true_progress_than_one_for_all(decay):
-    """4 answers at each of four prefixes of 256 traces, whose chances move at random and decide their outcomes."""
+    """4 answers at each of four prefixes of 256 traces, whose J is a random walk that determines their outcomes."""
     generator = torch.Generator().manual_seed(0)
     steps = torch.randn(256, 3, generator=generator)
     start = torch.randn(64, 1, generator=generator).repeat_interleave(4, 0)  # easy and hard prompts
@@ -341,7 +341,7 @@ def test_no_progress_at_all_is_no_error():
     values = torch.full((4, 3), 0.5)
     assert not episode_advantages(values, 4).any()
     divisor = progress_divisor(torch.zeros(4, 2), "batch", torch.ones(4))
-    assert divisor[0] > 0.3, "rounding errors of no progress are not blown up"
+    assert divisor[0] > 0.3, "rounding errors are not amplified without progress"
     assert (precision_weights(progress_of(values), torch.zeros(4, 2), 4) == 1).all()
     assert (precision_weights(torch.full((4, 2), NAN), torch.zeros(4, 2), 4) == 1).all()
 

@@ -1,4 +1,4 @@
-"""Options that have no effect beside others are rejected, one table for all trainers."""
+"""Options that have no effect in combination with others are rejected; one table for all trainers."""
 
 from dataclasses import dataclass
 
@@ -44,7 +44,7 @@ OPTIONS = {  # a value of each option of MRTConfig that is not its default
     "terminating_generations": 2,
     "prefix_baseline": "joint",
 }
-NO_EFFECT = {  # form of progress: the options that do nothing in it
+NO_EFFECT = {  # form of progress: the options without effect
     "none": OPTIONS,
     "length_penalty": [name for name in OPTIONS if name != "progress_weight"],
     "episode": ["budgets", "terminating_generations", "prefix_baseline"],
@@ -151,7 +151,7 @@ def test_every_other_option_of_a_form_of_progress_is_accepted(tmp_path, progress
 @pytest.mark.parametrize(
     ("kind", "options"),
     [
-        (MPOConfig, {"gate": False, "gate_cases": 8}),  # the running check tries rubrics on as many
+        (MPOConfig, {"gate": False, "gate_cases": 8}),  # the running check uses this number too
         (MPOConfig, {"rollback_window": 0, "gate_cases": 8}),
         (MPOConfig, {"meta_every": 0, "held_out_every": 1}),  # a held-out judge also observes a fixed rubric
     ],

@@ -10,7 +10,7 @@ from metatune.trainers.weight_precision import autocast_of, check_mixing, low_pr
 
 
 class Plugin:
-    """Stands for accelerate's DeepSpeedPlugin."""
+    """A stand-in for accelerate's DeepSpeedPlugin."""
 
     def __init__(self):
         self.deepspeed_config = {"bf16": {"enabled": True}, "zero_optimization": {"stage": 3}}
@@ -32,9 +32,9 @@ def test_deepspeed_autocasts_in_place_of_casting_the_weights():
     args = with_float32_weights(given)
     expected = {"bf16": {"enabled": False}, "torch_autocast": {"enabled": True, "dtype": "bfloat16"}}
     assert plugin.deepspeed_config == {**expected, "zero_optimization": {"stage": 3}}
-    assert plugin.published == plugin.deepspeed_config, "transformers loads a model for ZeRO-3 by it"
+    assert plugin.published == plugin.deepspeed_config, "transformers reads it when it loads a model for ZeRO-3"
     assert (args.bf16, args.mixed_precision) == (False, "no")
-    assert given.bf16 and args.deepspeed_plugin is plugin, "the given arguments are as they were"
+    assert given.bf16 and args.deepspeed_plugin is plugin, "the given arguments do not change"
 
 
 @pytest.mark.parametrize("options", [{}, {"deepspeed_plugin": Plugin(), "bf16": False, "mixed_precision": "no"}])
@@ -53,7 +53,7 @@ def test_the_type_of_parameters():
     model = nn.ModuleList([nn.Linear(1, 1), nn.Linear(1, 1).half()])
     assert low_precision_type(model.parameters()) == torch.float16
     assert low_precision_type(model[0].double().parameters()) is None
-    with autocast_of(model):  # no engine of DeepSpeed's
+    with autocast_of(model):  # not a DeepSpeed engine
         assert not torch.is_autocast_enabled("cpu")
 
 
