@@ -15,14 +15,14 @@ given pays for every *mention* of an asked letter: saying one four times is a pl
 - `mpo, no gate`: every rubric is taken, as in the paper.
 
 Reported, over seeds with percentile bootstrap intervals: judge score and gold of the last 10 batches, and the area
-between them: the mean over all batches of by how much the judge is above gold. A rubric gives some points for nothing
-(what was not done wrong costs none), so from each version's scores is taken off by how much it is above gold on
-responses of the untrained policy.
+between them: the mean over all batches of the excess of the judge's score over gold. A rubric gives some points for
+errors that were not made, so each version's scores are reduced by their excess over gold on responses of the untrained
+policy.
 
-Equal judge calls: every run ends once the judge has been called BUDGET times, for training, for the gate, for the
-running check and for second judgements together. A run that spends calls on a gate therefore trains on fewer batches.
-The calls of the meta judge are reported beside them. Seeds from 1000 on are for tuning. Finished runs are kept in
-benchmarks/results/mpo_calls_runs.jsonl (mpo_runs.jsonl has those of the former gate, at equal steps).
+Equal judge calls: every run ends once the judge has been called BUDGET times in total, for training, the gate, the
+running check and second judgments. A run that spends calls on a gate therefore trains on fewer batches. The calls of
+the meta judge are reported separately. Seeds from 1000 on are for tuning. Finished runs are kept in
+benchmarks/results/mpo_calls_runs.jsonl (mpo_runs.jsonl has the runs with the former gate, at equal steps).
 """
 
 import argparse
@@ -69,7 +69,8 @@ def unknown(prompts, **columns) -> list[None]:
 def run_one(method: str, seed: int, budget: int, answer_seconds: float = 0.0) -> dict:
     """Train until the judge has been called `budget` times.
 
-    Returns judge score, gold, rubric version and calls so far of every batch, and what judging took of the time.
+    Return the judge score, gold, rubric version and number of calls so far for every batch, and judging's share of the
+    time.
     """
     import datasets
     from transformers import TrainerCallback
@@ -229,7 +230,7 @@ def summarise(runs: dict[str, list[dict]]) -> list[dict]:
 
 
 def plot(runs: dict[str, list[dict]], path: Path) -> None:
-    """Draw judge score and gold over the judge's calls, a panel a method, means over seeds."""
+    """Plot judge score and gold over the judge's calls, one panel per method, means over seeds."""
     from metatune.eval.plots import AFTER, HUES, new_figure, save_figure, set_heading
 
     figure = new_figure(2.6 * len(runs), 3.6)
@@ -251,7 +252,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="one seed, a quarter of the calls")
-    parser.add_argument("--runs", type=Path, default=RUNS, help="JSONL that finished runs are kept in")
+    parser.add_argument("--runs", type=Path, default=RUNS, help="JSONL file of finished runs")
     parser.add_argument("--plot", type=Path, help="PNG to draw the curves into")
     parser.add_argument("--overhead", action="store_true", help="measure what judging takes of the time")
     args = parser.parse_args()

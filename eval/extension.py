@@ -58,7 +58,7 @@ def extend_traces(
         prompt_ids (`Sequence[Sequence[int]]` of length N): token ids of the prompts.
         traces (`Sequence[Sequence[int]]` of length N): token ids of the traces; one with an ending token has ended.
         budgets (`Sequence[int]`): tokens of the extended traces, ascending.
-        suffixes (`Sequence[str]` of length N): the forcing suffix of each trace, which says how an answer begins.
+        suffixes (`Sequence[str]` of length N): the forcing suffix of each trace, which shows how an answer begins.
         phrases (`Sequence[str]`): appended in turn; newlines that the trace ends with already are not repeated.
         sampling ([`~metatune.eval.engines.Sampling`]): how to draw; its `max_new_tokens` is not used.
 

@@ -1,4 +1,4 @@
-"""Forced answers: what a model answers when its trace is cut and it is told that time is up.
+"""Forced answers: what a model answers after a truncated trace and a forcing suffix.
 
     forcing = Forcing(tokenizer)
     cuts = force_answers(engine, tokenizer, prompt_ids, traces, verifiers, forcing, num_answers=8, sampling=sampling)

@@ -95,7 +95,7 @@ def evaluate_at_budgets(
         engine ([`~metatune.eval.engines.Engine`]): what generates.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): with a chat template.
         items (`Iterable[Mapping]`): as for [`~metatune.eval.evaluate`].
-        forcing ([`~metatune.rewards.forcing.Forcing`]): what makes a cut trace answer, by the item's verifier.
+        forcing ([`~metatune.rewards.forcing.Forcing`]): appends the forcing suffix of the item's verifier.
         budgets (`Sequence[int]`): token budgets; duplicates count once, the order does not matter.
         num_samples (`int`, *optional*, defaults to `1`): traces of each item.
         num_answers (`int`, *optional*, defaults to `8`): forced answers of each cut.
@@ -112,8 +112,8 @@ def evaluate_at_budgets(
         settings (`Mapping`, *optional*): what else to keep in the settings, such as the model's name.
 
     Raises:
-        ValueError: for budgets, factors or numbers out of range, if a verifier rejects a right answer that is forced,
-            and as [`~metatune.eval.evaluate`].
+        ValueError: for budgets, factors or numbers out of range, if a verifier rejects a correct forced answer, and
+            as [`~metatune.eval.evaluate`].
     """
     items, budgets, factors = list(items), sorted(set(budgets)), sorted(set(extrapolate))
     limit = _checked_limit(budgets, factors, num_answers, max_new_tokens)
@@ -331,10 +331,10 @@ def longest_answered(
     max_new_tokens: int | None,
     answer_tokens: int,
 ) -> int:
-    """Return the most tokens that follow a prompt: a trace, extended or not, the forcing suffix and an answer.
+    """Return the maximum number of tokens after a prompt: a trace (extended or not), the suffix and an answer.
 
     Args:
-        forcing ([`~metatune.rewards.forcing.Forcing`]): what makes a cut trace answer.
+        forcing ([`~metatune.rewards.forcing.Forcing`]): appends the text that makes the model answer.
         verifiers (`Iterable[str]`): the names of the items' verifiers.
         budgets (`Sequence[int]`): as for [`evaluate_at_budgets`].
         factors (`Sequence[float]`): its `extrapolate`.

@@ -233,20 +233,20 @@ def check_judges(script_args: Any, training_args: MPOConfig) -> None:
     """Tell what can be told before a server is asked.
 
     Raises:
-        ConfigError: options of a rubric that would do nothing, or a rubric or templates that cannot be used.
-        MissingHereError: only a key is not set here.
+        ConfigError: for options without effect, and for a rubric or templates that cannot be used.
+        MissingHereError: if the only problem is a key that is not set on this machine.
     """
     defaults = {option.name: option.default for option in fields(MPOConfig)}
     if script_args.judge is None:
         for name in OWN_OPTIONS:
             if getattr(training_args, name) != defaults[name]:
-                raise ConfigError(f"`{name}` is of a judge's rubric: give a `judge`, or leave it out")
+                raise ConfigError(f"`{name}` has no effect without a judge: set `judge`, or remove it")
         return
     for name in HELD_OUT if script_args.held_out_judge is None else ():
         if getattr(training_args, name) != defaults[name]:
-            raise ConfigError(f"`{name}` is of a held-out judge: give a `held_out_judge`, or leave it out")
+            raise ConfigError(f"`{name}` has no effect without a held-out judge: set `held_out_judge`, or remove it")
     if training_args.meta_every and script_args.meta_judge is None:
-        raise ConfigError("give a `meta_judge` that rewrites the judge's rubric, or keep it by `meta_every: 0`")
+        raise ConfigError("set a `meta_judge` that rewrites the judge's rubric, or keep it with `meta_every: 0`")
     entries = given_judges(script_args)
     bounds = entries["meta_judge"].bounds() if "meta_judge" in entries else None
     for name, entry in entries.items():

@@ -4,9 +4,9 @@
     metatune merge --model runs/lora/checkpoint-200 --output_dir merged --dtype bfloat16
 
 An adapter of a language model becomes a language model, one of `metatune reward` a reward model. The weights are
-merged in float32 and rounded once, at the end. If the base is in the precision of the result, rounding may undo what a
-small adapter changes; a line says so. The folder gets the model (safetensors), the tokenizer with its chat
-template, and the generation configuration.
+merged in float32 and rounded once, at the end. If the base already has the precision of the result, rounding may
+remove the changes of a small adapter; the command then prints a warning. The folder gets the model (safetensors), the
+tokenizer with its chat template, and the generation configuration.
 """
 
 import warnings
@@ -17,7 +17,7 @@ from typing import Any
 from metatune.recipes.adapters import base_of
 from metatune.recipes.config import ConfigError, StrictParser, run
 
-MIN_SHARE = 0.95  # of what an adapter changes
+MIN_SHARE = 0.95  # smallest share of an adapter's change that rounding may leave without a warning
 
 
 @dataclass
@@ -84,10 +84,10 @@ def merge(adapter: str, dtype: str = "auto"):
 
 
 def share_after_rounding(before: dict[str, Any], merged: Any) -> float:
-    """Return how much of a change of weights is left, along its own direction, once they are rounded.
+    """Return the share of a change of weights, along its own direction, that remains after rounding.
 
     Args:
-        before (`dict[str, torch.Tensor]`): the weights before the change, in the type that is rounded to.
+        before (`dict[str, torch.Tensor]`): the weights before the change, in the data type of the result.
         merged ([`~transformers.PreTrainedModel`]): the model after it, in float32.
     """
     kept = intended = 0.0

@@ -53,8 +53,8 @@ class MetaRMScriptArguments(KeepsRecipe):
         output_dir (`str`):
             Where everything goes.
         reward (`dict`):
-            Recipe of the reward models, as `metatune reward` takes it. With `correction: metarm` its `meta_step` is
-            `normalised` unless it says `plain`. The other corrections leave out its `meta_step_size` and
+            Recipe of the reward models, as `metatune reward` takes it. With `correction: metarm`, its `meta_step` is
+            `normalised` by default. The other corrections ignore its `meta_step_size` and
             `per_device_meta_batch_size`.
         grpo (`dict`):
             Recipe of the policies' training, as `metatune grpo` takes it; it also says how the policy samples

@@ -12,7 +12,7 @@ SET_BY_LOOP = {
     "reward": {"dataset_name", "meta_dataset_name", "pair_weights"},
     "grpo": {"distributions", "dataset_name", "reward_funcs", "reward_models", "reward_weights"},
 }
-OF_METARM = {"meta_step_size", "per_device_meta_batch_size"}  # left out for the other corrections
+OF_METARM = {"meta_step_size", "per_device_meta_batch_size"}  # ignored by the other corrections
 SET_IN_BOTH = {"model_name_or_path", "output_dir", "seed", "resume_from_checkpoint", "push_to_hub"}
 
 

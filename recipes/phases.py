@@ -54,7 +54,7 @@ class Phase:
 
 
 def needs_float32(training) -> bool:
-    """Return whether training keeps float32 weights whatever the options say, as MetaRM's step does."""
+    """Return whether the weights stay float32 regardless of other options, as with MetaRM's step."""
     return getattr(training, "meta_step", "none") != "none"
 
 

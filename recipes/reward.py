@@ -120,10 +120,10 @@ def check(script_args: RewardScriptArguments, training_args: MetaRewardConfig, m
     if script_args.is_stream:
         raise ConfigError("dataset_streaming: pairs are checked before training, so set it to false")
     if (training_args.meta_step == "none") != (script_args.meta_dataset_name is None):
-        raise ConfigError("meta_step and meta_dataset_name go together: give both or neither")
+        raise ConfigError("meta_step and meta_dataset_name must be set together: set both or neither")
     if training_args.meta_step != "none" and model_args.dtype in ("bfloat16", "float16"):
         raise ConfigError(
-            f"dtype: {model_args.dtype} is too coarse for the small moves of meta_step: set dtype: float32 "
+            f"dtype: {model_args.dtype} has too little precision for the small moves of meta_step: set dtype: float32 "
             "(bf16: true still computes in bfloat16)"
         )
     if training_args.meta_step != "none" and (model_args.load_in_4bit or model_args.load_in_8bit):

@@ -132,15 +132,15 @@ def check_rewards(script_args: Any, training_args: Any) -> None:
         raise ConfigError(f"reward_weights has {len(weights)} weights for {len(names)} reward_funcs{beside}")
     if by_right and not names:
         raise ConfigError(
-            f"progress: {progress} pays by what is right, which {listed} cannot tell: add a verifier to reward_funcs "
+            f"progress: {progress} needs a gold reward, which {listed} cannot be: add a verifier to reward_funcs "
             "(correctness), or set progress: none"
         )
     if not names and training_args.curriculum_reward == "gold":
         raise ConfigError(f"curriculum_reward: gold needs a verifier in reward_funcs (correctness) beside {listed}")
     if training_args.curriculum_reward == "gold" and (unverified := without_verifier(script_args)):
         raise ConfigError(
-            f"curriculum_reward: gold says nothing of distributions without a `verifier` ({', '.join(unverified)}), "
-            "so it would hardly draw them: give them one, or set curriculum_reward to total"
+            f"curriculum_reward: gold hardly draws distributions without a `verifier` ({', '.join(unverified)}): set "
+            "their `verifier`, or set curriculum_reward: total"
         )
     check_reward_scale(script_args, training_args)
     gold = training_args.gold_reward
@@ -150,8 +150,8 @@ def check_rewards(script_args: Any, training_args: Any) -> None:
         teller = gold or ("correctness" if "correctness" in names else names[0])
         if not weights[names.index(teller)]:
             raise ConfigError(
-                f"progress: {progress} pays by what is right, and {teller} has the weight 0: give it one, or name "
-                "another by gold_reward"
+                f"progress: {progress} needs a gold reward, and the weight of {teller!r} is 0: raise it in "
+                "reward_weights, or set gold_reward to another function"
             )
     check_verifiers(script_args)
 

@@ -70,7 +70,7 @@ class StarScriptArguments(KeepsRecipe):
         forced_answer_tokens (`int`, *optional*, defaults to `32`):
             Largest number of tokens of a forced answer.
         forcing_suffix (`str`, *optional*):
-            Text that ends the thinking and opens the answer. By default it depends on the chat template and on the
+            Text that ends the thinking and opens the answer. The default depends on the chat template and on the
             problem's verifier.
         chat_template_kwargs (`dict` or `str`, *optional*):
             Variables of the chat template for all prompts, such as `{enable_thinking: false}`.
@@ -109,7 +109,7 @@ class StarScriptArguments(KeepsRecipe):
     num_forced_answers: int = field(default=20, metadata={"help": "Forced answers sampled at each prefix."})
     forced_answer_tokens: int = field(default=32, metadata={"help": "Largest number of tokens of a forced answer."})
     forcing_suffix: str | None = field(
-        default=None, metadata={"help": "Text that ends the thinking and opens the answer; by verifier."}
+        default=None, metadata={"help": "Text that ends the thinking and opens the answer; default by verifier."}
     )
     chat_template_kwargs: dict | str | None = field(
         default=None, metadata={"help": "Variables of the chat template, such as {enable_thinking: false}."}
@@ -202,8 +202,7 @@ def fitting_problems(
 ) -> list[dict[str, Any]]:
     """Return the problems whose prompt, trace and forced answer fit the model's positions; the others are reported.
 
-    Raises [`ConfigError`] if none fits, or fewer than `num_prompts`, and if a verifier rejects a right answer that is
-    forced.
+    Raises [`ConfigError`] if none fits, or fewer than `num_prompts`, or if a verifier rejects a correct forced answer.
     """
     from metatune.rewards.forcing import Forcing, longest_suffix, opens_thinking
     from metatune.rewards.forcing_check import check_forcing, rows_by_verifier

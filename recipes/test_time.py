@@ -30,8 +30,8 @@ class TestTimeArguments:
         answer_tokens (`int`, *optional*, defaults to `32`):
             Largest number of tokens of a forced answer.
         forcing_suffix (`str`, *optional*):
-            What is appended to a cut trace to make the model answer; by default what ends the thinking of the chat
-            template and opens an answer as the item's verifier reads it.
+            Text that is appended to a truncated trace to make the model answer. The default ends the thinking as the
+            chat template requires, and opens an answer in the form that the item's verifier reads.
         extrapolate (`list[float]` or `str`, *optional*):
             Multiples of the largest budget to make traces go on to, such as `2,4`.
         extend_with (`list[str]`, *optional*):

@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # several test processes share the cores; before torch is imported
 
-# A busy machine must not fail a test: speed is measured in benchmarks.
+# A slow machine must not fail a test; benchmarks measure speed.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
 

@@ -64,7 +64,7 @@ def test_equal_cuts_are_estimated_once_and_those_of_another_prompt_are_not_equal
 def test_each_trace_is_forced_as_its_verifier_reads_answers(tokenizer):
     engine = Counting(tokenizer)
     first, second = force(engine, tokenizer, [[], []], verifiers=["math", "verdict"], num_answers=1)
-    assert engine.calls == [["p\n!", "p\n?"]], "equal cuts of another verifier are not equal"
+    assert engine.calls == [["p\n!", "p\n?"]], "equal cuts with different verifiers are not the same request"
     assert (first.texts, second.texts) == (["\n!0"], ["\n?1"])
 
 

@@ -189,7 +189,7 @@ def test_each_item_is_forced_as_its_verifier_reads_answers(tokenizer):
     engine = Scripted(tokenizer, ["aaaaa", "bbbbb", "7~"])
     options = {"budgets": [4], "num_answers": 1}
     measured = evaluate_at_budgets(engine, tokenizer, items, forcing=Forcing(tokenizer, "so:\n"), **options)
-    assert measured.budgets.settings["forcing_suffix"] == "so:\n", "it opens nothing, so it fits all verifiers"
+    assert measured.budgets.settings["forcing_suffix"] == "so:\n", "it opens no form, so it fits all verifiers"
 
     VERIFIERS["contains"].answer_forms = (ANSWER_LINE,)
     engine = Scripted(tokenizer, ["aaaaa", "bbbbb", "7~"])
@@ -200,7 +200,7 @@ def test_each_item_is_forced_as_its_verifier_reads_answers(tokenizer):
     assert cut == {"answer ", "My final answer: <verdict>", "aaaa\nanswer ", "bbbb\n\nMy final answer: <verdict>"}
 
 
-def test_a_suffix_that_a_verifier_rejects_is_told_before_anything_is_generated(tokenizer):
+def test_a_suffix_that_a_verifier_rejects_is_reported_before_generation(tokenizer):
     items = [{**item("q", answer="RIGHT"), "verifier": "verdict"}]
     with pytest.raises(ValueError, match=r"the verifier 'verdict' rejects a right answer.*'answer RIGHT' as wrong"):
         measure(tokenizer, [], items)

@@ -111,7 +111,7 @@ def refused(tmp_path, started, capsys):
         ({"reward_funcs": ["nowhere_at_all.f"]}, "reward_funcs", "'nowhere_at_all' cannot be imported"),
         ({"reward_funcs": ["json.decoder"]}, "reward_funcs", "'json.decoder' is no function"),
         ({"reward_weights": [1.0, 2.0]}, "reward_weights", "has 2 weights for 1 reward_funcs"),
-        ({"progress": "episode", "reward_weights": [0.0]}, "progress", "correctness has the weight 0: give it one"),
+        ({"progress": "episode", "reward_weights": [0.0]}, "progress", "the weight of 'correctness' is 0: raise it"),
         ({"loss_type": "dappo"}, "loss_type", "'dappo' is not one of grpo, dr_grpo, bnpo,"),
         ({"scale_rewards": "bath"}, "scale_rewards", "did you mean 'batch'?"),
         ({"vllm_mode": "serve"}, "vllm_mode", "did you mean 'server'?"),

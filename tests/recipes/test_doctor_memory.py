@@ -68,7 +68,7 @@ def test_workload_of_sft_and_reward(tmp_path):
     work = workload_of("reward", training, "float32", Launch(), 9, CPU, on_gpu=False)
     assert (work.batch, work.length, work.loss_positions) == (6, 64, 0)
     deepspeed = Launch(processes=2, deepspeed=True, zero_stage=2)
-    training.bf16 = True  # which makes DeepSpeed cast the weights, but not those that MetaRM moves
+    training.bf16 = True  # DeepSpeed then casts the weights, except with MetaRM
     assert workload_of("reward", training, "float32", deepspeed, 9, CPU, on_gpu=False).weight_bytes == 2
     training.meta_step = "normalised"
     assert workload_of("reward", training, "float32", deepspeed, 9, CPU, on_gpu=False).weight_bytes == 4

@@ -217,7 +217,7 @@ def test_correctness_alone_over_data_without_a_verifier_is_refused_before_a_laun
     check()
     del entries[1]["verifier"]
     with pytest.raises(
-        ConfigError, match=r"curriculum_reward: gold says nothing of .* \(essays\), so it would hardly"
+        ConfigError, match=r"curriculum_reward: gold hardly draws .* without a `verifier` \(essays\): set"
     ):
         check(reward_funcs=["correctness", "think_format_reward"], curriculum_reward="gold")
     entries[1]["verifier"] = "exact"

@@ -71,13 +71,13 @@ NOWHERE = "http://127.0.0.1:9/v1"
             "meta_judge: structured is one of json_schema, none, not 'xml'",
         ),
         ({"meta_judge": {"url": NOWHERE, "max_points": 1}}, "judge: {}/rubric.yaml: 'short' has 2 points, and 1 are"),
-        ({"meta_judge": None}, "give a `meta_judge` that rewrites the judge's rubric, or keep it by `meta_every: 0`"),
+        ({"meta_judge": None}, "set a `meta_judge` that rewrites the judge's rubric, or keep it with `meta_every: 0`"),
         ({"judge": None}, "`meta_judge` goes with a `judge`"),
-        ({"alarm_gap": 0.3}, "`alarm_gap` is of a held-out judge: give a `held_out_judge`, or leave it out"),
-        ({"judge": None, "meta_judge": None}, "`meta_every` is of a judge's rubric: give a `judge`, or leave it out"),
+        ({"alarm_gap": 0.3}, "`alarm_gap` has no effect without a held-out judge: set `held_out_judge`, or remove it"),
+        ({"judge": None, "meta_judge": None}, "`meta_every` has no effect without a judge: set `judge`, or remove it"),
         ({"meta_pool": 5}, "meta_pool is 5, and a meta step takes 4 meta_cases and 4 gate_cases: raise it"),
-        ({"progress": "episode"}, "progress: episode pays by what is right, which judge cannot tell: add a verif"),
-        ({"progress": "prefix"}, "progress: prefix pays by what is right, which judge cannot tell: add a verif"),
+        ({"progress": "episode"}, "progress: episode needs a gold reward, which judge cannot be: add a verifier"),
+        ({"progress": "prefix"}, "progress: prefix needs a gold reward, which judge cannot be: add a verifier"),
         (
             {"curriculum_reward": "gold"},
             "curriculum_reward: gold needs a verifier in reward_funcs (correctness) beside",
@@ -186,7 +186,7 @@ def test_a_server_that_is_not_there_is_one_line(tmp_path):
 
 
 def rubric_of(body):
-    """The points in a judge's request that trains; `None` for a second judgement, and for the meta judge."""
+    """Return the points in a judge's training request; `None` for a second judgment and for the meta judge."""
     if body["temperature"] or "You improve the rubric" in body["messages"][0]["content"]:
         return None
     return body["response_format"]["json_schema"]["schema"]["properties"]["short"]["properties"]["score"]["maximum"]
@@ -197,7 +197,7 @@ def rubric_of(body):
 def test_two_processes_judge_by_one_version_and_a_killed_run_goes_on(tmp_path):
     """No request by an old version comes after one by a new: all ranks change at once. Killed, it goes on the same."""
     options = {"num_processes": 2, "per_device_train_batch_size": 2, "reward_funcs": ["correctness"], "save_steps": 2}
-    options |= {"reward_weights": [0.0], "gate": False}  # a trial of the gate would look like training
+    options |= {"reward_weights": [0.0], "gate": False}  # the gate's judgments would look like training
     (tmp_path / "whole").mkdir()
     (tmp_path / "killed").mkdir()
     with FakeJudgeServer(answer) as server:

@@ -115,8 +115,8 @@ def test_another_dtype_is_rounded_once(adapter, tmp_path):
 
 
 @pytest.mark.parametrize(("std", "message"), [(2e-4, True), (0.05, False)])
-def test_an_adapter_that_rounding_undoes_is_reported(tmp_path, capsys, std, message):
-    """A bfloat16 base is on the grid that the merged weights are rounded to, so a change below half of it vanishes."""
+def test_an_adapter_whose_change_rounding_removes_is_reported(tmp_path, capsys, std, message):
+    """The base is already in bfloat16, so rounding removes changes below half of its spacing."""
     base = AutoModelForCausalLM.from_pretrained(STARTER, dtype=torch.bfloat16)
     base.save_pretrained(tmp_path / "base")
     save_adapter(tmp_path / "lora", std=std)

@@ -121,7 +121,9 @@ def assert_is_cut(checkpoint: Path, step: int) -> None:
     assert state["global_step"] == step and state["epoch"] == step / STEPS_AN_EPOCH
     assert any(row.get("grad_norm") for row in state["log_history"])
     moves = [row["meta/move_cosine"] for row in state["log_history"] if "meta/move_cosine" in row]
-    assert all(cosine > 0.999 for cosine in moves), "MetaRM's moves are those intended, in bf16 under DeepSpeed too"
+    assert all(cosine > 0.999 for cosine in moves), (
+        "MetaRM's moves are the intended ones, also in bf16 under DeepSpeed"
+    )
     if (checkpoint / "metatune_state.json").is_file():
         waiting = json.loads((checkpoint / "metatune_state.json").read_text())["rollouts_waiting"]
         assert waiting == (step % STEPS_AN_EPOCH != 0)

@@ -202,11 +202,11 @@ def test_a_meta_set_that_cannot_be_compared_is_one_line_before_any_launch(tmp_pa
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ({"dtype": "bfloat16"}, "dtype: bfloat16 is too coarse for the small moves of meta_step"),
+        ({"dtype": "bfloat16"}, "dtype: bfloat16 has too little precision for the small moves of meta_step"),
         ({"load_in_4bit": True, "use_peft": True}, "TRL keeps the adapters of a quantized model in bfloat16"),
     ],
 )
-def test_a_meta_step_in_weights_of_low_precision_is_one_line_before_any_launch(tmp_path, capsys, model, message):
+def test_a_meta_step_with_16_bit_weights_is_rejected_before_the_launch(tmp_path, capsys, model, message):
     options = {"meta_step": "plain", "meta_dataset_name": "meta.jsonl", **model}
     recipe = write_recipe(tmp_path / "recipe.yaml", REWARD, dataset_name="pairs.jsonl", output_dir="run", **options)
     assert cli.main(["reward", "--config", str(recipe)]) == 2

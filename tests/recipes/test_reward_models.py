@@ -68,7 +68,7 @@ def test_a_recipe_is_checked_as_it_is_read(tmp_path):
     configs[1].reward_weights = None
     for progress in ("episode", "anytime", "length_penalty"):
         configs[1].progress = progress
-        with pytest.raises(ConfigError, match=f"progress: {progress} pays by what is right"):
+        with pytest.raises(ConfigError, match=f"progress: {progress} needs a gold reward"):
             grpo.check(*configs)
 
 

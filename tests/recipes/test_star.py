@@ -312,7 +312,7 @@ def test_a_failed_fine_tuning_ends_the_run_with_its_code(tmp_path, monkeypatch):
         ({"episodes": {"delimitr": "\n"}}, "did you mean 'delimiter'"),
         ({"num_prompts": 1000}, "num_prompts is 1000, the distributions have 40 problems"),
         ({"forcing_suffix": " "}, "forcing_suffix is empty"),
-        ({"forcing_suffix": "\\boxed{"}, "rejects a right answer that is forced"),
+        ({"forcing_suffix": "\\boxed{"}, "rejects a correct forced answer"),
         ({"eval_strategy": "steps"}, "no evaluation split"),
         ({"push_to_hub": True}, "push_to_hub would push the model of every round"),
         ({"resume_from_checkpoint": "somewhere"}, "resume_from_checkpoint is true or nothing"),

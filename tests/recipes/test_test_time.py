@@ -92,7 +92,7 @@ def test_what_is_required():
         (["--episodes", "{by: line}"], "episodes: by is one of"),
         (["--episodes", "{delimeter: x}"], "did you mean 'delimiter'"),
         (["--forcing_suffix", " "], "forcing_suffix is empty"),
-        (["--forcing_suffix", "\\boxed{"], "the verifier 'countdown' rejects a right answer that is forced"),
+        (["--forcing_suffix", "\\boxed{"], "the verifier 'countdown' rejects a correct forced answer"),
     ],
 )
 def test_mistakes_that_show_later_are_one_line_too(recipe, capsys, options, message):
