@@ -202,7 +202,7 @@ def test_each_item_is_forced_as_its_verifier_reads_answers(tokenizer):
 
 def test_a_suffix_that_a_verifier_rejects_is_reported_before_generation(tokenizer):
     items = [{**item("q", answer="RIGHT"), "verifier": "verdict"}]
-    with pytest.raises(ValueError, match=r"the verifier 'verdict' rejects a right answer.*'answer RIGHT' as wrong"):
+    with pytest.raises(ValueError, match=r"'verdict' rejects a correct forced answer.*'answer RIGHT' as wrong"):
         measure(tokenizer, [], items)
 
 

@@ -42,7 +42,7 @@ def test_the_starter_answers_in_a_line_of_its_own(starter):
 def test_a_model_that_thinks_gets_its_thinking_closed(kind, template):
     tokenizer = make(kind, template)
     assert Forcing(tokenizer).suffix_for() == THINKING_SUFFIX
-    with pytest.raises(ValueError, match=r"'\\nanswer ' does not end the thinking.*put </think> into the suffix"):
+    with pytest.raises(ValueError, match=r"'\\nanswer ' does not end the thinking.*Put </think> into the suffix"):
         Forcing(tokenizer, "\nanswer ")
     assert Forcing(tokenizer, "</think>answer ").suffix_for() == "</think>answer "
 
@@ -50,7 +50,7 @@ def test_a_model_that_thinks_gets_its_thinking_closed(kind, template):
 def test_a_template_without_thinking_counts_more_than_the_vocabulary():
     tokenizer = make("byte level", PLAIN_TEMPLATE)  # such as the instruction-tuned sister of a thinking model
     assert Forcing(tokenizer, "\nanswer ").suffix_for() == "\nanswer "
-    with pytest.raises(ValueError, match="none is known for this chat template; give the text that ends the thinking"):
+    with pytest.raises(ValueError, match="none is known for this chat template; set the text that ends the thinking"):
         Forcing(tokenizer).suffix_for()
     with pytest.raises(ValueError, match="none is known for this chat template and the verifier 'mine'"):
         Forcing(tokenizer).suffix_for("mine")
@@ -92,7 +92,7 @@ def test_the_form_around_the_answer_after_a_custom_suffix(suffix, verifier, befo
 
 @pytest.mark.parametrize("suffix", ["", " ", "\n\n"])
 def test_an_empty_suffix_is_refused(starter, suffix):
-    with pytest.raises(ValueError, match="forcing_suffix is empty: give the text"):
+    with pytest.raises(ValueError, match="forcing_suffix is empty: set the text"):
         Forcing(starter, suffix)
 
 
