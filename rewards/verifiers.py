@@ -22,8 +22,8 @@ class Verifier(Protocol):
         needs_answer (`bool`): whether the reference `answer` is read; else all that is needed stands in `info`.
 
     A verifier may also have an attribute `answer_forms` (`Sequence[AnswerForm]`): the forms in which an answer may be
-    written, the preferred form first. Forced answers use it, see [`Forcing`]. If a reference may have a mark, such as `#### 12`, a method
-    `bare_reference(answer)` returns it without the mark.
+    written, the preferred form first. Forced answers use it, see [`Forcing`]. If a reference may have a mark, such as
+    `#### 12`, a method `bare_reference(answer)` returns it without the mark.
     """
 
     needs_answer: bool
