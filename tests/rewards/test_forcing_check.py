@@ -70,7 +70,7 @@ def test_a_reference_with_a_mark_of_its_own_is_forced_without_it(kind, reference
 
 def test_a_reference_that_no_completion_can_match_is_not_blamed_on_the_suffix():
     forcing, row = Forcing(make("byte level", THINKING_TEMPLATE)), {"answer": "two\nlines", "info": ""}
-    with pytest.raises(ValueError, match=r"'answer two\\nlines' is graded as wrong too.*: fix the row's answer"):
+    with pytest.raises(ValueError, match=r"'answer two\\nlines' without the suffix as wrong.*: fix the row's answer"):
         check_forcing(forcing, {"exact": [row]})
 
 
