@@ -337,7 +337,7 @@ class MetaRewardTrainer(NamedModelCard, CountedTokens, FiniteTraining, RewardTra
 
     def _check_move(self, move: Move, intended: float) -> None:
         """Raise and restore the weights if rounding distorts a run's first move; warn once about a later move."""
-        if move.cosine >= MIN_COSINE:
+        if move.cosine >= MIN_COSINE or not np.isfinite(intended):  # the loss is then not finite, and reported
             return
         fix = "Raise meta_step_size, or set meta_step: normalised"
         if self.state.global_step > 0:  # counts the steps before a resume too, so a resumed run does not stop either

@@ -14,6 +14,7 @@ from trl import RewardConfig, RewardTrainer
 
 from metatune.trainers import MetaRewardConfig, MetaRewardTrainer
 from metatune.trainers.contrastive import simcse_loss
+from metatune.trainers.finite_training import NonFiniteError
 from metatune.trainers.reward_losses import difference_objective
 
 
@@ -348,6 +349,13 @@ def test_a_first_move_that_is_rounded_away_is_an_error(tmp_path, tokenizer):
     with pytest.raises(ValueError, match=r"rounding turned a move of length .* cosine .* Raise meta_step_size"):
         trainer.train()
     assert same(weights(trainer), before) and not trainer._shift.moved
+
+
+def test_a_move_that_is_not_a_number_is_reported_as_diverged_training(tmp_path, tokenizer):
+    trainer = make(tmp_path, tokenizer, meta=meta_set(), meta_step="normalised", per_device_meta_batch_size=4)
+    trainer.model.score.weight.data.fill_(math.nan)
+    with pytest.raises(NonFiniteError, match="nan"):
+        trainer.train()
 
 
 def test_a_later_move_that_is_rounded_away_is_a_warning_and_logged(tmp_path, tokenizer, caplog):
