@@ -55,6 +55,7 @@ def judged(folder, url, **options):
 
 
 NOWHERE = "http://127.0.0.1:9/v1"
+KEPT = {"meta_cases": None, "gate_cases": None, "resume_from_checkpoint": True}  # with a rubric that does not change
 
 
 @pytest.mark.parametrize(
@@ -231,14 +232,14 @@ def test_a_judge_that_fails_ends_the_run_in_its_words_and_the_run_goes_on(tmp_pa
         return ("status", 400) if broken or (number >= 40 and not broken.append(1)) else None
 
     with FakeJudgeServer(answer, fault) as server:
-        recipe = judged(tmp_path, server.url, meta_every=0, meta_judge=None, save_steps=1, resume_from_checkpoint=True)
+        recipe = judged(tmp_path, server.url, meta_every=0, meta_judge=None, save_steps=1, **KEPT)
         code, _, errors = finish(start(metatune("grpo", "--config", recipe)))
         error = last_line(errors)
         assert code != 0 and error.startswith("metatune: error: ") and "told to answer 400" in error, errors[-2000:]
         assert f"judge ({server.url}, model fake): the last " in error and "after 1 try each" in error
         assert "resume_from_checkpoint: true. The last complete checkpoint is " in error and "correctness" not in error
     with FakeJudgeServer(answer) as server:
-        recipe = judged(tmp_path, server.url, meta_every=0, meta_judge=None, save_steps=1, resume_from_checkpoint=True)
+        recipe = judged(tmp_path, server.url, meta_every=0, meta_judge=None, save_steps=1, **KEPT)
         succeed(metatune("grpo", "--config", recipe))
     assert [row["step"] for row in log_rows(tmp_path / "run")] == list(range(1, 9))
 
