@@ -7,9 +7,9 @@ Prompts that are always or never solved then train on the judge, or on length, a
 
 If gold is combined with other rewards, all advantages are therefore divided by the standard deviation of gold
 ([`outcome_divisor`]). Its floor is weight / sqrt(n), the smallest standard deviation of n binary rewards that are not
-all equal (a single one is 1 or 0). If the gold rewards of a group differ, their advantages are TRL's, and the others
-add to them in proportion to their weights. If gold is constant, the advantages of the others are still proportional to
-their weights.
+all equal (a single one is 1 or 0). If the binary gold rewards of a group differ, their advantages are TRL's, and the
+others add to them in proportion to their weights. If gold is constant, the advantages of the others are still
+proportional to their weights. Partial credit that differs by less than the floor has smaller advantages than TRL's.
 
 Rewards have shape (B,), contain complete groups of `group_size`, and are NaN where a completion is unscorable.
 """

@@ -44,7 +44,7 @@ class ForcingChecks:
         if not self._cycles:
             return  # a stream is checked batch by batch
         # Rows without a verifier are also forced to answer, unless nothing else grades them.
-        only_verified = self._gold_is_correctness() and args.progress != "prefix"
+        only_verified = self._gold_is_correctness()
         for verifier in {verifier_of({"verifier": name}) for name in column_of(self.train_dataset, "verifier")}:
             if verifier or not only_verified:
                 self._forcing.suffix_for(verifier)

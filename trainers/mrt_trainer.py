@@ -169,20 +169,19 @@ class MRTTrainer(SuccessAtPrefixes, DUMPTrainer):
         self._log_completion_extra("forced_answer", self._terminating)
         inputs = [{**row, "forced_answer": forced} for row, forced in zip(inputs, self._terminating, strict=True)]
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        terminating = self._terminating_rows(len(rewards))
+        terminating = self._terminating_rows()
         rewards[terminating] = torch.nan
         rewards[terminating, self._gold_index] = self._gold[terminating]
         return rewards
 
-    def _terminating_rows(self, number: int) -> torch.Tensor:
-        """Return which of all processes' `number` completions answer at the prefix (bool): the last of each group."""
-        members = torch.arange(number, device=self.accelerator.device) % self.num_generations
-        return members >= self.num_generations - self.args.terminating_generations
+    def _terminating_rows(self) -> torch.Tensor:
+        """Return which of all processes' completions answer at the prefix (bool): the last of each graded group."""
+        return torch.tensor(self._terminates, device=self.accelerator.device)
 
     def _observed(self) -> torch.Tensor:
         if self.args.progress != "prefix":
             return super()._observed()
-        return ~self._terminating_rows(len(self._gold))
+        return ~self._terminating_rows()
 
     def _advantages(self, outputs: dict[str, Any]) -> torch.Tensor:
         """Return the advantages of this process's completions, shape (B,) or (B, T)."""
@@ -222,7 +221,7 @@ class MRTTrainer(SuccessAtPrefixes, DUMPTrainer):
             weight, outcome = self._paid_weight_of_gold(), self._gold.masked_fill(total.isnan(), torch.nan)
         if self._divides_by_gold():
             others = total - weight * outcome.nan_to_num(0.0)
-        terminating = self._terminating_rows(len(total))
+        terminating = self._terminating_rows()
         self._log_prefixes(outcome, terminating)
         if self.args.terminating_generations:
             continuing = outcome.masked_fill(terminating, torch.nan)
@@ -326,16 +325,21 @@ class MRTTrainer(SuccessAtPrefixes, DUMPTrainer):
             # The limit may be lower than when the trace was sampled.
             ends = [end for end in ends if end < self.max_completion_length]
             prefixes.append(ids[: ends[generator.integers(len(ends))]])
+        number = self.args.terminating_generations
+        # Where nothing grades a forced answer, all rollouts continue.
+        forced = [number if number and self._is_graded(self.train_dataset[row]) else 0 for row in self._drawn_rows]
+        self._terminates = [
+            member >= self.num_generations - of_group for of_group in forced for member in range(self.num_generations)
+        ]
         first = len(self._drawn) * self.accelerator.process_index
-        self._prefixes, self._terminating = [], []
-        for row in range(first, first + len(self._drawn)):
+        self._terminating = self._terminates[first : first + len(self._drawn)]
+        self._prefixes = []
+        for row, (drawn, terminating) in enumerate(zip(self._drawn, self._terminating, strict=True), start=first):
             prefix = prefixes[row // self.num_generations]
-            terminating = row % self.num_generations >= self.num_generations - self.args.terminating_generations
             if terminating:
                 text = self._tokenizer.decode(prefix, skip_special_tokens=True)
-                prefix = [*prefix, *self._forcing.ids_after(text, verifier_of(self._drawn[row - first]))]
+                prefix = [*prefix, *self._forcing.ids_after(text, verifier_of(drawn))]
             self._prefixes.append(prefix)
-            self._terminating.append(terminating)
 
     def _sample_traces(self, rows: list[int]) -> dict[int, list[int]]:
         """Sample a trace of each training row, the rows divided among the processes."""

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from datasets import Dataset
 
 from metatune.curricula import build_tokenizer
-from metatune.rewards import Judge, JudgeClient, JudgeReward, Rubric, RubricItem
+from metatune.rewards import Judge, JudgeClient, JudgeReward, Rubric, RubricItem, correctness_reward
 from metatune.trainers import MRTConfig, MRTTrainer
 
 from .dump_setup import config, digits, rows, tiny_model
@@ -113,6 +114,30 @@ def test_the_curriculum_and_the_pass_rates_see_continuing_rollouts_alone(tmp_pat
     for name in {trainer.curriculum.arms[arm] for arm in trainer._drawn_arms}:
         assert last(trainer, f"curriculum/learnability/{name}") == 0
         assert last(trainer, f"pass_rate/{name}") == last(trainer, f"reward/{name}") == 1
+
+
+def test_all_rollouts_continue_where_no_forced_answer_can_be_graded(tmp_path):
+    def opinion(completions, **kwargs):
+        return [float(len(completion[0]["content"])) for completion in completions]
+
+    graded = {"math": "exact", "essay": None}
+    train_dataset = Dataset.from_list(
+        [
+            {**row, "verifier": graded[row["distribution"]], "answer": "7", "info": "{}"}
+            for row in rows(distributions=tuple(graded))
+        ]
+    )
+    trainer = make(tmp_path, "prefix", reward=[correctness_reward, opinion], train_dataset=train_dataset, max_steps=1)
+    trainer.__class__ = Recording
+    trainer.train()
+    extra = trainer._logs["extra"]
+    forced = {name: [] for name in graded}
+    for name, stops in zip(extra["distribution"], extra["forced_answer"], strict=True):
+        forced[name].append(stops)
+    assert forced["math"] == [False, False, True, True] * 2
+    assert forced["essay"] == [False] * 8
+    essays = torch.tensor([name == "essay" for name in extra["distribution"]])
+    assert trainer.result[essays].view(-1, 4)[:, 2:].all(), "the last of a group are trained on, too"
 
 
 def test_the_table_of_completions_marks_forced_answers(tmp_path):
