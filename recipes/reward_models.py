@@ -19,6 +19,8 @@ from metatune.recipes.config import ConfigError
 from metatune.recipes.conform import conform
 from metatune.rewards.reward_ensemble import RewardModelReward, check_combination
 
+OF_SERVER = ("model", "tokenizer", "api_key_variable", "retries")
+
 
 @dataclass
 class RewardModelEntry:
@@ -34,6 +36,8 @@ class RewardModelEntry:
         tokenizer (`str`, *optional*): the server's model as this machine sees it, if under another name.
         api_key_variable (`str`, *optional*): environment variable with the server's key; never the key itself.
         weight (`float`, *optional*, defaults to 1.0): of this reward in the sum.
+        retries (`int`, *optional*): attempts after the first if the server does not answer; 8 by default, which take
+            about two minutes.
         device (`str`, *optional*): where `path` or `paths` compute; by default where the policy does.
         dtype (`str`, *optional*): their precision; by default the checkpoint's.
         batch_size (`int`, *optional*): responses scored at a time.
@@ -48,6 +52,7 @@ class RewardModelEntry:
     model: str | None = None
     tokenizer: str | None = None
     api_key_variable: str | None = None
+    retries: int | None = None
     weight: float = 1.0
     device: str | None = None
     dtype: str | None = None
@@ -57,7 +62,7 @@ class RewardModelEntry:
     def __post_init__(self):
         if [self.path, self.paths, self.url].count(None) != 2:
             raise ValueError("give exactly one of path, paths and url")
-        for option in ("device", "dtype") if self.url is not None else ("model", "tokenizer", "api_key_variable"):
+        for option in ("device", "dtype") if self.url is not None else OF_SERVER:
             if getattr(self, option) is not None:
                 raise ValueError(f"`{option}` does not go with {'url' if self.url is not None else 'path or paths'}")
         if self.paths is not None and len(self.paths) < 2:
@@ -102,7 +107,7 @@ def _scorers(entry: RewardModelEntry, name: str) -> list[Any]:
     from metatune.rewards.reward_model import RewardModel
     from metatune.rewards.reward_server import RewardServer
 
-    options = ("model", "tokenizer", "api_key_variable", "device", "dtype", "batch_size", "max_length")
+    options = (*OF_SERVER, "device", "dtype", "batch_size", "max_length")
     given = {option: getattr(entry, option) for option in options if getattr(entry, option) is not None}
     if entry.url is not None:
         return [RewardServer(entry.url, name=name, **given)]

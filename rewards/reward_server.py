@@ -24,8 +24,8 @@ from .judge_client import read_key
 from .responses import ResponseScorer, padding_token
 from .retries import WaitReport
 
-# seconds before each further attempt: about two minutes in total, enough to restart a server
-PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 30.0, 30.0)
+# seconds before each further attempt, the last one repeats: 8 take about two minutes, enough to restart a server
+PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
 Row = TypeVar("Row")
 
 
@@ -44,6 +44,7 @@ class RewardServer(ResponseScorer):
         batch_size (`int`, *optional*, defaults to 64): responses in a request.
         max_length (`int`, *optional*): as for [`RewardModel`]; by default what the server takes.
         timeout (`float`, *optional*, defaults to 120.0): seconds for one attempt of a request.
+        retries (`int`, *optional*, defaults to 8): attempts after the first if the server does not answer or is busy.
         api_key_variable (`str`, *optional*): environment variable with the server's key; it is never logged or
             written.
         name (`str`, *optional*, defaults to `"reward server"`): its name in messages.
@@ -62,15 +63,18 @@ class RewardServer(ResponseScorer):
         batch_size: int = 64,
         max_length: int | None = None,
         timeout: float = 120.0,
+        retries: int = 8,
         api_key_variable: str | None = None,
         name: str = "reward server",
     ):
         for option, value in (("batch_size", batch_size), ("max_length", max_length), ("timeout", timeout)):
             if value is not None and value <= 0:
                 raise ValueError(f"{option} must be above 0, not {value}")
+        if retries < 0:
+            raise ValueError(f"retries must be at least 0, not {retries}")
         if api_key_variable is not None:
             read_key(api_key_variable)
-        self.url, self.batch_size, self.timeout = url.rstrip("/"), batch_size, timeout
+        self.url, self.batch_size, self.timeout, self.retries = url.rstrip("/"), batch_size, timeout, retries
         self._key_variable, self.name = api_key_variable, name
         self.model, root, longest = self._served(model)
         self.max_length = max_length or longest
@@ -120,7 +124,7 @@ class RewardServer(ResponseScorer):
         return own_loop.run(self._persist(method, path, read, body))
 
     async def _persist(self, method: str, path: str, read: Callable[[Any], Row], body: Any) -> list[Row]:
-        report, tries = WaitReport(f"{self.name} ({self.url})", 1), len(PAUSES) + 1
+        report, tries = WaitReport(f"{self.name} ({self.url})", 1), self.retries + 1
         async with report.running():
             tried = 0
             while True:
@@ -132,7 +136,7 @@ class RewardServer(ResponseScorer):
                     often = f", tried {tried} times" if tried > 1 else ""
                     said = f"cannot use the reward server at {self.url}{path}{often} ({found.detail})"
                     raise RewardServerError(f"{self.name}: {said}; {self._advice(found)}")
-                pause = max(PAUSES[tried - 1], found.wait or 0.0)
+                pause = max(PAUSES[min(tried, len(PAUSES)) - 1], found.wait or 0.0)
                 report.retry(found.detail, tried, tries, pause)
                 await asyncio.sleep(pause)
 
@@ -154,6 +158,8 @@ class RewardServer(ResponseScorer):
             return replace(cause, detail=f"HTTP {status}: {words}")
         except TimeoutError:
             return Cause("timeout", f"no complete answer in {self.timeout:g} s")
+        except httpx.UnsupportedProtocol:
+            return Cause("refused", "its URL must start with http:// or https://")
         except httpx.TransportError as error:
             return Cause("connection", f"{type(error).__name__}: {shorten(str(error))}")
         except (httpx.InvalidURL, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # several test processes share the cores; before torch is imported
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests need no hub, and its clients retry for minutes offline
 
 # A slow machine must not fail a test; benchmarks measure speed.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -100,7 +100,7 @@ def test_what_cannot_be_loaded_names_its_entry(tmp_path):
         load_reward_models([RewardModelEntry(path=str(STARTER))])
     with pytest.raises(ConfigError, match=r"reward_models\[0\]: .*nothing cannot be loaded"):
         load_reward_models([RewardModelEntry(path=str(tmp_path / "nothing"))])
-    with pytest.raises(ConfigError, match=r"reward_models\[0\]: cannot use the reward server at not-a-url"):
+    with pytest.raises(ConfigError, match=r"reward server at not-a-url.*must start with http"):
         load_reward_models([RewardModelEntry(url="not-a-url")])
 
 
@@ -173,9 +173,9 @@ def test_a_server_that_fails_ends_the_run_in_one_line(tmp_path, models):
     server.failures = [None, *[(503, {"error": {"message": "engine is dead"}})] * 100]
     threading.Thread(target=server.serve_forever, daemon=True).start()
     run = {"output_dir": str(tmp_path / "run"), "max_steps": 4, "save_strategy": "no"}
-    path = write_recipe(tmp_path / "recipe.yaml", {**GRPO, **run}, reward_models=[{"url": server.url}])
+    path = write_recipe(tmp_path / "recipe.yaml", {**GRPO, **run}, reward_models=[{"url": server.url, "retries": 2}])
     code, _, errors = finish(start(metatune("grpo", "--config", path)))
     server.shutdown()
     server.server_close()
     assert code == 1 and len(log_rows(tmp_path / "run")) == 2
-    assert f"cannot use the reward server at {server.url}/classify, tried 9 times (HTTP 503" in last_line(errors)
+    assert f"cannot use the reward server at {server.url}/classify, tried 3 times (HTTP 503" in last_line(errors)

@@ -47,7 +47,7 @@ def test_the_wheel_holds_the_five_folders_and_nothing_else(wheel):
 
 
 @pytest.mark.slow
-def test_the_quickstart_and_a_packaged_recipe_run_from_the_wheel_alone(wheel, tmp_path):
+def test_the_quickstart_runs_from_the_wheel_alone(wheel, tmp_path):
     run(sys.executable, "-m", "venv", tmp_path / "venv", cwd=tmp_path)
     python = tmp_path / "venv" / "bin" / "python"
     (site,) = (tmp_path / "venv" / "lib").glob("*/site-packages")
@@ -65,5 +65,3 @@ def test_the_quickstart_and_a_packaged_recipe_run_from_the_wheel_alone(wheel, tm
     assert (tmp_path / "runs" / "quickstart" / "report.html").stat().st_size > 0
     run(metatune, "recipes", "--copy_to", "recipes", cwd=tmp_path)
     assert (tmp_path / "recipes" / "mpo" / "rubrics" / "essay.yaml").is_file()
-    run(metatune, "grpo", "--config", "recipes/dump/quickstart.yaml", *SHORT[2:], "--output_dir", "out", cwd=tmp_path)
-    assert (tmp_path / "out" / "model.safetensors").is_file()

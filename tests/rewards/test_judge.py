@@ -271,9 +271,9 @@ def test_forced_answers_are_not_judged():
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_ten_thousand_completions_through_every_fault_none_lost_none_zero():
+def test_thousands_of_completions_through_every_fault_none_lost_none_zero():
     """Each has its right score or none with a cause, in order; no failure became a number."""
-    rng, total = random.Random(0), 10_000
+    rng, total = random.Random(0), 3_000
     faults = [
         ("status", 500),
         ("status", 503),

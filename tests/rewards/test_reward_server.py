@@ -104,7 +104,7 @@ def test_what_passes_is_tried_again(fake):
 
 
 def test_what_does_not_pass_is_an_error_and_no_reward(fake):
-    client = RewardServer(fake.url)
+    client = RewardServer(fake.url, retries=2)
     fake.failures = [(503, {})] * 3
     with pytest.raises(RewardServerError, match=f"at {fake.url}/classify, tried 3 times .HTTP 503"):
         client.score(["1"], ["2"])
@@ -128,7 +128,7 @@ def test_what_does_not_pass_is_an_error_and_no_reward(fake):
 
 @pytest.mark.timeout(20)
 def test_a_server_that_never_ends_its_answer(fake, monkeypatch):
-    client = RewardServer(fake.url, timeout=0.3)
+    client = RewardServer(fake.url, timeout=0.3, retries=2)
     monkeypatch.setattr(FakeHandler, "do_POST", drip)
     with pytest.raises(RewardServerError, match=r"tried 3 times \(no complete answer in 0.3 s\)"):
         client.score(["1"], ["2"])
@@ -140,8 +140,8 @@ def test_nobody_listens(monkeypatch):
         closed.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{closed.getsockname()[1]}"
         with pytest.raises(RewardServerError, match=rf"{url}/v1/models, tried 3 times .*vllm serve MODEL"):
-            RewardServer(url)
-    with pytest.raises(RewardServerError, match="not-a-url"):
+            RewardServer(url, retries=2)
+    with pytest.raises(RewardServerError, match=r"at not-a-url/v1/models \(its URL must start with http"):
         RewardServer("not-a-url")
 
 
@@ -164,7 +164,7 @@ def test_a_real_server_rewards_as_transformers_does(tmp_path, monkeypatch):
     """The token that ends a text also pads here, as in many models; transformers and vLLM read another one by it."""
     folder = tiny_model(tmp_path / "rm", num_labels=1, hidden_size=64, padded_by_end=True)
     with vllm_server(folder, tmp_path / "server.log", 48, "--runner", "pooling") as (url, process):
-        model, client = RewardModel(folder, device="cpu"), RewardServer(url)
+        model, client = RewardModel(folder, device="cpu"), RewardServer(url, retries=2)
         assert client.max_length == 48
         for pairs in (TEXTS, CONVERSATIONS):
             rewards = model.score(pairs["prompt"], pairs["rejected"])
