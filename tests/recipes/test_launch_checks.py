@@ -156,6 +156,7 @@ def test_a_hub_that_does_not_answer_is_asked_once_for_a_model(monkeypatch):
         requests.append(name)
         raise LocalEntryNotFoundError("no connection")
 
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.hf_hub_download", unreachable)
     monkeypatch.setattr(
         "transformers.AutoProcessor.from_pretrained", lambda *args, **kwargs: pytest.fail("asked again")
