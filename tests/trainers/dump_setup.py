@@ -4,7 +4,6 @@ import random
 from importlib.resources import files
 from pathlib import Path
 
-import pytest
 import torch
 from datasets import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -37,7 +36,6 @@ def tiny_model(seed: int = 0, tied: bool = True) -> LlamaForCausalLM:
 
 def tokenizer_with_tools():
     """The tokenizer with a chat template that can render and parse tool calls."""
-    pytest.importorskip("jmespath")
     tokenizer = build_tokenizer()
     tokenizer.chat_template = (files("trl") / "chat_templates" / "qwen3.jinja").read_text()
     return tokenizer
