@@ -22,7 +22,7 @@ policy.
 Equal judge calls: every run ends once the judge has been called BUDGET times in total, for training, the gate, the
 running check and second judgments. A run that spends calls on a gate therefore trains on fewer batches. The calls of
 the meta judge are reported separately. Seeds from 1000 on are for tuning. Finished runs are kept in
-benchmarks/results/mpo_calls_runs.jsonl (mpo_runs.jsonl has the runs with the former gate, at equal steps).
+benchmarks/results/mpo_calls_runs.jsonl (earlier/mpo_runs.jsonl has the runs with the former gate, at equal steps).
 """
 
 import argparse
