@@ -204,7 +204,7 @@ class SuccessAtPrefixes(ForcingChecks):
 
     def _log_forced_ended(self, ended: float) -> None:
         """Log the share of forced answers that ended within their limit; warn once if it is small."""
-        self._metrics["train"]["progress/forced_ended"].append(ended)
+        self._log("forced_ended", ended)
         if ended < MIN_ENDED and not self._warned_of_limit:
             self._warned_of_limit = True
             logger.warning(
@@ -212,6 +212,9 @@ class SuccessAtPrefixes(ForcingChecks):
                 f"{self.args.forced_answer_tokens}: raise it, or set a forcing_suffix after which the model answers "
                 "at once"
             )
+
+    def _log(self, name: str, value: float) -> None:
+        self._metrics["train"][f"progress/{name}"].append(value)
 
     def _count_forced(self, completion_ids: Sequence[Sequence[int]]) -> float:
         """Count the tokens of completions that are not rollouts; return the share that ended by themselves."""

@@ -116,20 +116,26 @@ def test_each_episode_is_paid_its_own_progress(tmp_path):
     assert bonus.any()
 
 
-def test_the_bonus_is_made_of_the_estimated_values(tmp_path, monkeypatch):
-    """Worked by hand: J is 0 at the start and 0.5 at every other prefix, and outcomes are 1 and 0 in turn."""
+def one_step(tmp_path, monkeypatch, success, **options) -> Recording:
+    """Train one step with `success(cut)` as J at each prefix, and outcomes of 1 and 0 in turn."""
     trainer = make(
         tmp_path,
         "episode",
         max_steps=1,
         scale_rewards="none",
-        reward_weights=[3.0],
         reward=lambda completions, **kwargs: [1.0, 0.0] * (len(completions) // 2),
         **LIKELIHOOD,  # no shrinkage
+        **options,
     )
     trainer.__class__ = Recording
-    monkeypatch.setattr(trainer, "_by_likelihood", lambda prompts, places: [0.5 * (cut > 0) for _, cut in places])
+    monkeypatch.setattr(trainer, "_by_likelihood", lambda prompts, places: [success(cut) for _, cut in places])
     trainer.train()
+    return trainer
+
+
+def test_the_bonus_is_made_of_the_estimated_values(tmp_path, monkeypatch):
+    """Worked by hand: J is 0 at the start and 0.5 at every other prefix, and outcomes are 1 and 0 in turn."""
+    trainer = one_step(tmp_path, monkeypatch, lambda cut: 0.5 * (cut > 0), reward_weights=[3.0])
     bonus = trainer.result - trainer.outcome[:, None]
     ends = trainer._ends()
     group = range(4)
@@ -147,19 +153,7 @@ def test_the_bonus_is_made_of_the_estimated_values(tmp_path, monkeypatch):
 
 def test_episodes_around_an_unknown_value_share_the_increase(tmp_path, monkeypatch):
     """J is 0 at the start and unknown after each episode except the last, whose outcome is 1 or 0 in turn."""
-    trainer = make(
-        tmp_path,
-        "episode",
-        max_steps=1,
-        scale_rewards="none",
-        reward=lambda completions, **kwargs: [1.0, 0.0] * (len(completions) // 2),
-        **LIKELIHOOD,
-    )
-    trainer.__class__ = Recording
-    monkeypatch.setattr(
-        trainer, "_by_likelihood", lambda prompts, places: [math.nan if cut else 0.0 for _, cut in places]
-    )
-    trainer.train()
+    trainer = one_step(tmp_path, monkeypatch, lambda cut: math.nan if cut else 0.0)
     bonus = trainer.result - trainer.outcome[:, None]
     first, second = bonus[0], bonus[1]  # three episodes of four tokens each
     torch.testing.assert_close(first[:12], torch.full((12,), 1 / 3 - 1 / 6))
